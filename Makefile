@@ -1,0 +1,39 @@
+# Everything a newcomer needs: `make demo` and `make test` on a fresh machine with Python 3.11.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUNDLE ?= build/gemma4-tiny-raspberry-pi
+
+.PHONY: demo test check format bench slow clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/gemma-export --target raspberry-pi --size tiny --output $(BUNDLE) --overwrite
+	$(BIN)/gemma-run check $(BUNDLE)
+	$(BIN)/gemma-run generate $(BUNDLE) --prompt 'The argparse module' --max-new-tokens 96
+	$(BIN)/gemma-run generate $(BUNDLE) --prompt 'The argparse module' --max-new-tokens 96 --temperature 0.8 --seed 7
+
+test: check
+	$(BIN)/pytest -q --durations=10
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+slow: $(VENV)/installed
+	$(BIN)/pytest -q -m slow
+
+bench: $(VENV)/installed
+	$(BIN)/python -m tests.benchmarks.run_all
+
+clean:
+	rm -rf $(VENV) build
