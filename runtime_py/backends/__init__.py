@@ -1,0 +1,66 @@
+"""What the speculative loop needs from a runtime; each backend module implements this once."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """An exported target and drafter over one shared KV buffer.
+
+    KV rows are addressed by position. Rows at or past the caller's committed length are stale and
+    may be overwritten at any time. Arrays that a method returns stay valid until the next call.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def cache_length(self) -> int:
+        """KV rows: no token can be processed at a position at or past it."""
+        ...
+
+    @property
+    def verify_widths(self) -> tuple[int, ...]:
+        """Tokens per target call, ascending; the first is 1, the decode graph."""
+        ...
+
+    @property
+    def has_drafter(self) -> bool: ...
+
+    def prefill(self, token_ids: Sequence[int], position: int) -> None:
+        """Write the KV rows position .. position + len(token_ids) - 1."""
+        ...
+
+    def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
+        """Run the target over T tokens, T at most the widest verify graph.
+
+        Returns:
+            logits [T, V] and post-norm hidden states [T, D]; row i follows token_ids[i].
+        """
+        ...
+
+    def draft(
+        self, token_id: int, hidden: FloatArray, position: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Run one drafter step; reads the KV rows 0 .. position - 1 and writes none.
+
+        Args:
+            token_id: the last token, emitted or drafted.
+            hidden: [D] the target's hidden state that produced the last emitted token, or the
+                projected hidden state of the draft step before.
+            position: that of the last emitted token, the same for every step of a round.
+
+        Returns:
+            logits [V] and projected hidden state [D].
+        """
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,134 @@
+"""The sampling law: which token follows, as a pure function of logits, seed and position.
+
+Token t is argmax(logits / temperature + gumbel(seed, position, token id)) over the tokens that
+survive top-k and top-p; the argmax of logits plus Gumbel noise is a draw from their softmax
+(Gumbel 1954; Maddison et al. 2014). Because the noise depends on nothing but (seed, position,
+token id), the target and the drafter share it, and speculative decoding gives the tokens of plain
+decoding, one by one, at any temperature.
+
+Source: Daliri, Musco, Suresh 2025, "Coupling without Communication and Drafter-Invariant
+Speculative Decoding"; the counter-based generator is Philox4x32-10 (Salmon et al. 2011, "Parallel
+Random Numbers: As Easy as 1, 2, 3").
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_py.errors import RunError
+
+FloatArray = npt.NDArray[np.float32]
+TokenIds = npt.NDArray[np.int64]
+Word = npt.NDArray[np.uint64]
+Words = tuple[Word, Word, Word, Word]
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingLaw:
+    """How a token is chosen from logits; temperature 0 is greedy and ignores the rest."""
+
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # tokens kept, 0 keeps all
+    top_p: float = 1.0  # probability mass kept, 1 keeps all
+    seed: int = 0  # 0 .. 2**64 - 1
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise RunError(f"temperature is {self.temperature}; it must be a number from 0 up")
+        if self.top_k < 0:
+            raise RunError(f"top-k is {self.top_k}; it must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise RunError(f"top-p is {self.top_p}; it must be above 0 and at most 1 (off)")
+        if not 0 <= self.seed < 2**64:
+            raise RunError(f"seed is {self.seed}; it must be 0 .. 2**64 - 1")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+GREEDY = SamplingLaw()
+
+
+def choose(logits: FloatArray, law: SamplingLaw, position: int) -> int:
+    """The token that follows.
+
+    Args:
+        logits: [V] of the step.
+        law: temperature, filters and seed.
+        position: index, from the start of the sequence, of the token to be chosen.
+
+    Returns:
+        A token id; the lowest id wins a tie.
+    """
+    if law.greedy:
+        return int(np.argmax(logits))
+    token_ids, scaled = surviving_tokens(logits, law)
+    return int(token_ids[np.argmax(scaled + gumbel(law.seed, position, token_ids))])
+
+
+def surviving_tokens(
+    logits: FloatArray, law: SamplingLaw
+) -> tuple[TokenIds, npt.NDArray[np.float64]]:
+    """The tokens left by top-k, then top-p, ascending, with their logits / temperature.
+
+    Top-p keeps the most probable tokens until their mass reaches top_p, the crossing one included.
+    Equal logits are ranked by token id, so the same logits always keep the same tokens.
+    """
+    if 0 < law.top_k < logits.size:
+        # Everything above the k-th largest logit, and as many of its equals as still fit.
+        threshold = np.partition(logits, -law.top_k)[-law.top_k]
+        above = np.flatnonzero(logits > threshold)
+        ties = np.flatnonzero(logits == threshold)[: law.top_k - above.size]
+        token_ids = np.sort(np.concatenate((above, ties)))
+    else:
+        token_ids = np.arange(logits.size)
+    scaled = logits[token_ids].astype(np.float64) / law.temperature
+    if law.top_p < 1:
+        ranked = np.argsort(-scaled, kind="stable")
+        weights = np.exp(scaled[ranked] - scaled[ranked[0]])
+        mass_before = np.cumsum(weights) - weights
+        kept = np.sort(ranked[mass_before < law.top_p * weights.sum()])
+        token_ids, scaled = token_ids[kept], scaled[kept]
+    return token_ids, scaled
+
+
+def gumbel(seed: int, position: int, token_ids: TokenIds) -> npt.NDArray[np.float64]:
+    """Standard Gumbel noise of one position, for the given tokens, between -3.61 and 36.74."""
+    size = token_ids.size
+    counter = (
+        token_ids.astype(np.uint64),
+        np.full(size, position & 0xFFFFFFFF, np.uint64),
+        np.full(size, position >> 32, np.uint64),
+        np.zeros(size, np.uint64),
+    )
+    first, second, _, _ = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    # 52 random bits and a half: never 0, never 1, exact in a float64.
+    bits = (first << np.uint64(20)) | (second >> np.uint64(12))
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-52
+    noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform))
+    return noise
+
+
+def philox(counter: Words, key: tuple[int, int]) -> Words:
+    """Philox4x32-10: four 32-bit words per counter, each held in a uint64."""
+    word0, word1, word2, word3 = counter
+    key0, key1 = key
+    for _ in range(_ROUNDS):
+        product0, product1 = word0 * _MULTIPLIERS[0], word2 * _MULTIPLIERS[1]
+        word0, word1, word2, word3 = (
+            (product1 >> _HALF) ^ word1 ^ np.uint64(key0),
+            product1 & _LOW,
+            (product0 >> _HALF) ^ word3 ^ np.uint64(key1),
+            product0 & _LOW,
+        )
+        key0, key1 = (key0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (key1 + _KEY_STEPS[1]) & 0xFFFFFFFF
+    return word0, word1, word2, word3

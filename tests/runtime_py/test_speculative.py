@@ -1,0 +1,156 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime_py.errors import RunError
+from runtime_py.sampling import GREEDY, SamplingLaw, choose
+from runtime_py.speculative import Session, Stops
+from tests.runtime_py.scripted_backend import ScriptedBackend
+
+laws = st.sampled_from(
+    [
+        GREEDY,
+        SamplingLaw(temperature=0.7, seed=1),
+        SamplingLaw(temperature=1.5, top_k=10, seed=2),
+        SamplingLaw(temperature=1.0, top_p=0.8, seed=3),
+    ]
+)
+prompts = st.lists(st.integers(0, 39), min_size=1, max_size=20)
+
+
+def tokens_of(session, prompt_ids, law=GREEDY, stops=None, draft_length=0):
+    steps = session.generate(prompt_ids, law, stops or Stops(max_new_tokens=40), draft_length)
+    return [token_id for step in steps for token_id in step.token_ids]
+
+
+def expected_tokens(backend, prompt_ids, law, num_tokens):
+    tokens = list(prompt_ids)
+    for _ in range(num_tokens):
+        tokens.append(choose(backend.target_logits(tokens), law, len(tokens)))
+    return tokens[len(prompt_ids) :]
+
+
+@settings(deadline=None)
+@given(prompt_ids=prompts, law=laws, draft_length=st.integers(0, 7), skill=st.floats(0, 1))
+def test_speculative_tokens_equal_plain_decode(prompt_ids, law, draft_length, skill):
+    backend = ScriptedBackend(skill=skill)
+    tokens = tokens_of(Session(backend, 128), prompt_ids, law, draft_length=draft_length)
+    assert tokens == expected_tokens(backend, prompt_ids, law, 40)
+
+
+@settings(deadline=None)
+@given(
+    prompt_ids=prompts,
+    law=laws,
+    draft_length=st.integers(0, 7),
+    max_new_tokens=st.integers(1, 40),
+    context_length=st.integers(21, 60),
+    stop_ids=st.frozensets(st.integers(0, 39), max_size=4),
+)
+def test_stops_are_exact(prompt_ids, law, draft_length, max_new_tokens, context_length, stop_ids):
+    backend = ScriptedBackend(skill=0.8, cache_length=context_length)
+    stops = Stops(max_new_tokens=max_new_tokens, token_ids=stop_ids)
+    tokens = tokens_of(Session(backend, 1000), prompt_ids, law, stops, draft_length)
+    num_expected = min(max_new_tokens, context_length - len(prompt_ids))
+    expected = expected_tokens(backend, prompt_ids, law, num_expected)
+    for index, token_id in enumerate(expected):
+        if token_id in stop_ids:
+            expected = expected[: index + 1]
+            break
+    assert tokens == expected
+
+
+@settings(deadline=None)
+@given(first=prompts, second=prompts, draft_length=st.integers(0, 7), law=laws)
+def test_a_second_prompt_sees_nothing_of_the_first_but_what_they_share(
+    first, second, draft_length, law
+):
+    backend = ScriptedBackend(skill=0.8)
+    session = Session(backend, 128)
+    answer = tokens_of(session, first, law, Stops(max_new_tokens=9), draft_length)
+    follow_up = [*first, *answer, *second]
+    assert tokens_of(session, follow_up, law, draft_length=draft_length) == expected_tokens(
+        backend, follow_up, law, 40
+    )
+    assert tokens_of(session, second, law, draft_length=draft_length) == expected_tokens(
+        backend, second, law, 40
+    )
+
+
+def test_a_follow_up_prefills_only_what_is_new():
+    backend = ScriptedBackend()
+    session = Session(backend, 128)
+    answer = tokens_of(session, list(range(10)), stops=Stops(max_new_tokens=5))
+    before = backend.num_prefilled
+    tokens_of(session, [*range(10), *answer, 1, 2, 3])
+    # The last emitted token was never fed; the last prompt token is fed by decode.
+    assert backend.num_prefilled - before == 3
+
+
+def test_a_perfect_drafter_needs_one_target_call_for_every_k_plus_one_tokens():
+    backend = ScriptedBackend(skill=1.0)
+    steps = list(Session(backend, 128).generate([1, 2], GREEDY, Stops(max_new_tokens=41), 3))
+    assert [len(step.token_ids) for step in steps] == [1] + [4] * 10
+    assert all(step.num_accepted == step.num_drafted for step in steps)
+    assert backend.num_calls == {"prefill": 1, "verify": 11, "draft": 30}
+
+
+def test_no_draft_is_made_for_tokens_that_may_not_be_emitted():
+    backend = ScriptedBackend(skill=1.0)
+    steps = list(Session(backend, 128).generate([1], GREEDY, Stops(max_new_tokens=4), 7))
+    assert [step.num_drafted for step in steps] == [0, 2]
+
+
+def test_abandoned_steps_leave_a_session_that_still_answers_right():
+    backend = ScriptedBackend(skill=0.6)
+    session = Session(backend, 128)
+    steps = session.generate([5, 6, 7], GREEDY, Stops(max_new_tokens=40), 4)
+    next(steps)
+    next(steps)
+    steps.close()
+    assert tokens_of(session, [5, 6, 7, 8], draft_length=4) == expected_tokens(
+        backend, [5, 6, 7, 8], GREEDY, 40
+    )
+
+
+def test_an_interrupted_prefill_leaves_no_rows_that_claim_to_be_committed():
+    class Interrupted(ScriptedBackend):
+        interrupt = False
+
+        def prefill(self, token_ids, position):
+            if self.interrupt:
+                self._write([39] * len(token_ids), position, len(token_ids))
+                raise KeyboardInterrupt
+            super().prefill(token_ids, position)
+
+    backend = Interrupted()
+    session = Session(backend, 128)
+    tokens_of(session, [1, 2, 3, 4])
+    backend.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        tokens_of(session, [1, 2, 9, 9, 9])
+    backend.interrupt = False
+    assert tokens_of(session, [1, 2, 3, 4]) == expected_tokens(backend, [1, 2, 3, 4], GREEDY, 40)
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "draft_length", "said"),
+    [
+        ([], 0, "the prompt is empty"),
+        ([1] * 128, 0, "the prompt has 128 tokens, the context holds 128"),
+        ([40], 0, "outside 0 .. 39"),
+        ([-1], 0, "outside 0 .. 39"),
+        ([1], 8, "draft length is 8; this bundle allows 0 .. 7"),
+        ([1], -1, "draft length is -1"),
+    ],
+)
+def test_refuses_what_cannot_be_run(prompt_ids, draft_length, said):
+    with pytest.raises(RunError, match=said):
+        Session(ScriptedBackend(), 500).generate(
+            prompt_ids, GREEDY, Stops(max_new_tokens=1), draft_length
+        )
+
+
+def test_refuses_to_generate_nothing():
+    with pytest.raises(RunError, match="max-new-tokens is 0"):
+        Stops(max_new_tokens=0)
