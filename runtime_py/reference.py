@@ -32,6 +32,10 @@ class Reference:
     draft_ids: Ids  # [N, M - K, K] what the original drafter proposes after greedy token i
 
     @property
+    def num_prompts(self) -> int:
+        return len(self.prompts)
+
+    @property
     def margins(self) -> npt.NDArray[np.float32]:
         """[N, M] how far the chosen token's logit was above the next."""
         return self.probe_logits[..., 0] - self.probe_logits[..., 1]

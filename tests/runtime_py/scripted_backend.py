@@ -36,6 +36,7 @@ class ScriptedBackend:
         self.rows = [-1] * cache_length
         self.num_calls = {"prefill": 0, "verify": 0, "draft": 0}
         self.num_prefilled = 0
+        self._position = -1  # of the round being drafted
 
     def _write(self, token_ids: Sequence[int], position: int, width: int) -> None:
         assert position + width <= self.cache_length, "rows past the KV buffer"
@@ -63,17 +64,25 @@ class ScriptedBackend:
         width = next(width for width in self.verify_widths if width >= len(token_ids))
         self._write(token_ids, position, width)
         prefixes = [self.rows[: position + i + 1] for i in range(len(token_ids))]
-        self._drafted: list[int] = []
+        self.start_round()
         return (
             np.stack([self.target_logits(prefix) for prefix in prefixes]),
             np.stack([self.hidden(prefix) for prefix in prefixes]),
         )
+
+    def start_round(self) -> None:
+        """The next draft is the first of its round."""
+        self._drafted: list[int] = []
+        self._position = -1
 
     def draft(
         self, token_id: int, hidden: FloatArray, position: int
     ) -> tuple[FloatArray, FloatArray]:
         self.num_calls["draft"] += 1
         committed = self.rows[:position]
+        if position != self._position:
+            self.start_round()
+            self._position = position
         if not self._drafted:
             np.testing.assert_array_equal(hidden, self.hidden(committed))
         self._drafted.append(token_id)

@@ -1,0 +1,76 @@
+"""Open a bundle: manifest, tokenizer, reference, and the backend that runs its graphs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime_py.backends import Backend
+from runtime_py.errors import RunError
+from runtime_py.manifest import (
+    Manifest,
+    RuntimeEntry,
+    RuntimeName,
+    bundle_path,
+    check_checksums,
+    read_manifest,
+)
+from runtime_py.reference import Reference, read_reference
+from runtime_py.speculative import Session
+from runtime_py.tokenizer import Tokenizer
+
+
+def _open_litert(model: Path, num_threads: int) -> Backend:
+    from runtime_py.backends.litert import LiteRTBackend
+
+    return LiteRTBackend(model, num_threads=num_threads)
+
+
+BACKENDS: dict[RuntimeName, Callable[[Path, int], Backend]] = {"litert": _open_litert}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported model folder whose manifest was read and whose files are all there."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> "Bundle":
+        """Read the manifest.
+
+        Raises:
+            RunError: if the folder is no bundle, or a file is missing, truncated or outside it.
+        """
+        return cls(folder, read_manifest(folder))
+
+    def verify_checksums(self) -> None:
+        check_checksums(self.folder, self.manifest)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder, self.manifest)
+
+    def reference(self) -> Reference:
+        return read_reference(bundle_path(self.folder, self.manifest.reference))
+
+    def pick_runtime(self, wanted: str | None) -> RuntimeName:
+        """The runtime to use: the wanted one, or the first that this program can run."""
+        for name in self.manifest.runtimes:
+            if name in BACKENDS and wanted in (None, name):
+                return name
+        raise RunError(
+            f"{self.folder}: made for {', '.join(self.manifest.runtimes)}; "
+            f"cannot be run with {wanted or ', '.join(BACKENDS)}; export with --runtime {wanted}"
+        )
+
+    def entry(self, runtime: RuntimeName) -> RuntimeEntry:
+        return self.manifest.runtimes[runtime]
+
+    def backend(self, runtime: RuntimeName, num_threads: int) -> Backend:
+        """Load the graphs; the caller closes the backend."""
+        model = bundle_path(self.folder, self.entry(runtime).model)
+        return BACKENDS[runtime](model, num_threads)
+
+    def session(self, backend: Backend) -> Session:
+        """A new sequence over a loaded backend."""
+        return Session(backend, self.manifest.model.context_length)

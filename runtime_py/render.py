@@ -1,0 +1,143 @@
+"""What gemma-run shows a person: tables on stdout, progress and summaries on stderr."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from runtime_py.bench import Run, median_tokens_per_s
+from runtime_py.bundle import Bundle
+from runtime_py.check import CheckReport, Comparison
+
+
+class Answer(Protocol):
+    """The figures of one generation."""
+
+    prompt_ids: list[int]
+    prefill_s: float
+
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def tokens_per_s(self) -> float | None: ...
+    @property
+    def accepted_per_round(self) -> float | None: ...
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; yields the function that sets how much is done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def print_check(report: CheckReport, bundle: Bundle) -> None:
+    """The check's table, then its verdict."""
+    table = Table(title=f"{bundle.manifest.name}: the bundle against the original", min_width=60)
+    table.add_column("check")
+    table.add_column("found", justify="right")
+    table.add_column("where they part", justify="right")
+    for name, comparison in (
+        ("plain decoding = original", report.original),
+        (f"speculative (K = {report.draft_length}) = plain", report.speculative),
+    ):
+        found = f"{comparison.num_equal} of {comparison.num_tokens} tokens"
+        table.add_row(name, found, _part(comparison))
+    table.add_row("same token, given the original's text", f"{report.agreement:.1%}", "")
+    table.add_row("largest logit difference / scale", f"{report.logit_error:.1e}", "")
+    if report.draft_length:
+        table.add_section()
+        for position, (found_share, original) in enumerate(
+            zip(report.acceptance, report.original_acceptance, strict=True), start=1
+        ):
+            table.add_row(
+                f"drafts accepted up to position {position}",
+                f"{found_share:.1%}",
+                f"original {original:.1%}",
+            )
+        table.add_row("drafts accepted per round", f"{report.accepted_per_round:.2f}", "")
+    Console().print(table)
+    for failure in report.failures:
+        click.echo(f"FAILED: {failure}")
+    if report.passed:
+        click.echo("passed: the bundle says what the original says")
+
+
+def _part(comparison: Comparison) -> str:
+    if comparison.equal:
+        return "nowhere"
+    first = comparison.partings[0]
+    more = len(comparison.partings) - 1
+    others = f", {more} more, smallest {comparison.smallest_margin:.1e}" if more else ""
+    return f"prompt {first.prompt} token {first.token}, margin {first.margin:.1e}{others}"
+
+
+def print_summary(answer: Answer) -> None:
+    """One line of figures on stderr."""
+    parts = [
+        f"{len(answer.prompt_ids)} prompt tokens in {answer.prefill_s:.2f} s",
+        f"{len(answer.token_ids)} tokens",
+    ]
+    if answer.tokens_per_s is not None:
+        parts.append(f"{answer.tokens_per_s:.1f} tokens/s")
+    if answer.accepted_per_round is not None:
+        parts.append(f"{answer.accepted_per_round:.2f} drafts accepted per round")
+    click.echo(f"[{' · '.join(parts)}]", err=True)
+
+
+def bench_rows(runs: Mapping[int, Sequence[Run]]) -> list[dict[str, Any]]:
+    """One row per draft length: the middle run's speed, and mean figures of all."""
+    plain = median_tokens_per_s(runs[0])
+    rows = []
+    for draft_length, repeated in runs.items():
+        speed = median_tokens_per_s(repeated)
+        stages = sorted({stage for run in repeated for stage in run.stage_ms})
+        rows.append(
+            {
+                "draft_length": draft_length,
+                "tokens_per_s": speed,
+                "speedup": speed / plain,
+                "accepted_per_round": sum(run.num_accepted for run in repeated)
+                / max(1, sum(run.num_rounds for run in repeated)),
+                "stage_ms": {stage: _mean_ms(repeated, stage) for stage in stages},
+                "outside_share": sum(run.outside_share for run in repeated) / len(repeated),
+            }
+        )
+    return rows
+
+
+def _mean_ms(runs: Sequence[Run], stage: str) -> float:
+    values = [run.stage_ms[stage] for run in runs if stage in run.stage_ms]
+    return sum(values) / len(values)
+
+
+def print_bench(rows: Sequence[Mapping[str, Any]], bundle: Bundle, runtime: str) -> None:
+    """The table of draft lengths and the line that says what to use."""
+    table = Table(title=f"{bundle.manifest.name} on {runtime}")
+    for column in ("K", "tokens/s", "x plain", "accepted / round", "outside graphs"):
+        table.add_column(column, justify="right")
+    table.add_column("ms per call")
+    for row in rows:
+        table.add_row(
+            str(row["draft_length"]),
+            f"{row['tokens_per_s']:.1f}",
+            f"{row['speedup']:.2f}",
+            f"{row['accepted_per_round']:.2f}" if row["draft_length"] else "",
+            f"{row['outside_share']:.1%}",
+            "  ".join(f"{stage} {ms:.2f}" for stage, ms in row["stage_ms"].items()),
+        )
+    Console().print(table)
+    best = max(rows, key=lambda row: float(row["tokens_per_s"]))
+    click.echo(f"Fastest here: --draft-length {best['draft_length']}")

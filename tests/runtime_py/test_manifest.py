@@ -1,0 +1,156 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime_py.errors import RunError
+from runtime_py.manifest import (
+    Manifest,
+    check_checksums,
+    file_entry,
+    read_manifest,
+    write_manifest,
+)
+from tests.runtime_py.bundles import manifest_values, write_fake_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_fake_bundle(tmp_path / "bundle")
+
+
+def rewrite(bundle, change):
+    path = bundle / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_what_is_written_is_read_again(bundle):
+    manifest = read_manifest(bundle)
+    write_manifest(bundle, manifest)
+    assert read_manifest(bundle) == manifest
+    check_checksums(bundle, manifest)
+
+
+def test_the_golden_manifest_of_format_1_is_still_read():
+    from pathlib import Path
+
+    golden = Path(__file__).parents[1] / "golden" / "manifest-1.json"
+    manifest = Manifest.model_validate(json.loads(golden.read_text()))
+    assert manifest.runtimes["litert"].model == "model.litertlm"
+
+
+@pytest.mark.parametrize(
+    "path", ["../elsewhere", "/etc/passwd", "a/../../b", "..", "", ".", "a\\b", "a\0b"]
+)
+def test_no_path_leaves_the_bundle(bundle, path):
+    rewrite(bundle, lambda values: values.update(reference=path))
+    with pytest.raises(RunError, match="reference: .*leaves the bundle"):
+        read_manifest(bundle)
+
+
+def test_a_link_that_leads_outside_is_refused(bundle, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes((bundle / "reference.npz").read_bytes())
+    (bundle / "reference.npz").unlink()
+    (bundle / "reference.npz").symlink_to(outside)
+    with pytest.raises(RunError, match="leads outside the bundle"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.update(format_version=2), "manifest format 2, this runtime reads 1"),
+        (lambda v: v.pop("format_version"), "manifest format None"),
+        (lambda v: v.update(surprise=1), "surprise: Extra inputs"),
+        (lambda v: v.pop("model"), "model: Field required"),
+        (lambda v: v["model"].update(vocab_size="4096"), "model.vocab_size: Input should be"),
+        (lambda v: v["model"].update(vocab_size=10**12), "model.vocab_size: Input should be"),
+        (lambda v: v["model"].update(hidden_size=0), "model.hidden_size: Input should be"),
+        (lambda v: v.update(draft_length=-1), "draft_length: Input should be"),
+        (lambda v: v.update(runtimes={}), "no runtime is listed"),
+        (lambda v: v["runtimes"].update(cuda=v["runtimes"]["litert"]), "runtimes.cuda"),
+        (lambda v: v["files"].pop("reference.npz"), "'reference.npz' is used but not listed"),
+        (lambda v: v["files"]["reference.npz"].update(sha256="x"), "sha256: String should match"),
+        (lambda v: v["files"]["reference.npz"].update(size_bytes=3), "the manifest says 3"),
+    ],
+)
+def test_refuses_a_manifest_in_one_line(bundle, change, said):
+    rewrite(bundle, change)
+    with pytest.raises(RunError, match=said) as caught:
+        read_manifest(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_a_folder_that_is_no_bundle(tmp_path):
+    with pytest.raises(RunError, match="no such bundle folder"):
+        read_manifest(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"no manifest\.json in it"):
+        read_manifest(tmp_path)
+
+
+def test_refuses_a_missing_a_truncated_and_an_altered_file(bundle):
+    path = bundle / "model.litertlm"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(RunError, match="truncated or altered"):
+        read_manifest(bundle)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(RunError, match=r"model\.litertlm: sha256"):
+        check_checksums(bundle, read_manifest(bundle))
+    path.unlink()
+    with pytest.raises(RunError, match="listed in the manifest but missing"):
+        read_manifest(bundle)
+
+
+def test_refuses_a_huge_manifest_before_reading_it(bundle):
+    with (bundle / "manifest.json").open("ab") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(RunError, match="at most 1 MiB"):
+        read_manifest(bundle)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@given(text=st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_give_one_line(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "manifest.json").write_bytes(text)
+    with pytest.raises(RunError) as caught:
+        read_manifest(folder)
+    assert "\n" not in str(caught.value)
+
+
+@given(data=st.data())
+def test_any_value_in_any_place_gives_one_line_or_a_manifest(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("bundle")
+    values = manifest_values()
+    parent = values
+    while True:
+        key = data.draw(st.sampled_from(sorted(parent)))
+        if isinstance(parent[key], dict) and parent[key] and data.draw(st.booleans()):
+            parent = parent[key]
+            continue
+        parent[key] = data.draw(json_values)
+        break
+    (folder / "manifest.json").write_text(json.dumps(values))
+    try:
+        read_manifest(folder)
+    except RunError as error:
+        assert "\n" not in str(error)
+
+
+def test_file_entry_measures_a_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    entry = file_entry(path)
+    assert entry.size_bytes == 3
+    assert entry.sha256.startswith("ba7816bf")

@@ -1,0 +1,47 @@
+"""Who may know whom, and what never enters the device's program."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_import_contracts_hold():
+    linter = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as m; m()"]
+    done = subprocess.run(
+        [*linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Contracts: 4 kept, 0 broken" in done.stdout
+
+
+def test_every_runtime_module_loads_without_a_model_framework():
+    program = """
+import importlib, json, pkgutil, sys
+import runtime_py
+for module in pkgutil.walk_packages(runtime_py.__path__, "runtime_py."):
+    importlib.import_module(module.name)
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
+    assert "runtime_py" in loaded
+    assert not loaded & {"torch", "transformers", "litert_torch", "jax", "exporter", "safetensors"}
+
+
+def test_only_command_lines_echo():
+    speakers = {"exporter/cli.py", "runtime_py/cli.py", "runtime_py/render.py"}
+    for package in ("exporter", "runtime_py"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path.relative_to(ROOT).as_posix() not in speakers:
+                assert "click.echo" not in path.read_text(encoding="utf-8"), path
+
+
+def test_modules_stay_short_enough_to_read():
+    for package in ("exporter", "runtime_py"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
