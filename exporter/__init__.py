@@ -1,0 +1,1 @@
+"""gemma-export: Gemma 4 and its MTP drafters for devices."""

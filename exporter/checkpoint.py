@@ -1,0 +1,208 @@
+"""Reads a target or a drafter checkpoint: config.json and lazily mapped safetensors.
+
+A checkpoint is untrusted input: everything is checked before it is used, and nothing is unpickled.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from exporter.checkpoint_config import parse_drafter, parse_target
+from exporter.checkpoint_files import (
+    FLOAT_TYPES,
+    INDEX_FILE,
+    INTEGER_TYPES,
+    SINGLE_FILE,
+    StoredTensor,
+    open_tensors,
+    read_json,
+)
+from exporter.checkpoint_names import check_names, normalised_names
+from exporter.errors import ExportError
+from exporter.graph.drafter import Drafter
+from exporter.graph.spec import DrafterSpec, TargetSpec
+from exporter.graph.target import Embedder, PerLayerEmbedder, Target
+from exporter.graph.weights import expected_tensors
+
+TOKEN_ORDERING = "masked_embedding.token_ordering"
+COMPARED_ROWS = 4096  # rows compared at a time: bounds memory, not the result
+
+Spec = TypeVar("Spec", TargetSpec, DrafterSpec)
+
+
+@dataclass(frozen=True)
+class Checkpoint(Generic[Spec]):
+    """A checked checkpoint. Tensors go by their normalised names (see checkpoint_names)."""
+
+    folder: Path
+    config: Mapping[str, Any]  # config.json as it is
+    spec: Spec
+    _tensors: Mapping[str, StoredTensor]
+
+    def names(self) -> list[str]:
+        """Every tensor the graph needs, once: a tied head is `embed_tokens.weight`."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._stored(name).shape
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start .. stop - 1 as float32; only they are read from the file."""
+        stored = self._stored(name)
+        if not 0 <= start <= stop <= stored.shape[0]:
+            raise ValueError(f"{name}: rows {start}..{stop} of {stored.shape[0]}")
+        return stored.rows(start, stop).to(torch.float32)
+
+    def tensor(self, name: str) -> Tensor:
+        """The whole tensor as float32."""
+        return self.rows(name, 0, self.shape(name)[0])
+
+    def integers(self, name: str) -> Tensor:
+        """The whole of an integer table (token_ordering) as int32."""
+        return self._stored(name).rows(0, self.shape(name)[0]).to(torch.int32)
+
+    def _stored(self, name: str) -> StoredTensor:
+        return self._tensors[name]
+
+
+TargetCheckpoint = Checkpoint[TargetSpec]
+DrafterCheckpoint = Checkpoint[DrafterSpec]
+
+
+def read_checkpoint(folder: Path) -> TargetCheckpoint:
+    """Open a target.
+
+    Raises:
+        ExportError: the folder is not a Gemma 4 target this project can export; the message says
+            what it is and what to do.
+    """
+    config = _read_config(folder)
+    spec = parse_target(config, str(folder / "config.json"))
+    modules: list[nn.Module] = [Embedder(spec), Target(spec)]
+    if spec.per_layer_size:
+        modules.append(PerLayerEmbedder(spec))
+    return Checkpoint(folder, config, spec, _open(folder, spec, modules))
+
+
+def read_drafter(folder: Path, target: TargetCheckpoint) -> DrafterCheckpoint:
+    """Open the drafter of `target`.
+
+    Raises:
+        ExportError: as read_checkpoint, and when the drafter was made for another target.
+    """
+    config = _read_config(folder)
+    spec = parse_drafter(config, str(folder / "config.json"), target.spec)
+    checkpoint = Checkpoint(folder, config, spec, _open(folder, spec, [Drafter(spec)]))
+    if spec.centroids is not None:
+        _check_ordering(checkpoint)
+    return checkpoint
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.exists():
+        raise ExportError(
+            f"{folder}: no such folder; give the folder of a Gemma 4 checkpoint (config.json and "
+            f"{SINGLE_FILE})"
+        )
+    if not folder.is_dir():
+        raise ExportError(f"{folder}: a file, needed the folder of a Gemma 4 checkpoint")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ExportError(f"{folder}: {_what_it_is(folder)}")
+    return read_json(path)
+
+
+def _what_it_is(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "a LoRA adapter, needed a whole Gemma 4 checkpoint; merge it into its base model "
+            "(peft: merge_and_unload, then save_pretrained) and give that folder"
+        )
+    if any(folder.glob("*.gguf")):
+        return (
+            "a GGUF folder, needed the safetensors checkpoint the GGUF was made from; "
+            "give that folder"
+        )
+    return "no config.json, so not a checkpoint; give the folder that holds config.json"
+
+
+def _open(
+    folder: Path, spec: TargetSpec | DrafterSpec, modules: list[nn.Module]
+) -> dict[str, StoredTensor]:
+    """The tensors the modules need, checked, in the modules' order."""
+    _require_safetensors(folder)
+    files = open_tensors(folder)
+    by_name = {name: files[raw] for name, raw in normalised_names(files, str(folder)).items()}
+    if spec.tied_head:
+        _resolve_tied_head(by_name, str(folder))
+    needed = expected_tensors(modules)
+    check_names(by_name, needed, spec, str(folder))
+    for name, shape in needed.items():
+        _check_tensor(name, by_name[name], shape)
+    return {name: by_name[name] for name in needed}
+
+
+def _require_safetensors(folder: Path) -> None:
+    if (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file():
+        return
+    pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
+    if pickles:
+        raise ExportError(
+            f"{folder}: {pickles[0]} is a pickle, which can run code when opened; convert it to "
+            "safetensors (transformers: from_pretrained, then save_pretrained) and give that folder"
+        )
+    raise ExportError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; download the weights too")
+
+
+def _resolve_tied_head(tensors: dict[str, StoredTensor], where: str) -> None:
+    """Leave a tied head under the embedding's name, whichever name the file used."""
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("embed_tokens.weight")
+    if head is None:
+        return
+    if embedding is None:
+        tensors["embed_tokens.weight"] = head
+    elif not _equal(head, embedding):
+        raise ExportError(
+            f"{where}: lm_head.weight and embed_tokens.weight differ but tie_word_embeddings is "
+            "true; set it to false in config.json if the head was trained on its own"
+        )
+
+
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    comparable = len(a.shape) == 2 and a.type_name in FLOAT_TYPES
+    if not comparable or (a.shape, a.type_name) != (b.shape, b.type_name):
+        return False
+    return all(
+        torch.equal(a.rows(start, stop), b.rows(start, stop))
+        for start in range(0, a.shape[0], COMPARED_ROWS)
+        for stop in [min(start + COMPARED_ROWS, a.shape[0])]
+    )
+
+
+def _check_tensor(name: str, stored: StoredTensor, shape: tuple[int, ...]) -> None:
+    types = INTEGER_TYPES if name == TOKEN_ORDERING else FLOAT_TYPES
+    if stored.type_name not in types:
+        raise ExportError(
+            f"{stored.path}: {name} is {stored.type_name}, needed {' or '.join(types)}; "
+            "give the unquantized checkpoint"
+        )
+    if stored.shape != shape:
+        raise ExportError(
+            f"{stored.path}: {name} has shape {list(stored.shape)}, config.json needs "
+            f"{list(shape)}; config.json and weights are from different models"
+        )
+
+
+def _check_ordering(checkpoint: DrafterCheckpoint) -> None:
+    """A centroid head is only as good as its table, and the runtimes index with it unchecked."""
+    vocab_size = checkpoint.spec.vocab_size
+    ordering = checkpoint._stored(TOKEN_ORDERING).rows(0, vocab_size).to(torch.int64)
+    if not torch.equal(ordering.sort().values, torch.arange(vocab_size)):
+        raise ExportError(
+            f"{checkpoint.folder}: {TOKEN_ORDERING} does not name each of the {vocab_size} tokens "
+            "once; save the drafter again with its ordering"
+        )

@@ -1,0 +1,204 @@
+"""Reads safetensors files, mapped and checked: nothing in them is trusted, nothing is unpickled."""
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporter.errors import ExportError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_JSON_BYTES = 100 * 1024 * 1024
+
+FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+INTEGER_TYPES = {"I32": torch.int32, "I64": torch.int64}
+TYPES = FLOAT_TYPES | INTEGER_TYPES
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a mapped file; its bytes are read when its rows are."""
+
+    path: Path
+    mapped: mmap.mmap
+    type_name: str  # the name in the file, which may be one we do not read
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows start .. stop - 1 of the first dimension, in the file's own type."""
+        dtype = TYPES[self.type_name]
+        row = math.prod(self.shape[1:])
+        if start == stop or row == 0:
+            return torch.empty((stop - start, *self.shape[1:]), dtype=dtype)
+        offset = self.offset + start * row * dtype.itemsize
+        if offset % dtype.itemsize:  # legal in the format, though writers align
+            data: Any = bytearray(
+                self.mapped[offset : offset + (stop - start) * row * dtype.itemsize]
+            )
+            offset = 0
+        else:
+            data = self.mapped
+        flat = torch.frombuffer(data, dtype=dtype, count=(stop - start) * row, offset=offset)
+        return flat.reshape(stop - start, *self.shape[1:])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ExportError(
+                f"{path}: {path.stat().st_size} bytes, needed a JSON file of less than "
+                f"{MAX_JSON_BYTES}; download the checkpoint again"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"{path}: cannot be read as text ({_short(error)})") from error
+    return _json_object(text, str(path))
+
+
+def open_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint folder, by the name in its files."""
+    tensors: dict[str, StoredTensor] = {}
+    for shard in _shards(folder):
+        for name, tensor in _open_file(shard).items():
+            if name in tensors:
+                raise ExportError(
+                    f"{shard}: tensor {name} is also in {tensors[name].path.name}, needed it once; "
+                    "download the checkpoint again"
+                )
+            tensors[name] = tensor
+    _check_index(folder, tensors)
+    return tensors
+
+
+def _shards(folder: Path) -> list[Path]:
+    single = folder / SINGLE_FILE
+    if single.is_file():
+        return [single]
+    shards = [folder / name for name in sorted(set(_weight_map(folder).values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise ExportError(
+                f"{folder / INDEX_FILE}: names {shard.name}, which is not in the folder; "
+                "download the missing file"
+            )
+    return shards
+
+
+def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    if (folder / SINGLE_FILE).is_file():
+        return
+    for name, shard in _weight_map(folder).items():
+        if name not in tensors:
+            raise ExportError(
+                f"{folder / INDEX_FILE}: says {name} is in {shard}, which does not hold it; "
+                "download the checkpoint again"
+            )
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    index = folder / INDEX_FILE
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ExportError(f"{index}: no weight_map of tensor names to files; download it again")
+    for name, shard in weight_map.items():
+        # A shard is a plain file name: a checkpoint must not point at files elsewhere.
+        plain = isinstance(shard, str) and shard not in ("", ".", "..") and "\0" not in shard
+        if not plain or "/" in shard or "\\" in shard:
+            raise ExportError(
+                f"{index}: {name} is in {_short(shard)}, needed a file name inside the folder"
+            )
+    return weight_map
+
+
+def _open_file(path: Path) -> dict[str, StoredTensor]:
+    mapped = _map(path)
+    size = len(mapped)
+    header_size = int.from_bytes(mapped[:8], "little")
+    if header_size > min(size - 8, MAX_JSON_BYTES):
+        raise ExportError(
+            f"{path}: its header claims {header_size} bytes and the file has {size}: truncated or "
+            "not a safetensors file; download it again"
+        )
+    try:
+        text = mapped[8 : 8 + header_size].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{path}: corrupt safetensors header; download it again") from error
+    header = _json_object(text, f"{path}: header")
+    header.pop("__metadata__", None)
+    data = 8 + header_size
+    tensors = {}
+    end = 0
+    for name, entry in header.items():
+        type_name, shape, (first, last) = _entry(entry, f"{path}: {_short(name)}")
+        tensors[name] = StoredTensor(path, mapped, type_name, shape, data + first)
+        end = max(end, last)
+    if end != size - data:
+        state = "truncated" if end > size - data else "longer than its header says"
+        raise ExportError(
+            f"{path}: {state}: the header describes {data + end} bytes, the file has {size}; "
+            "download it again"
+        )
+    return tensors
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size >= 8:
+                # Copy on write: torch wants a writable buffer, and the file must stay as it is.
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be opened ({_short(error)})") from error
+    raise ExportError(f"{path}: {size} bytes, needed a safetensors header; download the file again")
+
+
+def _entry(entry: object, where: str) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    """Type name, shape and data offsets of one header entry, checked against each other."""
+    try:
+        if not isinstance(entry, dict):
+            raise TypeError("not an object")
+        type_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(type_name, str) or not all(map(_is_count, (*shape, *offsets))):
+            raise TypeError("wrong types")
+        first, last = offsets
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{where}: corrupt safetensors header entry; download it again"
+        ) from error
+    dtype = TYPES.get(type_name)
+    length = last - first
+    if length < 0 or (dtype is not None and length != math.prod(shape) * dtype.itemsize):
+        raise ExportError(
+            f"{where}: {length} bytes for {type_name} of shape {list(shape)}; download it again"
+        )
+    return type_name, tuple(shape), (first, last)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{where}: not JSON ({_short(error)}); download it again") from error
+    if not isinstance(value, dict):
+        raise ExportError(f"{where}: a JSON {type(value).__name__}, needed an object")
+    return value
+
+
+def _short(value: object) -> str:
+    """One printable line, whatever a file put there."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,82 @@
+"""Names of tensors: the Hugging Face names without their wrapper, and what may be left aside."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from exporter.errors import ExportError
+from exporter.graph.spec import DrafterSpec, TargetSpec
+
+# A multimodal checkpoint wraps the decoder; the longest prefix comes first.
+WRAPPERS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+
+# Parts of a multimodal checkpoint a text export has no use for.
+OTHER_MODALITIES = (
+    "vision_tower.",
+    "vision_embedder.",
+    "audio_tower.",
+    "embed_vision.",
+    "embed_audio.",
+)
+
+# Layers that share another's KV may carry the projections they no longer use.
+_KV_PART = re.compile(r"layers\.(\d{1,4})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight")
+
+
+def normalised_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """Normalised name -> name in the file, without other modalities."""
+    known: dict[str, str] = {}
+    for name in names:
+        short = name
+        for wrapper in WRAPPERS:
+            if name.startswith(wrapper):
+                short = name.removeprefix(wrapper)
+                break
+        if short.startswith(OTHER_MODALITIES):
+            continue
+        if short in known:
+            raise ExportError(
+                f"{where}: {name} and {known[short]} are the same tensor, needed it once; "
+                "save the checkpoint again"
+            )
+        known[short] = name
+    return known
+
+
+def is_unused(name: str, spec: TargetSpec | DrafterSpec) -> bool:
+    """Whether the model loads without this tensor and transformers ignores it too."""
+    match = _KV_PART.fullmatch(name)
+    if match is not None:
+        index = int(match[1])
+        return index < len(spec.layers) and not spec.layers[index].owns_kv
+    if isinstance(spec, TargetSpec):
+        return name == "lm_head.weight" and spec.tied_head
+    if name.startswith("masked_embedding."):
+        return spec.centroids is None
+    return name in ("lm_head.weight", "embed_tokens.weight")
+
+
+def check_names(
+    found: Mapping[str, object],
+    needed: Mapping[str, object],
+    spec: TargetSpec | DrafterSpec,
+    where: str,
+) -> None:
+    """Refuse a checkpoint with tensors missing or unknown."""
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise ExportError(
+            f"{where}: no tensor {_list(missing)}, needed by its config.json; "
+            "download or save the whole checkpoint again"
+        )
+    unknown = [name for name in found if name not in needed and not is_unused(name, spec)]
+    if unknown:
+        raise ExportError(
+            f"{where}: unknown tensor {_list(unknown)}: this model has a part that config.json "
+            "does not describe or that is not supported"
+        )
+
+
+def _list(names: list[str]) -> str:
+    first = names[0] if len(names[0]) <= 100 else names[0][:97] + "..."
+    first = " ".join(first.split())
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more ({len(names)} in all)"

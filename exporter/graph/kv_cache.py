@@ -1,0 +1,102 @@
+"""The KV buffer the target writes and the drafter reads."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from exporter.graph.spec import LayerSpec
+
+# (buffer, rows, start, dim) -> the buffer with `rows` at start .. start + n - 1 of dimension dim;
+# start is a scalar int32 tensor.
+UpdateRows = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+KEY_ROWS_DIM = 2
+VALUE_ROWS_DIM = 3
+
+
+class KVCache(Protocol):
+    """The seam between the graph and a runtime's state. `layer` is always a target layer."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, input_pos: Tensor) -> None:
+        """Store keys and values [1, G, T, E] at the consecutive rows input_pos [T]."""
+
+    def attend(self, layer: int, queries: Tensor, mask: Tensor) -> Tensor:
+        """Queries [1, H, T, E] over all rows, mask [1, 1, T, C] additive -> [1, H, T, E]."""
+
+
+class TensorCache:
+    """A functional cache over tensors: a write replaces the entry, so the module stays pure.
+
+    Layout, as in LiteRT bundles: kv_cache_k_{i} [1, G, C, E] and kv_cache_v_{i} [1, G, E, C].
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], update: UpdateRows | None = None) -> None:
+        self.tensors = dict(tensors)
+        self._update = update or replace_rows
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, input_pos: Tensor) -> None:
+        start = input_pos[0]
+        k, v = key_name(layer), value_name(layer)
+        self.tensors[k] = self._update(self.tensors[k], keys, start, KEY_ROWS_DIM)
+        columns = values.transpose(2, 3)  # [1, G, E, T]
+        self.tensors[v] = self._update(self.tensors[v], columns, start, VALUE_ROWS_DIM)
+
+    def attend(self, layer: int, queries: Tensor, mask: Tensor) -> Tensor:
+        keys, values = self.tensors[key_name(layer)], self.tensors[value_name(layer)]
+        return grouped_attention(queries, keys, values, mask)
+
+
+def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention with scale 1 in which nothing is repeated for the query heads of a KV group.
+
+    Args:
+        queries: [1, H, T, E]; the H / G heads of a KV head are adjacent.
+        keys: [1, G, C, E].
+        values: [1, G, E, C].
+        mask: [1, 1, T, C], added to the scores.
+
+    Returns:
+        [1, H, T, E].
+    """
+    _, num_heads, num_tokens, head_dim = queries.shape
+    num_kv_heads, num_rows = keys.shape[1], keys.shape[2]
+    folded = queries.reshape(1, num_kv_heads, -1, head_dim)  # [1, G, (H / G) * T, E]
+    # Contracting the last dimension of both sides lowers to LiteRT's BATCH_MATMUL with adj_y; a
+    # transpose of keys or values would copy the whole buffer in every call.
+    scores = torch.einsum("agme,agce->agmc", folded, keys)
+    scores = scores.reshape(1, num_heads, num_tokens, num_rows) + mask
+    shares = torch.softmax(scores, dim=-1).reshape(1, num_kv_heads, -1, num_rows)
+    mixed = torch.einsum("agmc,agec->agme", shares, values)  # [1, G, (H / G) * T, E]
+    return mixed.reshape(1, num_heads, num_tokens, head_dim)
+
+
+def replace_rows(buffer: Tensor, rows: Tensor, start: Tensor, dim: int) -> Tensor:
+    """The plain torch update: a copy of the buffer with the rows replaced."""
+    positions = start + torch.arange(rows.shape[dim], dtype=start.dtype)
+    return buffer.index_copy(dim, positions.long(), rows)
+
+
+def key_name(layer: int) -> str:
+    return f"kv_cache_k_{layer}"
+
+
+def value_name(layer: int) -> str:
+    return f"kv_cache_v_{layer}"
+
+
+def kv_shapes(layers: Iterable[LayerSpec], cache_length: int) -> dict[str, tuple[int, ...]]:
+    """The KV tensors the owning layers among `layers` need, by name, in layer order."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        if layer.owns_kv:
+            heads, size = layer.num_kv_heads, layer.head_dim
+            shapes[key_name(layer.index)] = (1, heads, cache_length, size)
+            shapes[value_name(layer.index)] = (1, heads, size, cache_length)
+    return shapes
+
+
+def empty_kv(layers: Iterable[LayerSpec], cache_length: int) -> dict[str, Tensor]:
+    """Zeroed KV tensors: rows not yet written must be finite, since 0 * nan is nan."""
+    return {name: torch.zeros(shape) for name, shape in kv_shapes(layers, cache_length).items()}

@@ -1,0 +1,152 @@
+"""The target: embedders, the decoder, and the head."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from exporter.graph.kv_cache import KVCache
+from exporter.graph.layers import DecoderLayer, Linear, RMSNorm, Rope, Step, meta_parameter
+from exporter.graph.masks import target_masks
+from exporter.graph.primitives import DEFAULT, Primitives
+from exporter.graph.spec import TargetSpec
+
+
+class Table(nn.Module):
+    """token_ids [1, T] -> rows [1, T, width] times a constant."""
+
+    def __init__(self, num_rows: int, width: int, scale: float) -> None:
+        super().__init__()
+        self.weight = meta_parameter(num_rows, width)
+        self._scale = scale
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return nn.functional.embedding(token_ids, self.weight) * self._scale
+
+
+class Embedder(nn.Module):
+    """token_ids [1, T] int32 -> embeddings [1, T, D], scaled by sqrt(D)."""
+
+    def __init__(self, spec: TargetSpec) -> None:
+        super().__init__()
+        self.embed_tokens = Table(spec.vocab_size, spec.hidden_size, math.sqrt(spec.hidden_size))
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return cast(Tensor, self.embed_tokens(token_ids))
+
+
+class PerLayerEmbedder(nn.Module):
+    """token_ids [1, T] int32 -> per-layer embeddings [1, T, L, P], scaled by sqrt(P)."""
+
+    def __init__(self, spec: TargetSpec) -> None:
+        super().__init__()
+        self._shape = (len(spec.layers), spec.per_layer_size)
+        self.embed_tokens_per_layer = Table(
+            spec.per_layer_vocab_size, math.prod(self._shape), math.sqrt(spec.per_layer_size)
+        )
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        rows = self.embed_tokens_per_layer(token_ids)
+        return cast(Tensor, rows.reshape(1, -1, *self._shape))
+
+
+class Target(nn.Module):
+    """The decoder stack. `forward` makes logits, `fill` only writes KV rows."""
+
+    def __init__(self, spec: TargetSpec, primitives: Primitives = DEFAULT) -> None:
+        super().__init__()
+        self.spec = spec
+        width, eps = spec.hidden_size, spec.rms_norm_eps
+        self.ropes = nn.ModuleDict({kind: Rope(rope) for kind, rope in spec.ropes.items()})
+        self.layers = nn.ModuleList(
+            DecoderLayer(layer, width, spec.per_layer_size, eps, primitives)
+            for layer in spec.layers
+        )
+        if spec.per_layer_size:
+            packed = len(spec.layers) * spec.per_layer_size
+            self.per_layer_model_projection = Linear(width, packed)
+            self.per_layer_projection_norm = RMSNorm(spec.per_layer_size, eps, primitives)
+        self.norm = RMSNorm(width, eps, primitives)
+        # A tied head is the embedding table and carries its name.
+        head = Linear(width, spec.vocab_size)
+        self.add_module(spec.head_name.removesuffix(".weight"), head)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        per_layer_embeddings: Tensor | None,
+        input_pos: Tensor,
+        mask: Tensor,
+        kv: KVCache,
+    ) -> tuple[Tensor, Tensor]:
+        """One call over T consecutive tokens; also writes their KV rows.
+
+        Args:
+            embeddings: [1, T, D] from Embedder.
+            per_layer_embeddings: [1, T, L, P] from PerLayerEmbedder; None without PLE.
+            input_pos: [T] int32, consecutive; token t is written to KV row input_pos[t].
+            mask: [1, 1, T, C], 0 on rows 0 .. input_pos[t] and very negative elsewhere. The
+                sliding window is added here.
+            kv: the rows 0 .. input_pos[0] - 1 must be committed.
+
+        Returns:
+            logits [1, T, V] and activations [1, T, D]: the normed hidden states, which are the
+            drafter's last_hidden.
+        """
+        step = self._step(input_pos, mask, kv)
+        mixed = self._mix(embeddings, per_layer_embeddings)
+        x = embeddings
+        for index, layer in enumerate(self.layers):
+            x = layer(x, _slice(mixed, index), step)
+        activations = self.norm(x)
+        return self._logits(activations), activations
+
+    def fill(
+        self,
+        embeddings: Tensor,
+        per_layer_embeddings: Tensor | None,
+        input_pos: Tensor,
+        mask: Tensor,
+        kv: KVCache,
+    ) -> None:
+        """Like forward, but only writes KV rows: it ends at the last layer that owns any."""
+        step = self._step(input_pos, mask, kv)
+        mixed = self._mix(embeddings, per_layer_embeddings)
+        x = embeddings
+        last = self.spec.kv_layers[-1].index
+        for index in range(last):
+            x = self.layers[index](x, _slice(mixed, index), step)
+        cast(DecoderLayer, self.layers[last]).write(x, step)
+
+    def _step(self, input_pos: Tensor, mask: Tensor, kv: KVCache) -> Step:
+        return Step(
+            input_pos=input_pos,
+            rotations={kind: self.ropes[kind](input_pos) for kind in self.spec.ropes},
+            masks=target_masks(mask, input_pos, self.spec.sliding_window),
+            kv=kv,
+        )
+
+    def _mix(self, embeddings: Tensor, per_layer_embeddings: Tensor | None) -> Tensor | None:
+        """What each layer's gate multiplies, [1, T, L, P]."""
+        if per_layer_embeddings is None:
+            return None
+        # Scaled before the projection, not after: a converter folds a factor behind a matrix into
+        # its weights, which must stay the checkpoint's own.
+        scaled = embeddings * (1.0 / math.sqrt(self.spec.hidden_size))
+        projected = self.per_layer_model_projection(scaled)
+        projected = projected.reshape(per_layer_embeddings.shape)
+        normed = cast(Tensor, self.per_layer_projection_norm(projected))
+        return (normed + per_layer_embeddings) * (1.0 / math.sqrt(2.0))
+
+    def _logits(self, activations: Tensor) -> Tensor:
+        head = self.get_submodule(self.spec.head_name.removesuffix(".weight"))
+        cap = self.spec.logit_softcap
+        if cap is None:
+            return cast(Tensor, head(activations))
+        # Divided before the head for the same reason, and because D is far smaller than V.
+        return torch.tanh(head(activations * (1.0 / cap))) * cap
+
+
+def _slice(mixed: Tensor | None, index: int) -> Tensor | None:
+    return None if mixed is None else mixed[:, :, index, :]

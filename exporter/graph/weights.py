@@ -1,0 +1,75 @@
+"""Give a module built on the meta device its weights, real or virtual."""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class TensorSource(Protocol):
+    """Where weights come from: a Checkpoint."""
+
+    def tensor(self, name: str) -> Tensor:
+        """The whole tensor, float32."""
+
+    def integers(self, name: str) -> Tensor:
+        """The whole tensor of an integer table, int32."""
+
+
+Tied = dict[str, nn.Parameter]
+
+
+def load_weights(
+    module: nn.Module, checkpoint: TensorSource, virtual: bool, tied: Tied | None = None
+) -> None:
+    """Replace every meta parameter and buffer of `module` by the checkpoint's tensor of its name.
+
+    Args:
+        module: Embedder, PerLayerEmbedder, Target or Drafter.
+        checkpoint: the target's, or the drafter's for a Drafter.
+        virtual: matrices take no room: each is one zero expanded to the shape, in a storage of
+            its own. Vectors and integer tables are real either way.
+        tied: pass one dict for several modules of one checkpoint, and a name they share (the
+            tied embedding and head) becomes one Parameter.
+    """
+    known: Tied = {} if tied is None else tied
+    for name, parameter in list(module.named_parameters()):
+        owner, leaf = _owner(module, name)
+        if name not in known:
+            known[name] = _parameter(parameter, name, checkpoint, virtual)
+        setattr(owner, leaf, known[name])
+    for name, buffer in list(module.named_buffers()):
+        if buffer.is_meta:
+            owner, leaf = _owner(module, name)
+            setattr(owner, leaf, checkpoint.integers(name))
+
+
+def expected_tensors(modules: Iterable[nn.Module]) -> Mapping[str, tuple[int, ...]]:
+    """Every checkpoint tensor the modules need: normalised name -> shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module in modules:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_meta:
+                shapes[name] = tuple(tensor.shape)
+    return shapes
+
+
+def is_virtual(tensor: Tensor) -> bool:
+    """Whether `load_weights` left this matrix without its numbers."""
+    return tensor.dim() == 2 and tensor.untyped_storage().nbytes() == tensor.element_size()
+
+
+def _parameter(
+    shaped: nn.Parameter, name: str, checkpoint: TensorSource, virtual: bool
+) -> nn.Parameter:
+    if virtual and shaped.dim() == 2:
+        data = torch.zeros(1, 1).expand(shaped.shape)
+    else:
+        data = checkpoint.tensor(name)
+    return nn.Parameter(data, requires_grad=False)
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path), leaf
