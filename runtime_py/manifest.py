@@ -59,9 +59,9 @@ class ModelEntry(_Strict):
 class Tolerances(_Strict):
     """What `gemma-run check` demands of a recipe; the recipe's file says why."""
 
-    max_logit_error: Annotated[float, Field(gt=0)]  # relative to the largest logit
-    min_agreement: Share  # of greedy tokens, the original's text given
-    min_acceptance_ratio: Share  # accepted drafts, relative to the original drafter's
+    max_logit_error: Annotated[float, Field(gt=0)] = 1.0  # relative to the largest logit
+    min_agreement: Share = 0.0  # of greedy tokens, the original's text given
+    min_acceptance_ratio: Share = 0.5  # accepted first drafts, relative to the original drafter's
 
 
 class RuntimeEntry(_Strict):

@@ -1,0 +1,1 @@
+"""One folder per runtime; none knows another."""

@@ -1,0 +1,220 @@
+"""A skeleton .tflite and a checkpoint -> the .tflite with its weights, never all of them in memory.
+
+The weights lie behind the flatbuffer (Buffer.offset and .size), each 64-byte aligned and once per
+file, however many signatures use it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from exporter.errors import ExportError
+from exporter.quantize import WeightType, quantize, size_bytes
+
+logger = logging.getLogger(__name__)
+
+ALIGNMENT = 64
+
+OnBytes = Callable[[str, int, int], None]  # file name, weight bytes written, of how many
+
+
+class WeightSource(Protocol):
+    """What `inject` needs of a checkpoint."""
+
+    def shape(self, name: str, /) -> Sequence[int]: ...
+    def rows(self, name: str, start: int, stop: int, /) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of the file: where it comes from, what it becomes, where it lies."""
+
+    name: str
+    weight_type: WeightType
+    uses: list[Any]  # TensorT, one or more per signature
+    offset: int  # from the start of the payload
+    size: int  # bytes
+
+
+def inject(
+    skeleton: Path,
+    names: Sequence[str],
+    source: WeightSource,
+    types: Mapping[str, WeightType],
+    out: Path,
+    on_bytes: OnBytes | None = None,
+) -> None:
+    """Write `out`: the skeleton's graphs with the source's weights, stored as `types` says.
+
+    Args:
+        skeleton: a file made by `convert`.
+        names: what `convert` returned.
+        source: where the rows of the weights are read, a chunk at a time.
+        types: the stored type of every name in `names`.
+        out: the file to write; float32 recipes go through here too.
+        on_bytes: called after each chunk.
+
+    Raises:
+        ExportError: if a weight reached no graph, or feeds an operator that cannot read it.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    started = time.monotonic()
+    model = schema.ModelT.InitFromPackedBuf(skeleton.read_bytes(), 0)
+    weights = _place(_find_uses(model, names), source, types)
+    for weight in weights:
+        _retype(model, weight, source.shape(weight.name)[0])
+    model.externalBuffers = None
+    model.externalBufferGroups = None
+    # The root's length does not depend on the offsets and scales in it, so that the weights can be
+    # written to their place before their scales are known.
+    first_byte = _aligned(len(flatbuffer_utils.convert_object_to_bytearray(model)))
+    with out.open("wb") as file:
+        _write_weights(file, weights, source, first_byte, on_bytes)
+        for weight in weights:
+            buffer = model.buffers[weight.uses[0].buffer]
+            buffer.offset, buffer.size = first_byte + weight.offset, weight.size
+        root = flatbuffer_utils.convert_object_to_bytearray(model)
+        assert _aligned(len(root)) == first_byte
+        file.seek(0)
+        file.write(root)
+    logger.info(
+        "inject    litert  %s: %d weights, %.1f MB, %.0f s",
+        out.name,
+        len(weights),
+        out.stat().st_size / 1e6,
+        time.monotonic() - started,
+    )
+
+
+def _find_uses(model: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Every tensor that stands for a weight, by the weight's name."""
+    numbers = {record.id: record.offset - 1 for record in model.externalBuffers or []}
+    uses: dict[str, list[Any]] = {name: [] for name in names}
+    for subgraph in model.subgraphs:
+        read_by = _readers(model, subgraph)
+        for index, tensor in enumerate(subgraph.tensors):
+            if not tensor.externalBuffer:
+                continue
+            name = names[numbers[tensor.externalBuffer]]
+            tensor.externalBuffer = 0
+            readers = read_by.get(index, set())
+            _check_readers(name, readers)
+            if readers:
+                uses[name].append(tensor)
+    missing = [name for name, tensors in uses.items() if not tensors]
+    if missing:
+        raise ExportError(
+            f"lowering to LiteRT: no graph reads {', '.join(missing[:3])} ({len(missing)} in all): "
+            "the converter dropped them; compare the modules with the checkpoint"
+        )
+    return uses
+
+
+def _readers(model: Any, subgraph: Any) -> dict[int, set[tuple[int, int]]]:
+    """Tensor index -> (operator code, input position) of everything that reads it."""
+    read_by: dict[int, set[tuple[int, int]]] = {}
+    for operator in subgraph.operators:
+        code = model.operatorCodes[operator.opcodeIndex].builtinCode
+        for position, index in enumerate(operator.inputs):
+            read_by.setdefault(int(index), set()).add((code, position))
+    return read_by
+
+
+def _check_readers(name: str, readers: set[tuple[int, int]]) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    codes = schema.BuiltinOperator
+    wrong = readers - {(codes.FULLY_CONNECTED, 1), (codes.EMBEDDING_LOOKUP, 1)}
+    if wrong:
+        # A factor behind a linear is moved into its weight, where it would be lost (MUL).
+        operators = {code: word for word, code in vars(codes).items() if isinstance(code, int)}
+        found = ", ".join(f"input {position} of {operators[code]}" for code, position in wrong)
+        raise ExportError(
+            f"lowering to LiteRT: weight {name} is {found}, it may only be input 1 of "
+            "FULLY_CONNECTED or EMBEDDING_LOOKUP; change the graph (a constant factor belongs "
+            "before the linear)"
+        )
+
+
+def _place(
+    uses: Mapping[str, list[Any]], source: WeightSource, types: Mapping[str, WeightType]
+) -> list[Weight]:
+    weights = []
+    offset = 0
+    for name, tensors in uses.items():
+        shape = [int(length) for length in source.shape(name)]
+        for tensor in tensors:
+            if [int(length) for length in tensor.shape] != shape:
+                raise ExportError(
+                    f"lowering to LiteRT: {name} has shape {list(tensor.shape)} in the graph and "
+                    f"{shape} in the checkpoint; they must be equal"
+                )
+        size = size_bytes(shape, types[name])
+        weights.append(Weight(name, types[name], tensors, offset, size))
+        offset = _aligned(offset + size)
+    return weights
+
+
+def _retype(model: Any, weight: Weight, num_rows: int) -> None:
+    """Give all tensors of one weight one buffer, its type, and room for its scales."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    tensor_types = {
+        32: schema.TensorType.FLOAT32,
+        8: schema.TensorType.INT8,
+        4: schema.TensorType.INT4,
+    }
+    buffer = schema.BufferT()
+    buffer.offset = buffer.size = 1  # 0 would not be written, and the root would grow later
+    model.buffers.append(buffer)
+    for tensor in weight.uses:
+        tensor.buffer = len(model.buffers) - 1
+        tensor.name = weight.name.encode()
+        tensor.type = tensor_types[weight.weight_type.bits]
+        if weight.weight_type.bits < 32:
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale = np.ones(num_rows, np.float32)
+            tensor.quantization.zeroPoint = np.zeros(num_rows, np.int64)
+            tensor.quantization.quantizedDimension = 0
+
+
+def _write_weights(
+    file: BinaryIO,
+    weights: Sequence[Weight],
+    source: WeightSource,
+    first_byte: int,
+    on_bytes: OnBytes | None,
+) -> None:
+    total = sum(weight.size for weight in weights)
+    written = 0
+    for weight in weights:
+        file.seek(first_byte + weight.offset)
+        scales = []
+        for chunk in quantize(source, weight.name, weight.weight_type):
+            file.write(chunk.data)
+            scales.append(chunk.scales)
+            written += len(chunk.data)
+            if on_bytes is not None:
+                on_bytes(Path(file.name).name, written, total)
+        assert file.tell() == first_byte + weight.offset + weight.size
+        _set_scales(weight, np.concatenate(scales))
+
+
+def _set_scales(weight: Weight, scales: npt.NDArray[np.float32]) -> None:
+    if weight.weight_type.bits < 32:
+        for tensor in weight.uses:
+            assert len(tensor.quantization.scale) == len(scales)
+            tensor.quantization.scale = scales
+
+
+def _aligned(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,190 @@
+"""The .tflite files, tokenizer and chat template -> one model.litertlm for the official runtime."""
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ExportError
+from exporter.lower.litert.modules import OFFICIAL_VERIFY_WIDTH
+from exporter.lower.litert.toolchain import PINNED, check_versions
+
+logger = logging.getLogger(__name__)
+
+# File stem -> name of the section's TfLiteModelType, in the order of the sections.
+SECTIONS = {
+    "embedder": "EMBEDDER",
+    "per_layer_embedder": "PER_LAYER_EMBEDDER",
+    "prefill_decode": "PREFILL_DECODE",
+    "mtp_drafter": "MTP_DRAFTER",
+}
+# Of the pieces of Gemma's syntax that the runtime parses by itself: proto field -> token's name in
+# tokenizer_config.json.
+SYNTAX_TOKENS = {
+    "code_fence_start": "stc_token",
+    "code_fence_end": "etc_token",
+    "open_quote": "escape_token",
+    "close_quote": "escape_token",
+    "function_response_start": "str_token",
+}
+
+
+def pack(folder: Path, checkpoint: Path, cache_length: int, recipe_name: str, out: Path) -> Path:
+    """Write `out`, streaming the .tflite files of `folder` into it.
+
+    Args:
+        folder: holds what `lower` wrote.
+        checkpoint: the target's folder: tokenizer.json, tokenizer_config.json, config.json and,
+            where it has them, generation_config.json and chat_template.jinja.
+        cache_length: KV rows the graphs were traced with.
+        recipe_name: goes into the version stamp.
+        out: usually model.litertlm.
+
+    Raises:
+        ExportError: if a file of the checkpoint is missing or says nothing usable.
+    """
+    check_versions()
+    import litert_lm_builder
+
+    types = litert_lm_builder.TfLiteModelType
+    tokenizer = checkpoint / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ExportError(f"{checkpoint}: no tokenizer.json, needed in a .litertlm; add it")
+    builder: Any = litert_lm_builder.LitertLmFileBuilder()
+    for key, value in version_stamp(recipe_name).items():
+        builder.add_system_metadata(
+            litert_lm_builder.Metadata(key, value, litert_lm_builder.DType.STRING)
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        description = Path(scratch) / "llm_metadata.pb"  # the builder takes a path only
+        description.write_bytes(llm_metadata(checkpoint, cache_length).SerializeToString())
+        builder.add_llm_metadata(str(description))
+        builder.add_hf_tokenizer(str(tokenizer))
+        for stem, section in SECTIONS.items():
+            model = folder / f"{stem}.tflite"
+            if model.is_file():
+                builder.add_tflite_model(str(model), types[section])
+        with out.open("wb") as file:
+            builder.build(file)
+    logger.info("pack      litert  %s: %.1f MB", out.name, out.stat().st_size / 1e6)
+    return out
+
+
+def version_stamp(recipe_name: str) -> dict[str, str]:
+    """What made the file: one entry per tool, by package name."""
+    try:
+        exporter = metadata.version("gemma-export")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        exporter = "source"
+    stamp = {"gemma-export": exporter, "recipe": recipe_name}
+    return stamp | {package: metadata.version(package) for package in sorted(PINNED)}
+
+
+def llm_metadata(checkpoint: Path, cache_length: int) -> Any:
+    """The LlmMetadata proto of a Gemma 4 checkpoint folder."""
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+    tokens = _token_names(_read_json(checkpoint / "tokenizer_config.json", {}))
+    config = _read_json(checkpoint / "config.json", {})
+    generation = _read_json(checkpoint / "generation_config.json", {})
+    template = _chat_template(checkpoint)
+
+    description = llm_metadata_pb2.LlmMetadata()
+    # Near its limit the official runtime still verifies its full width. Past the last row the
+    # write would be clamped over committed rows and the tokens would be wrong, so the limit leaves
+    # room for it (LiteRT-LM 0.18.1).
+    description.max_num_tokens = cache_length - (OFFICIAL_VERIFY_WIDTH - 1)
+    description.llm_model_type.gemma4.SetInParent()
+    for field, token in SYNTAX_TOKENS.items():
+        setattr(description.llm_model_type.gemma4, field, tokens.get(token, ""))
+    description.start_token.token_ids.ids.append(_single_id(checkpoint, config, "bos_token_id"))
+    for token_id in _stop_ids(checkpoint, config, generation):
+        description.stop_tokens.add().token_ids.ids.append(token_id)
+    if "pad_token_id" in config and config["pad_token_id"] is not None:
+        description.pad_token.token_ids.ids.append(config["pad_token_id"])
+    _set_sampler(description.sampler_params, generation)
+    description.jinja_prompt_template = template
+    description.supports_thinking = "enable_thinking" in template
+    description.supports_function_calling = "tools" in template
+    if "soc_token" in tokens and "eoc_token" in tokens:
+        channel = description.channels.add()
+        channel.channel_name = "thought"
+        channel.start, channel.end = f"{tokens['soc_token']}thought\n", tokens["eoc_token"]
+    return description
+
+
+def _set_sampler(sampler: Any, generation: Mapping[str, Any]) -> None:
+    from litert_lm_builder.runtime.proto import sampler_params_pb2
+
+    kinds = sampler_params_pb2.SamplerParameters
+    if not generation.get("do_sample", False):
+        sampler.type = kinds.GREEDY
+        return
+    sampler.type = kinds.TOP_P
+    # Hugging Face's defaults, where generation_config.json leaves one out.
+    sampler.k = generation.get("top_k", 50)
+    sampler.p = generation.get("top_p", 1.0)
+    sampler.temperature = generation.get("temperature", 1.0)
+
+
+def _stop_ids(
+    checkpoint: Path, config: Mapping[str, Any], generation: Mapping[str, Any]
+) -> list[int]:
+    found = generation.get("eos_token_id", _text_config(config).get("eos_token_id"))
+    if found is None:
+        found = config.get("eos_token_id")
+    if found is None:
+        raise ExportError(
+            f"{checkpoint}: no eos_token_id in generation_config.json or config.json; "
+            "add it, or generation never stops"
+        )
+    return [found] if isinstance(found, int) else list(found)
+
+
+def _single_id(checkpoint: Path, config: Mapping[str, Any], key: str) -> int:
+    found = _text_config(config).get(key, config.get(key))
+    if not isinstance(found, int):
+        raise ExportError(f"{checkpoint}/config.json: {key} is {found}, needed is a token id")
+    return found
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text: Mapping[str, Any] = config.get("text_config", config)
+    return text
+
+
+def _token_names(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by their names ("bos_token", "soc_token"), wherever the file keeps them."""
+    nested = tokenizer_config.get("model_specific_special_tokens", {})
+    tokens = {}
+    for key, value in {**tokenizer_config, **nested}.items():
+        if key.endswith("_token"):
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                tokens[key] = text
+    return tokens
+
+
+def _chat_template(checkpoint: Path) -> str:
+    """The checkpoint's chat template in the words the runtime's template engine knows."""
+    file = checkpoint / "chat_template.jinja"
+    text = (
+        file.read_text()
+        if file.is_file()
+        else _read_json(checkpoint / "tokenizer_config.json", {}).get("chat_template", "")
+    )
+    # minijinja has neither the generation tag nor dict.get (litert-torch does the same in
+    # generative/export_hf/core/litert_lm_builder.py).
+    text = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
+    return re.sub(r"\.get\(\s*(['\"][^'\"]+['\"])\s*\)", r"[\1]", text)
+
+
+def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+    if not path.is_file():
+        return default
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data

@@ -1,0 +1,171 @@
+"""A recipe is data: ordered rules from tensor names to weight types, first match wins."""
+
+import logging
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from exporter.errors import ExportError
+from runtime_py.manifest import Tolerances
+
+logger = logging.getLogger(__name__)
+
+BITS = (32, 8, 4)
+GRANULARITIES = ("channel",)
+RECIPE_KEYS = {"description", "rule", "check"}
+RULE_KEYS = {"pattern", "bits", "granularity"}
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """How one tensor is stored: 32 is float32; 8 and 4 are symmetric integers with scales."""
+
+    bits: int
+    granularity: str = "channel"  # one scale per output row
+
+
+FLOAT32 = WeightType(32)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors whose name matches the glob `pattern` are stored as `weight_type`."""
+
+    pattern: str
+    weight_type: WeightType
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which tensors become integers of how many bits."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    tolerances: Tolerances  # what `gemma-run check` demands of a bundle made with it
+
+    def bits(self, name: str, shape: Sequence[int]) -> WeightType:
+        """The type `name` is stored as.
+
+        Args:
+            name: the normalised tensor name; drafter names carry the prefix "drafter.".
+            shape: vectors and scalars (norms, layer scalars) always stay float32.
+
+        Raises:
+            ExportError: if no rule matches, or if 4-bit rows would not end on a byte.
+        """
+        if len(shape) != 2:
+            return FLOAT32
+        for rule in self.rules:
+            if fnmatchcase(name, rule.pattern):
+                if rule.weight_type.bits == 4 and shape[1] % 2:
+                    raise ExportError(
+                        f"recipe {self.name}: {name} has {shape[1]} columns, 4-bit rows need an "
+                        'even number; put a rule with bits = 8 for it before "' + rule.pattern + '"'
+                    )
+                return rule.weight_type
+        raise ExportError(
+            f"recipe {self.name}: no rule matches {name}; end the recipe with a rule for "
+            'pattern = "*"'
+        )
+
+
+class TensorSource(Protocol):
+    """What `plan` needs of a checkpoint."""
+
+    def names(self) -> Sequence[str]: ...
+    def shape(self, name: str, /) -> Sequence[int]: ...
+
+
+def plan(source: TensorSource, recipe: Recipe, prefix: str = "") -> dict[str, WeightType]:
+    """Every tensor of a checkpoint with the type it will be stored as.
+
+    `prefix` is put before the names when rules are matched ("drafter." for a drafter).
+    """
+    types = {name: recipe.bits(prefix + name, source.shape(name)) for name in source.names()}
+    total = sum(size_bytes(source.shape(name), kind) for name, kind in types.items())
+    whose = prefix.removesuffix(".") or "target"
+    logger.info(
+        "quantize  %s  %s: %d tensors, %.1f MB", recipe.name, whose, len(types), total / 1e6
+    )
+    return types
+
+
+def size_bytes(shape: Sequence[int], weight_type: WeightType) -> int:
+    """Bytes of the packed values of one tensor, scales not counted."""
+    count = 1
+    for length in shape:
+        count *= length
+    return count * weight_type.bits // 8
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe by its name (float32, int8, int4) or from a TOML file.
+
+    Raises:
+        ExportError: if there is no such recipe, or if it says something unknown.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ExportError(f"{path}: no such recipe file; give a .toml file or a recipe's name")
+        return _parse(path.stem, path.read_text())
+    folder = resources.files("exporter") / "recipes"
+    known = sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    if str(name_or_path) not in known:
+        raise ExportError(
+            f"recipe {name_or_path}: unknown; choose one of {', '.join(known)} or give the path "
+            "of a .toml file"
+        )
+    return _parse(str(name_or_path), (folder / f"{name_or_path}.toml").read_text())
+
+
+def _parse(name: str, text: str) -> Recipe:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ExportError(f"recipe {name}: not valid TOML ({error}); correct the file") from error
+    _refuse_unknown(name, "the recipe", data, RECIPE_KEYS)
+    rules = data.get("rule", [])
+    if not rules:
+        raise ExportError(f"recipe {name}: no [[rule]]; add one with pattern and bits")
+    return Recipe(name, tuple(_parse_rule(name, rule) for rule in rules), _tolerances(name, data))
+
+
+def _tolerances(name: str, data: dict[str, Any]) -> Tolerances:
+    """[check]: a recipe may leave it out, and is then measured but not judged."""
+    try:
+        return Tolerances.model_validate(data.get("check", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(("check", *(str(part) for part in first["loc"])))
+        raise ExportError(f"recipe {name}: {where}: {first['msg']}; correct the file") from None
+
+
+def _parse_rule(name: str, rule: dict[str, Any]) -> Rule:
+    _refuse_unknown(name, "a [[rule]]", rule, RULE_KEYS)
+    missing = {"pattern", "bits"} - set(rule)
+    if missing:
+        raise ExportError(f"recipe {name}: a [[rule]] lacks {', '.join(sorted(missing))}; add it")
+    granularity = rule.get("granularity", "channel")
+    if rule["bits"] not in BITS:
+        raise ExportError(f"recipe {name}: bits = {rule['bits']}; choose one of {BITS}")
+    if granularity not in GRANULARITIES:
+        raise ExportError(
+            f'recipe {name}: granularity = "{granularity}"; choose one of {GRANULARITIES}'
+        )
+    return Rule(rule["pattern"], WeightType(rule["bits"], granularity))
+
+
+def _refuse_unknown(name: str, where: str, data: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ExportError(
+            f"recipe {name}: unknown key {', '.join(unknown)} in {where}; "
+            f"known are {', '.join(sorted(known))}"
+        )

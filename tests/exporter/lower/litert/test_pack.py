@@ -1,0 +1,116 @@
+"""model.litertlm: its sections, and what it tells the official runtime about the model."""
+
+import json
+
+import pytest
+from litert_lm_builder import litertlm_builder
+from litert_lm_builder.runtime.proto import sampler_params_pb2
+
+from exporter.errors import ExportError
+from exporter.lower.litert import pack
+from exporter.lower.litert.pack import llm_metadata, version_stamp
+
+TEMPLATE = "{{ bos_token }}{% generation %}{{ message.get('content') }}{% endgeneration %}"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    write(folder, "config.json", {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0})
+    write(folder, "tokenizer.json", {"version": "1.0"})
+    write(folder, "tokenizer_config.json", {"bos_token": "<bos>"})
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def write(folder, name, data):
+    (folder / name).write_text(json.dumps(data))
+
+
+def test_the_sections_hold_the_files_byte_for_byte(checkpoint, tmp_path):
+    stems = ("embedder", "prefill_decode", "mtp_drafter")
+    for stem in stems:
+        (tmp_path / f"{stem}.tflite").write_bytes(stem.encode() * 5000)
+    out = pack(tmp_path, checkpoint, 64, "int8", tmp_path / "model.litertlm")
+
+    unpacked = tmp_path / "unpacked"
+    litertlm_builder.unpack(str(out), str(unpacked))
+
+    found = sorted(path.read_bytes() for path in unpacked.glob("*.tflite"))
+    assert found == sorted(stem.encode() * 5000 for stem in stems)
+    toml = (unpacked / "model.toml").read_text()
+    for stem in stems:
+        assert f'model_type = "{stem}"' in toml.replace("tf_lite_", "")
+    assert json.loads((next(unpacked.glob("*okenizer*.json"))).read_text()) == {"version": "1.0"}
+    for key, value in version_stamp("int8").items():
+        assert f'"{key}"' in toml
+        assert f'"{value}"' in toml
+
+
+def test_tokens_template_and_limit_come_from_the_checkpoint(checkpoint):
+    write(checkpoint, "generation_config.json", {"eos_token_id": [1, 106]})
+    found = llm_metadata(checkpoint, 64)
+    assert found.llm_model_type.WhichOneof("model_type") == "gemma4"
+    assert list(found.start_token.token_ids.ids) == [2]
+    assert [list(stop.token_ids.ids) for stop in found.stop_tokens] == [[1], [106]]
+    assert list(found.pad_token.token_ids.ids) == [0]
+    # verify writes 4 rows, the last of them must be row 63 at most
+    assert found.max_num_tokens == 61
+    assert found.jinja_prompt_template == "{{ bos_token }}{{ message['content'] }}"
+    assert found.HasField("supports_thinking")
+    assert found.HasField("supports_function_calling")
+    assert not found.channels
+
+
+def test_a_multimodal_config_keeps_its_tokens_one_level_down(checkpoint):
+    write(checkpoint, "config.json", {"text_config": {"bos_token_id": 5, "eos_token_id": [7]}})
+    found = llm_metadata(checkpoint, 64)
+    assert list(found.start_token.token_ids.ids) == [5]
+    assert [list(stop.token_ids.ids) for stop in found.stop_tokens] == [[7]]
+
+
+def test_sampler_defaults_are_the_generation_configs(checkpoint):
+    kinds = sampler_params_pb2.SamplerParameters
+    assert llm_metadata(checkpoint, 64).sampler_params.type == kinds.GREEDY
+    write(checkpoint, "generation_config.json", {"do_sample": True, "top_k": 64, "top_p": 0.95})
+    sampler = llm_metadata(checkpoint, 64).sampler_params
+    assert (sampler.type, sampler.k, sampler.temperature) == (kinds.TOP_P, 64, 1.0)
+    assert sampler.p == pytest.approx(0.95)
+
+
+def test_the_syntax_tokens_of_the_tokenizer_reach_the_runtimes_parser(checkpoint):
+    named = {
+        "stc_token": "<|tool_call>",
+        "etc_token": "<tool_call|>",
+        "escape_token": '<|"|>',
+        "str_token": {"content": "<|tool_response>"},
+    }
+    write(
+        checkpoint,
+        "tokenizer_config.json",
+        {**named, "model_specific_special_tokens": {"soc_token": "<|c>", "eoc_token": "<c|>"}},
+    )
+    found = llm_metadata(checkpoint, 64)
+    gemma = found.llm_model_type.gemma4
+    assert (gemma.code_fence_start, gemma.code_fence_end) == ("<|tool_call>", "<tool_call|>")
+    assert gemma.open_quote == gemma.close_quote == '<|"|>'
+    assert gemma.function_response_start == "<|tool_response>"
+    (channel,) = found.channels
+    assert (channel.channel_name, channel.start, channel.end) == (
+        "thought",
+        "<|c>thought\n",
+        "<c|>",
+    )
+
+
+def test_what_is_missing_is_named(checkpoint, tmp_path):
+    write(checkpoint, "config.json", {"eos_token_id": 1})
+    with pytest.raises(ExportError, match="bos_token_id is None"):
+        llm_metadata(checkpoint, 64)
+    write(checkpoint, "config.json", {"bos_token_id": 2})
+    with pytest.raises(ExportError, match="no eos_token_id"):
+        llm_metadata(checkpoint, 64)
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(ExportError, match=r"no tokenizer\.json"):
+        pack(tmp_path, checkpoint, 64, "int8", tmp_path / "model.litertlm")

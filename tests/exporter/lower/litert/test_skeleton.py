@@ -1,0 +1,129 @@
+"""What conversion and injection refuse, and what they leave behind."""
+
+import pytest
+import torch
+from torch import nn
+
+from exporter.errors import ExportError
+from exporter.lower.litert import toolchain
+from exporter.lower.litert.inject import inject
+from exporter.lower.litert.skeleton import Signature, convert
+from exporter.quantize import WeightType
+from tests.exporter.lower.litert.files import read, run
+
+
+class Weights(nn.Module):
+    """Some virtual matrices, and the numbers they stand for."""
+
+    def __init__(self, **shapes: tuple[int, int]) -> None:
+        super().__init__()
+        self.numbers = {name: torch.randn(shape) for name, shape in shapes.items()}
+        for name, shape in shapes.items():
+            self.register_parameter(
+                name, nn.Parameter(torch.zeros(1, 1).expand(shape), requires_grad=False)
+            )
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.numbers[name].shape)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self.numbers[name][start:stop]
+
+    def export(self, folder, bits: int = 32):
+        sample = {"x": torch.zeros(1, 1, 4)}
+        skeleton, out = folder / "skeleton", folder / "out.tflite"
+        weights = dict(self.named_parameters())
+        names = convert([Signature("step", self, sample)], weights, skeleton)
+        inject(skeleton, names, self, dict.fromkeys(names, WeightType(bits)), out)
+        return out
+
+
+class TwoLinears(Weights):
+    def forward(self, x):
+        return {"y": nn.functional.linear(nn.functional.linear(x, self.a), self.b)}
+
+
+class ScaledAfter(Weights):
+    def forward(self, x):
+        return {"y": nn.functional.linear(x, self.a) * 0.25}
+
+
+class ReadsOneOfTwo(Weights):
+    def forward(self, x):
+        return {"y": nn.functional.linear(x, self.a)}
+
+
+def test_matrices_of_the_same_shape_are_not_mixed_up(tmp_path):
+    module = TwoLinears(a=(4, 4), b=(4, 4))
+    x = torch.randn(1, 1, 4)
+    found = run(module.export(tmp_path), "step", x=x)["y"]
+    expected = x @ module.numbers["a"].T @ module.numbers["b"].T
+    torch.testing.assert_close(found, expected)
+
+
+def test_twelve_weights_keep_their_numbers_apart(tmp_path):
+    """A number that is a prefix of another (1, 11) must not be taken for it."""
+
+    class Chain(Weights):
+        def forward(self, x):
+            for name in self.numbers:
+                x = nn.functional.linear(x, self.get_parameter(name))
+            return {"y": x}
+
+    module = Chain(**{f"w{i}": (4, 4) for i in range(12)})
+    stored = {w.name: w.data for w in read(module.export(tmp_path)).weights()[0]}
+    assert stored == {name: t.numpy().tobytes() for name, t in module.numbers.items()}
+
+
+def test_a_factor_behind_a_linear_is_refused_by_the_weights_name(tmp_path):
+    with pytest.raises(ExportError, match="weight a is input . of MUL"):
+        ScaledAfter(a=(4, 4)).export(tmp_path)
+
+
+def test_a_weight_no_graph_reads_is_refused_by_name(tmp_path):
+    with pytest.raises(ExportError, match="no graph reads b"):
+        ReadsOneOfTwo(a=(4, 4), b=(4, 4)).export(tmp_path)
+
+
+def test_two_weights_in_one_storage_are_refused(tmp_path):
+    module = TwoLinears(a=(4, 4), b=(4, 4))
+    module.b = module.a
+    weights = {"a": module.a, "b": module.b}
+    with pytest.raises(ExportError, match="share one storage"):
+        convert([Signature("step", module, {"x": torch.zeros(1, 1, 4)})], weights, tmp_path / "s")
+
+
+def test_a_shape_that_is_not_the_checkpoints_is_refused(tmp_path):
+    module = ReadsOneOfTwo(a=(4, 4))
+    module.numbers["a"] = torch.randn(6, 4)
+    with pytest.raises(ExportError, match=r"a has shape \[4, 4\] in the graph and \[6, 4\]"):
+        module.export(tmp_path)
+
+
+@pytest.mark.parametrize("found", ["0.11.0", None])
+def test_other_releases_of_the_tools_are_refused(monkeypatch, found):
+    def version(_package):
+        if found is None:
+            raise toolchain.metadata.PackageNotFoundError
+        return found
+
+    monkeypatch.setattr(toolchain.metadata, "version", version)
+    with pytest.raises(ExportError, match=r"pip install litert-torch==0\.10\.0"):
+        toolchain.check_versions()
+
+
+def test_the_replaced_lowering_is_put_back_even_after_an_error():
+    from litert_torch.backend import inline_consts, lowerings
+
+    registry = lowerings.registry.global_registry
+    placeholder = inline_consts.tensor_lowering_placeholder
+    before = registry.lookup(placeholder)
+    with pytest.raises(RuntimeError, match="inside"), toolchain.virtual_constants({}):
+        assert registry.lookup(placeholder) is not before
+        raise RuntimeError("inside")
+    assert registry.lookup(placeholder) is before
+
+
+def test_nothing_is_printed_to_stdout(tmp_path, capfd):
+    ReadsOneOfTwo(a=(4, 4)).export(tmp_path)
+    assert capfd.readouterr().out == ""

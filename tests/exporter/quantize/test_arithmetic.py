@@ -1,0 +1,83 @@
+"""The numbers are ai-edge-quantizer's, whatever the rows and however they are cut."""
+
+import numpy as np
+import pytest
+import torch
+from ai_edge_quantizer import qtyping
+from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as oracle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from exporter.quantize import WeightType, quantize, quantize_rows
+from exporter.quantize import arithmetic as arithmetic_module
+
+MATRICES = arrays.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 6), st.integers(1, 8).map(lambda half: 2 * half)),
+    elements=st.floats(-1e4, 1e4, width=32),
+)
+
+
+def unpack(data: bytes, bits: int, shape: tuple[int, int]) -> np.ndarray:
+    stored = np.frombuffer(data, np.int8)
+    if bits == 8:
+        return stored.reshape(shape)
+    low = (stored.astype(np.int8) << 4).astype(np.int8) >> 4
+    return np.stack((low, stored >> 4), axis=1).reshape(shape)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@given(rows=MATRICES)
+@settings(max_examples=200, deadline=None)
+def test_integers_and_scales_are_those_of_ai_edge_quantizer(rows, bits):
+    zero_point, scale = oracle.tensor_zp_scale_from_min_max(
+        rows.min(1, keepdims=True),
+        rows.max(1, keepdims=True),
+        bits,
+        True,
+        qtyping.QuantGranularity.CHANNELWISE,
+    )
+    expected = oracle.uniform_quantize(
+        rows, qtyping.UniformQuantParams(bits, 0, scale, zero_point, symmetric=True)
+    )
+
+    scales, data = quantize_rows(torch.from_numpy(rows), WeightType(bits))
+
+    assert scales.dtype == np.float32
+    np.testing.assert_array_equal(scales, scale[:, 0])
+    np.testing.assert_array_equal(unpack(data, bits, rows.shape), expected)
+
+
+def test_float32_rows_are_stored_as_they_are():
+    rows = torch.randn(3, 5)
+    scales, data = quantize_rows(rows, WeightType(32))
+    assert scales.size == 0
+    np.testing.assert_array_equal(np.frombuffer(data, np.float32), rows.numpy().reshape(-1))
+
+
+class OneMatrix:
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+        self.most_rows = 0
+
+    def shape(self, _name: str) -> tuple[int, ...]:
+        return tuple(self.matrix.shape)
+
+    def rows(self, _name: str, start: int, stop: int) -> torch.Tensor:
+        self.most_rows = max(self.most_rows, stop - start)
+        return self.matrix[start:stop]
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("num_rows", [1, 7, 8, 9])
+def test_chunks_join_to_the_whole_and_bound_the_rows_in_memory(monkeypatch, bits, num_rows):
+    source = OneMatrix(torch.randn(num_rows, 6))
+    monkeypatch.setattr(arithmetic_module, "CHUNK_BYTES", 4 * 4 * 6)
+    whole_scales, whole = quantize_rows(source.matrix, WeightType(bits))
+
+    chunks = list(quantize(source, "w", WeightType(bits)))
+
+    assert b"".join(chunk.data for chunk in chunks) == whole
+    np.testing.assert_array_equal(np.concatenate([c.scales for c in chunks]), whole_scales)
+    assert source.most_rows <= 4

@@ -1,0 +1,104 @@
+"""A recipe says for every tensor how it is stored, or says why it cannot."""
+
+import pytest
+
+from exporter.errors import ExportError
+from exporter.quantize import WeightType, load_recipe, plan, size_bytes
+
+
+def write(folder, text):
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+class Source:
+    shapes = {"layers.0.mlp.up_proj.weight": (6, 4), "norm.weight": (4,)}  # noqa: RUF012
+
+    def names(self):
+        return list(self.shapes)
+
+    def shape(self, name):
+        return self.shapes[name]
+
+
+@pytest.mark.parametrize(("name", "bits"), [("float32", 32), ("int8", 8), ("int4", 4)])
+def test_named_recipes_store_matrices_as_they_are_called_and_vectors_as_float32(name, bits):
+    types = plan(Source(), load_recipe(name))
+    assert types == {
+        "layers.0.mlp.up_proj.weight": WeightType(bits),
+        "norm.weight": WeightType(32),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers.7.per_layer_input_gate.weight",
+        "layers.7.per_layer_projection.weight",
+        "per_layer_model_projection.weight",
+        "drafter.pre_projection.weight",
+        "drafter.post_projection.weight",
+        "drafter.masked_embedding.centroids.weight",
+    ],
+)
+def test_int4_keeps_the_narrow_places_at_8_bits(name):
+    assert load_recipe("int4").bits(name, (8, 8)) == WeightType(8)
+
+
+@pytest.mark.parametrize(
+    "name", ["embed_tokens.weight", "embed_tokens_per_layer.weight", "drafter.embed_tokens.weight"]
+)
+def test_int4_quantizes_the_tables_too(name):
+    assert load_recipe("int4").bits(name, (8, 8)) == WeightType(4)
+
+
+def test_first_matching_rule_wins_and_the_prefix_is_part_of_the_name(tmp_path):
+    recipe = load_recipe(
+        write(
+            tmp_path,
+            '[[rule]]\npattern = "drafter.*"\nbits = 8\n[[rule]]\npattern = "*"\nbits = 4\n',
+        )
+    )
+    name = "layers.0.mlp.up_proj.weight"
+    assert plan(Source(), recipe)[name] == WeightType(4)
+    assert plan(Source(), recipe, "drafter.")[name] == WeightType(8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[rule]]\npattern = "*"\nbits = 8\nblock = 32\n', "unknown key block"),
+        ('owner = "me"\n[[rule]]\npattern = "*"\nbits = 8\n', "unknown key owner"),
+        ('[[rule]]\npattern = "*"\nbits = 3\n', "bits = 3"),
+        ('[[rule]]\npattern = "*"\nbits = 8\ngranularity = "tensor"\n', 'granularity = "tensor"'),
+        ("[[rule]]\nbits = 8\n", "lacks pattern"),
+        ('description = "nothing"\n', "no \\[\\[rule\\]\\]"),
+        ("[[rule]\n", "not valid TOML"),
+    ],
+)
+def test_what_a_recipe_may_not_say(tmp_path, text, message):
+    with pytest.raises(ExportError, match=message):
+        load_recipe(write(tmp_path, text))
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones():
+    with pytest.raises(ExportError, match="float32, int4, int8"):
+        load_recipe("int5")
+    with pytest.raises(ExportError, match="no such recipe file"):
+        load_recipe("nowhere.toml")
+
+
+def test_a_tensor_no_rule_matches_is_an_error(tmp_path):
+    recipe = load_recipe(write(tmp_path, '[[rule]]\npattern = "layers.*"\nbits = 8\n'))
+    with pytest.raises(ExportError, match=r"no rule matches lm_head\.weight"):
+        recipe.bits("lm_head.weight", (4, 4))
+
+
+def test_odd_rows_cannot_be_4_bits():
+    with pytest.raises(ExportError, match="7 columns"):
+        load_recipe("int4").bits("layers.0.mlp.up_proj.weight", (4, 7))
+
+
+def test_size_counts_packed_bytes():
+    assert [size_bytes((6, 4), WeightType(bits)) for bits in (32, 8, 4)] == [96, 24, 12]
