@@ -1,0 +1,292 @@
+"""The LiteRT backend: the four graphs of one .litertlm over one shared KV buffer."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime_py.backends import FloatArray
+from runtime_py.backends.litert_contract import (
+    EMBEDDER,
+    MTP_DRAFTER,
+    PER_LAYER_EMBEDDER,
+    PREFILL_DECODE,
+    check_drafter,
+    check_embedder,
+    read_target,
+)
+from runtime_py.backends.litert_model import (
+    BoundSignature,
+    LoadedModel,
+    Runtime,
+    native_messages_hidden,
+)
+from runtime_py.backends.litert_weight_cache import default_directory, weight_cache
+from runtime_py.errors import RunError
+from runtime_py.litertlm import find_model, read_sections
+
+# What the official runtime writes: far below any score, and two of them still add up to a float32.
+_HIDDEN = np.float32(-0.7 * np.finfo(np.float32).max)
+_MAX_DEFAULT_THREADS = 4  # phones and boards have at most four fast cores
+
+
+class LiteRTBackend:
+    """A .litertlm with the official signature contract, run on the CPU.
+
+    Args:
+        path: the .litertlm file; its weights stay in it and are not copied.
+        num_threads: CPU threads; default: the available cores, at most 4.
+        cache_dir: where repacked weights are kept between runs; default: the user's cache
+            directory. A file about as large as the model; safe to delete.
+
+    Raises:
+        RunError: if LiteRT is not installed, or the file is damaged or not of the contract.
+    """
+
+    def __init__(
+        self, path: Path, *, num_threads: int | None = None, cache_dir: Path | None = None
+    ) -> None:
+        self._path = path
+        self._cache_dir = cache_dir or default_directory()
+        self._sections = read_sections(path)
+        self._models: list[LoadedModel] = []
+        self._runtime: Runtime | None = None
+        self._let_go()
+        try:
+            with native_messages_hidden():
+                self._runtime = Runtime(num_threads or default_num_threads())
+                self._load(self._runtime)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def vocab_size(self) -> int:
+        return self._contract.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self._contract.hidden_size
+
+    @property
+    def cache_length(self) -> int:
+        return self._contract.cache_length
+
+    @property
+    def verify_widths(self) -> tuple[int, ...]:
+        return tuple(self._verify)
+
+    @property
+    def has_drafter(self) -> bool:
+        return self._drafter is not None
+
+    def prefill(self, token_ids: Sequence[int], position: int) -> None:
+        self._check_request(token_ids, position)
+        done = 0
+        for step, num_tokens in self._prefill_plan(len(token_ids), position):
+            step.run(token_ids[done : done + num_tokens], position + done)
+            done += num_tokens
+
+    def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
+        self._check_request(token_ids, position)
+        num_tokens = len(token_ids)
+        if num_tokens > self.verify_widths[-1]:
+            raise RunError(
+                f"{num_tokens} tokens to verify, the widest graph takes {self.verify_widths[-1]}"
+            )
+        for width, step in self._verify.items():
+            if width >= num_tokens and position + width <= self.cache_length:
+                return step.run(token_ids, position)
+        return self._verify_in_parts(token_ids, position)
+
+    def draft(
+        self, token_id: int, hidden: FloatArray, position: int
+    ) -> tuple[FloatArray, FloatArray]:
+        if self._drafter is None:
+            raise RunError(f"{self._path}: no drafter in this bundle; export again with a drafter")
+        self._check_request((token_id,), position)
+        return self._drafter.run(token_id, hidden, position)
+
+    def close(self) -> None:
+        """Free models and buffers; the backend cannot be used afterwards."""
+        self._let_go()
+        with native_messages_hidden():
+            for model in self._models:
+                model.close()
+            self._models.clear()
+            self._runtime = None
+
+    def _let_go(self) -> None:
+        self._prefill: dict[int, _TargetStep] = {}
+        self._verify: dict[int, _TargetStep] = {}
+        self._drafter: _DraftStep | None = None
+        self._kv: dict[str, Any] = {}
+
+    def _load(self, runtime: Runtime) -> None:
+        target = self._model(runtime, PREFILL_DECODE, cached=True)
+        if target is None:
+            raise RunError(f"{self._path}: no section {PREFILL_DECODE}; export again")
+        self._contract = contract = read_target(target.signatures)
+        lookups = {"embeddings": self._lookup(runtime, EMBEDDER, contract.embeddings_shape)}
+        if contract.per_layer_shape:
+            lookups["per_layer_embeddings"] = self._lookup(
+                runtime, PER_LAYER_EMBEDDER, contract.per_layer_shape
+            )
+        self._kv = {name: target.create_buffer(contract.decode, name) for name in contract.kv}
+        self._prefill = {
+            width: _TargetStep(target.bind(spec, self._kv), lookups)
+            for width, spec in contract.prefill.items()
+        }
+        self._verify = {
+            width: _TargetStep(target.bind(spec, self._kv), lookups)
+            for width, spec in contract.verify.items()
+        }
+        drafter = self._model(runtime, MTP_DRAFTER, cached=True)
+        if drafter is not None:
+            spec = check_drafter(drafter.signatures, contract)
+            self._drafter = _DraftStep(drafter.bind(spec, self._kv), lookups["embeddings"])
+
+    def _model(self, runtime: Runtime, model_type: str, *, cached: bool) -> LoadedModel | None:
+        section = find_model(self._sections, model_type)
+        if section is None:
+            return None
+        cache = weight_cache(self._cache_dir, self._path, section) if cached else None
+        model = LoadedModel(runtime, self._path, section, cache)
+        self._models.append(model)
+        return model
+
+    def _lookup(self, runtime: Runtime, model_type: str, shape: tuple[int, ...]) -> "_Lookup":
+        model = self._model(runtime, model_type, cached=False)  # XNNPACK repacks no embedding table
+        if model is None:
+            raise RunError(f"{self._path}: no section {model_type}; export again")
+        return _Lookup(model.bind(check_embedder(model.signatures, shape), {}))
+
+    def _check_request(self, token_ids: Sequence[int], position: int) -> None:
+        end = position + len(token_ids)
+        if not token_ids or position < 0 or end > self.cache_length:
+            raise RunError(
+                f"{len(token_ids)} tokens at position {position}: the cache of this bundle holds "
+                f"rows 0 to {self.cache_length - 1}; shorten the prompt or export with --context"
+            )
+        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
+            raise RunError(
+                f"token ids {min(token_ids)} to {max(token_ids)}, this bundle has 0 to "
+                f"{self.vocab_size - 1}; use the tokenizer of the bundle"
+            )
+
+    def _prefill_plan(self, num_tokens: int, position: int) -> Iterator[tuple["_TargetStep", int]]:
+        """Steps and how many tokens each takes; padding fills at most half of a step."""
+        steps = self._verify | self._prefill  # of equal width, prefill: it computes no logits
+        while num_tokens:
+            room = self.cache_length - position
+            # A graph writes all its rows, and past the end it would move them down instead.
+            fitting = [width for width in steps if width <= min(room, 2 * num_tokens)]
+            enough = [width for width in fitting if width >= num_tokens]
+            width = min(enough) if enough else max(fitting)
+            taken = min(width, num_tokens)
+            yield steps[width], taken
+            num_tokens -= taken
+            position += taken
+
+    def _verify_in_parts(
+        self, token_ids: Sequence[int], position: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Near the end of the cache, where no graph that is wide enough has room for its rows."""
+        logits, hidden, done = [], [], 0
+        while done < len(token_ids):
+            room = min(self.cache_length - position, len(token_ids)) - done
+            width = max(width for width in self._verify if width <= room)
+            part = self._verify[width].run(token_ids[done : done + width], position + done)
+            logits.append(part[0].copy())
+            hidden.append(part[1].copy())
+            done += width
+        return np.concatenate(logits), np.concatenate(hidden)
+
+
+def default_num_threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
+    return min(_MAX_DEFAULT_THREADS, os.cpu_count() or 1)
+
+
+class _Lookup:
+    """An embedding table: one row per call, as the official graphs have it."""
+
+    def __init__(self, signature: BoundSignature) -> None:
+        self._signature = signature
+        (self._token_ids,) = signature.inputs.values()
+        (self._rows,) = signature.outputs.values()
+
+    def into(self, token_id: int, destination: FloatArray) -> None:
+        self._token_ids[0, 0] = token_id
+        self._signature.run()
+        destination[...] = self._rows[0, 0]
+
+
+class _CausalMask:
+    """An additive mask [1, 1, T, C] in which only what changed is rewritten."""
+
+    def __init__(self, mask: FloatArray) -> None:
+        self._rows = mask[0, 0]
+        self._rows[...] = _HIDDEN
+        self._num_visible = [0] * len(self._rows)
+
+    def show(self, num_visible: int) -> None:
+        """Let row i see the KV rows 0 .. num_visible + i - 1."""
+        for index, row in enumerate(self._rows):
+            before, after = self._num_visible[index], num_visible + index
+            row[before:after] = 0.0
+            row[after:before] = _HIDDEN
+            self._num_visible[index] = after
+
+
+class _TargetStep:
+    """The target at one width T."""
+
+    def __init__(self, signature: BoundSignature, lookups: dict[str, _Lookup]) -> None:
+        self._signature = signature
+        self._positions = signature.inputs["input_pos"]  # [T]
+        self._offsets = np.arange(len(self._positions), dtype=np.int32)
+        self._mask = _CausalMask(signature.inputs["mask"])
+        self._lookups = [
+            (lookup, signature.inputs[name][0]) for name, lookup in lookups.items()
+        ]  # rows [T, ...]
+        empty = np.zeros((1, len(self._positions), 0), np.float32)
+        self._logits = signature.outputs.get("logits", empty)[0]  # [T, V]
+        self._hidden = signature.outputs.get("activations", empty)[0]  # [T, D]
+
+    def run(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
+        """Logits and hidden states of the given tokens; the rows behind them become stale."""
+        for index, token_id in enumerate(token_ids):
+            for lookup, rows in self._lookups:
+                lookup.into(token_id, rows[index])
+        np.add(self._offsets, position, out=self._positions)
+        self._mask.show(position + 1)
+        self._signature.run()
+        return self._logits[: len(token_ids)], self._hidden[: len(token_ids)]
+
+
+class _DraftStep:
+    """The drafter; it sees committed rows only, 0 .. position - 1."""
+
+    def __init__(self, signature: BoundSignature, embedder: _Lookup) -> None:
+        self._signature = signature
+        self._embedder = embedder
+        activations = signature.inputs["activations"][0, 0]  # [2D]
+        self._embedding, self._hidden = np.split(activations, 2)
+        self._position = signature.inputs["input_pos"]  # [1]
+        self._mask = _CausalMask(signature.inputs["mask"])
+        self._logits = signature.outputs["logits"][0, 0]
+        self._projected = signature.outputs["projected_activations"][0, 0]
+
+    def run(
+        self, token_id: int, hidden: FloatArray, position: int
+    ) -> tuple[FloatArray, FloatArray]:
+        self._embedder.into(token_id, self._embedding)
+        self._hidden[...] = hidden
+        self._position[0] = position
+        self._mask.show(position)
+        self._signature.run()
+        return self._logits, self._projected

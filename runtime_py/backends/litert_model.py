@@ -1,0 +1,211 @@
+"""One .tflite section of a .litertlm, loaded in place, and its signatures with bound buffers."""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_py.backends.litert_contract import Signatures, SignatureSpec, TensorSpec
+from runtime_py.backends.litert_mapping import MappedBytes
+from runtime_py.backends.litert_weight_cache import WeightCache
+from runtime_py.errors import RunError
+from runtime_py.litertlm import FlatbufferError, Section, Table, unpack_at
+
+Array = npt.NDArray[Any]
+
+_logger = logging.getLogger(__name__)
+_IDENTIFIER = b"TFL3"
+_ALIGNMENT = 64  # bytes, of a buffer lent to LiteRT
+_DTYPES = {"float32": np.float32, "int32": np.int32}
+
+
+class Runtime:
+    """What the models of one bundle share: a LiteRT environment and the number of threads.
+
+    Raises:
+        RunError: if ai_edge_litert is not installed.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        try:
+            from ai_edge_litert import compiled_model, environment
+        except ImportError as error:
+            raise RunError(
+                f"this bundle needs ai_edge_litert ({error}); pip install 'gemma-export[litert]'"
+            ) from error
+        self._litert = compiled_model
+        self._num_threads = num_threads
+        self._environment = environment.Environment.create()
+
+    def compile(self, data: bytes, weight_cache_path: str) -> Any:
+        """Raises RuntimeError if LiteRT refuses the model."""
+        cpu_options = self._litert.CpuOptions(
+            num_threads=self._num_threads, xnnpack_weight_cache_path=weight_cache_path
+        )
+        options = self._litert.Options(
+            hardware_accelerators=self._litert.HardwareAccelerator.CPU, cpu_options=cpu_options
+        )
+        return self._litert.CompiledModel.from_buffer(
+            data, environment=self._environment, options=options
+        )
+
+
+class LoadedModel:
+    """A compiled model over a mapped section.
+
+    Raises:
+        RunError: if the section is damaged, or LiteRT refuses it.
+    """
+
+    def __init__(
+        self, runtime: Runtime, bundle: Path, section: Section, cache: WeightCache | None = None
+    ) -> None:
+        where = f"{bundle}: {section.model_type}"
+        self._model: Any = None
+        try:
+            self._bytes = MappedBytes(bundle, section.begin, section.end)
+        except OSError as error:
+            raise RunError(f"{where}: cannot map it: {error.strerror or error}") from error
+        try:
+            check_tflite(self._bytes.data)
+            self._model = runtime.compile(self._bytes.data, cache.path if cache else "")
+            specs = {spec.name: spec for spec in self._read_signatures()}
+        except (FlatbufferError, RuntimeError, ValueError) as error:
+            self.close()
+            if cache is not None:
+                cache.discard()
+            reason = str(error).strip().partition("\n")[0]
+            raise RunError(f"{where}: does not load: {reason}; copy the file again") from error
+        self.signatures = Signatures(where, specs)
+        if cache is not None:
+            cache.commit()
+
+    def create_buffer(self, spec: SignatureSpec, name: str) -> Any:
+        """A zeroed TensorBuffer for that input, to be shared between signatures and models."""
+        buffer = self._model.create_input_buffer_by_name(spec.name, name)
+        tensor = spec.inputs[name]
+        # A stale row is hidden by the mask, which multiplies it by zero: it must not be a NaN.
+        buffer.write(np.zeros(tensor.shape, _DTYPES[tensor.dtype]))
+        return buffer
+
+    def bind(self, spec: SignatureSpec, shared: Mapping[str, Any]) -> "BoundSignature":
+        return BoundSignature(self._model, spec, shared)
+
+    def close(self) -> None:
+        """Free the model. Signatures bound to it must have been let go of."""
+        self._model = None
+        self._bytes.close()
+
+    def _read_signatures(self) -> Iterator[SignatureSpec]:
+        for name, tensors in self._model.get_signature_list().items():
+            for text in (name, *tensors["inputs"], *tensors["outputs"]):
+                if not text.isprintable():
+                    raise FlatbufferError(f"a tensor is named {text!r}")
+            inputs = self._model.get_input_tensor_details(name)
+            outputs = self._model.get_output_tensor_details(name)
+            yield SignatureSpec(
+                name=name,
+                index=self._model.get_signature_index(name),
+                inputs={key: _tensor_spec(inputs[key]) for key in tensors["inputs"]},
+                outputs={key: _tensor_spec(outputs[key]) for key in tensors["outputs"]},
+            )
+
+
+class BoundSignature:
+    """A signature with all its buffers, ready to run again and again without allocating.
+
+    Attributes:
+        inputs: arrays to fill in place; run() hands them over. Shared buffers are not among them.
+        outputs: arrays that run() fills in place.
+    """
+
+    def __init__(self, model: Any, spec: SignatureSpec, shared: Mapping[str, Any]) -> None:
+        from ai_edge_litert.tensor_buffer import TensorBuffer
+
+        self._model = model
+        self._index = spec.index
+        self.inputs: dict[str, Array] = {}
+        self.outputs: dict[str, Array] = {}
+        self._writes: list[tuple[Any, Array]] = []
+        self._input_buffers: list[Any] = []
+        self._output_buffers: list[Any] = []
+        for name, tensor in spec.inputs.items():
+            buffer = shared.get(name)
+            if buffer is None:
+                # LiteRT takes lent memory only as one flat dimension, which no input but a
+                # vector has: inputs are copied, 1 us and a memcpy each.
+                buffer = model.create_input_buffer_by_name(spec.name, name)
+                self.inputs[name] = np.zeros(tensor.shape, _DTYPES[tensor.dtype])
+                self._writes.append((buffer, self.inputs[name]))
+            self._input_buffers.append(buffer)
+        for name, tensor in spec.outputs.items():
+            buffer = shared.get(name)
+            if buffer is None:
+                flat = _aligned(tensor)
+                buffer = TensorBuffer.create_from_host_memory(flat)
+                self.outputs[name] = flat.reshape(tensor.shape)
+            self._output_buffers.append(buffer)
+
+    def run(self) -> None:
+        for buffer, array in self._writes:
+            buffer.write(array)
+        self._model.run_by_index(self._index, self._input_buffers, self._output_buffers)
+
+
+def check_tflite(data: bytes) -> None:
+    """Check what LiteRT does not: that the weights outside the flatbuffer lie in the section.
+
+    LiteRT verifies the flatbuffer itself before it uses it.
+
+    Raises:
+        FlatbufferError: saying what is wrong.
+    """
+    if data[4:8] != _IDENTIFIER:
+        raise FlatbufferError(f"found {data[4:8]!r} at byte 4, needed {_IDENTIFIER!r}")
+    view = memoryview(data)
+    unpack_at(view, "<I", 0)
+    for index, buffer in enumerate(Table.root(view).tables(4)):
+        offset, size_bytes = buffer.number(1, "<Q"), buffer.number(2, "<Q")
+        if offset + size_bytes > len(data):
+            raise FlatbufferError(
+                f"weight {index} ends at byte {offset + size_bytes} of a section of {len(data)}"
+            )
+
+
+def _tensor_spec(details: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(str(details["dtype"]), tuple(int(size) for size in details["shape"]))
+
+
+def _aligned(tensor: TensorSpec) -> Array:
+    """Zeroed flat array for an output, at an address LiteRT accepts and with room to spare."""
+    size_bytes = int(np.prod(tensor.shape)) * np.dtype(_DTYPES[tensor.dtype]).itemsize
+    raw = np.zeros(size_bytes + 2 * _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size_bytes].view(_DTYPES[tensor.dtype])
+
+
+@contextlib.contextmanager
+def native_messages_hidden() -> Iterator[None]:
+    """Silence descriptor 2, unless debugging: LiteRT writes some twenty lines there per model.
+
+    Nothing in 2.3.0 sets its log level from Python. Two lines at the exit of the process remain.
+    """
+    if _logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as sink:
+            os.dup2(sink.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

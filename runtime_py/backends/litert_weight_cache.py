@@ -1,0 +1,129 @@
+"""Where XNNPACK keeps the weights it repacked for this processor.
+
+Without a cache every signature repacks all the weights into memory of its own; with one they are
+packed once, into a file that is mapped. XNNPACK believes such a file by the index of a weight, not
+by its content, so the file's name carries a digest of the model; and it aborts the process when
+the disk fills while it writes, so room is checked before. The files can be deleted at any time.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from runtime_py.litertlm import Section
+
+IN_MEMORY = ":memory"  # XNNPACK's name for an anonymous file: shared by the signatures, not kept
+_SPARE_BYTES = 64 << 20
+_STALE_S = 24 * 3600.0
+_HEAD_BYTES = 1 << 20
+_NUM_SAMPLES = 64
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class WeightCache:
+    """A value for CpuOptions.xnnpack_weight_cache_path, and what to do after loading."""
+
+    path: str
+    final: Path | None = None  # set while the file is being written under a temporary name
+
+    def commit(self) -> None:
+        """Give a freshly written file its name, and remove the ones it replaces."""
+        if self.final is None:
+            return
+        written = Path(self.path)
+        try:
+            descriptor = os.open(written, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            written.replace(self.final)
+        except OSError:
+            return  # the model keeps the file it has open; the next load packs again
+        place = self.final.name.rpartition("-")[0]
+        for other in self.final.parent.glob(f"{place}-*.xnnpack"):
+            if other != self.final:
+                _remove(other)
+
+    def discard(self) -> None:
+        if self.final is not None:
+            _remove(Path(self.path))
+
+
+def default_directory() -> Path:
+    """The user's cache directory, by the platform's convention."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "gemma-export" / "litert"
+
+
+def weight_cache(directory: Path, bundle: Path, section: Section) -> WeightCache:
+    """The cache of one model section: an existing file, a new one, or memory for want of room."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        final = directory / _file_name(bundle, section)
+        if set('"\\') & set(final.as_posix()):  # LiteRT writes the path into TOML unescaped
+            return WeightCache(IN_MEMORY)
+        if final.exists():
+            return WeightCache(final.as_posix())
+        _remove_abandoned(directory)
+        free_bytes = shutil.disk_usage(directory).free
+    except OSError:
+        return WeightCache(IN_MEMORY)
+    enough = free_bytes >= section.size_bytes * 5 // 4 + _SPARE_BYTES
+    if not enough or not os.access(directory, os.W_OK):
+        return WeightCache(IN_MEMORY)
+    writing = final.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
+    return WeightCache(writing.as_posix(), final)
+
+
+def _file_name(bundle: Path, section: Section) -> str:
+    place = hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:12]
+    return f"{place}-{section.model_type}-{_digest(bundle, section)}.xnnpack"
+
+
+def _digest(bundle: Path, section: Section) -> str:
+    """Changes with the file, the runtime and the processor; reads about 1.3 MB at most."""
+    status = bundle.stat()
+    about = f"{section} {status.st_size} {status.st_mtime_ns} {_processor()}"
+    digest = hashlib.sha256(f"{about} {metadata.version('ai-edge-litert')}".encode())
+    with bundle.open("rb") as file:
+        file.seek(section.begin)
+        digest.update(file.read(min(_HEAD_BYTES, section.size_bytes)))
+        for index in range(_NUM_SAMPLES):
+            file.seek(section.begin + section.size_bytes * index // _NUM_SAMPLES)
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:24]
+
+
+def _processor() -> str:
+    """A home directory may be shared by machines that pack differently."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return platform.machine() + line
+    return platform.machine() + platform.processor()
+
+
+def _remove_abandoned(directory: Path) -> None:
+    for path in directory.glob("*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,111 @@
+import os
+import shutil
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from runtime_py.backends import litert_weight_cache
+from runtime_py.backends.litert_weight_cache import IN_MEMORY, default_directory, weight_cache
+from runtime_py.litertlm import Section
+
+pytest.importorskip("ai_edge_litert")  # its version is part of the name
+
+SECTION = Section(data_type="tflite_model", model_type="tf_lite_mtp_drafter", begin=16, end=3000)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    path = tmp_path / "model.litertlm"
+    path.write_bytes(bytes(range(250)) * 12)
+    os.utime(path, ns=(0, 10**18))
+    return path
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return tmp_path / "cache"
+
+
+def build(directory, bundle):
+    """A cache as a model that loaded would leave it."""
+    cache = weight_cache(directory, bundle, SECTION)
+    with open(cache.path, "wb") as file:
+        file.write(b"packed")
+    cache.commit()
+    return cache
+
+
+def test_a_new_file_gets_its_name_only_when_complete(directory, bundle):
+    cache = weight_cache(directory, bundle, SECTION)
+    assert cache.path.endswith(".tmp")
+    assert cache.final.suffix == ".xnnpack"
+    assert build(directory, bundle).final == cache.final
+    again = weight_cache(directory, bundle, SECTION)
+    assert (again.path, again.final) == (cache.final.as_posix(), None)
+
+
+def test_a_load_that_failed_leaves_nothing(directory, bundle):
+    cache = weight_cache(directory, bundle, SECTION)
+    with open(cache.path, "wb") as file:
+        file.write(b"half")
+    cache.discard()
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("byte", [20, 2999])
+def test_a_changed_model_gets_a_new_file_and_the_old_one_goes(directory, bundle, byte):
+    old = build(directory, bundle).final
+    content = bytearray(bundle.read_bytes())
+    content[byte] ^= 1
+    bundle.write_bytes(content)
+    os.utime(bundle, ns=(0, 10**18))
+    new = build(directory, bundle).final
+    assert list(directory.iterdir()) == [new]
+    assert new != old
+
+
+def test_the_time_of_the_file_counts(directory, bundle):
+    old = build(directory, bundle).final
+    os.utime(bundle, ns=(0, 10**18 + 1))
+    assert weight_cache(directory, bundle, SECTION).final != old
+
+
+def test_another_section_of_the_same_file_stays(directory, bundle):
+    first = build(directory, bundle).final
+    other = Section(data_type="tflite_model", model_type="tf_lite_prefill_decode", begin=0, end=9)
+    cache = weight_cache(directory, bundle, other)
+    with open(cache.path, "wb"):
+        pass
+    cache.commit()
+    assert set(directory.iterdir()) == {first, cache.final}
+
+
+def test_without_room_the_weights_stay_in_memory(directory, bundle, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50 << 20))
+    assert weight_cache(directory, bundle, SECTION) == litert_weight_cache.WeightCache(IN_MEMORY)
+
+
+def test_a_directory_that_cannot_be_made_is_no_error(bundle, tmp_path):
+    (tmp_path / "taken").write_bytes(b"")
+    assert weight_cache(tmp_path / "taken" / "cache", bundle, SECTION).path == IN_MEMORY
+
+
+def test_a_path_that_toml_would_misread_is_not_used(bundle, tmp_path):
+    assert weight_cache(tmp_path / 'a"b', bundle, SECTION).path == IN_MEMORY
+
+
+def test_abandoned_files_are_removed_after_a_day(directory, bundle):
+    directory.mkdir()
+    old, young = directory / "a.1.2.tmp", directory / "b.1.2.tmp"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, time.time() - 2 * 24 * 3600))
+    weight_cache(directory, bundle, SECTION)
+    assert list(directory.iterdir()) == [young]
+
+
+def test_the_default_directory_follows_the_platform(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_directory() == tmp_path / "gemma-export" / "litert"
