@@ -1,0 +1,5 @@
+"""`python -m exporter` is gemma-export."""
+
+from exporter.cli import main
+
+main(prog_name="gemma-export")

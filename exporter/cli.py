@@ -1,0 +1,177 @@
+"""gemma-export: the command line on the workstation."""
+
+import logging
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.config import DEVICES, ExportConfig, GraphShapes, ModelSource, known_sizes, load_size
+from exporter.errors import ExportError
+from runtime_py import render
+from runtime_py.errors import RunError
+from runtime_py.manifest import Manifest, RuntimeName
+
+RUNTIMES: tuple[RuntimeName, ...] = ("litert",)
+
+
+class ErrorLine(click.Command):
+    """Turns an ExportError into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ExportError, RunError) as error:
+            click.echo(f"{ctx.info_name}: error: {error}", err=True)
+            sys.exit(1)
+
+
+@click.command(cls=ErrorLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--target",
+    "device",
+    type=click.Choice(sorted(DEVICES)),
+    required=True,
+    help="Device to export for; picks the defaults below.",
+)
+@click.option("--size", type=click.Choice(known_sizes()), help="A model this tool knows by name.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Folder of your own Gemma 4 checkpoint."
+)
+@click.option(
+    "--drafter", type=click.Path(path_type=Path), help="Folder of its MTP drafter (assistant)."
+)
+@click.option("--no-drafter", is_flag=True, help="Export --model without a drafter.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(RUNTIMES),
+    multiple=True,
+    help="Runtime to lower to; may be given more than once.  [default: the target's]",
+)
+@click.option(
+    "--quantize",
+    "recipe",
+    metavar="RECIPE",
+    help="float32, int8, int4, or your own recipe.toml.  [default: the target's]",
+)
+@click.option(
+    "--context",
+    "context_length",
+    type=click.IntRange(16, 2**20),
+    metavar="N",
+    help="Tokens of prompt and answer together.  [default: the target's]",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help='Prompts to record the original on, one {"kind": "text" or "chat", "text": …} per line.',
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Bundle folder.  [default: ./MODEL-TARGET]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
+@click.option("--no-check", is_flag=True, help="Do not replay the original at the end.")
+@click.version_option(package_name="gemma-export", prog_name="gemma-export")
+def main(**options: Any) -> None:
+    """Export Gemma 4 and its MTP drafter to a bundle for a device, and prove that it says the same.
+
+    \b
+    gemma-export --target raspberry-pi --size tiny
+    gemma-export --target android --model ./my-finetune --drafter ./my-drafter --quantize int4
+
+    The bundle is a folder. The platform's own runtime loads the model file in it as it is,
+    gemma-run runs it without torch, and it carries a recording of the original, which
+    `gemma-run check` replays. A target picks runtime, recipe, context and draft length; every one
+    can be overridden.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
+    _show_stages()
+    no_check = options.pop("no_check")
+    config = resolve(**options)
+    # Heavy imports wait until the options are known to be good.
+    from exporter.pipeline import export
+
+    manifest = export(config, render.progress)
+    _print_files(config.output, manifest)
+    if not no_check and not _check(config.output, manifest):
+        sys.exit(1)
+    click.echo(f'\nNext: gemma-run generate {config.output} --prompt "…"')
+
+
+def resolve(
+    *,
+    device: str,
+    size: str | None,
+    model: Path | None,
+    drafter: Path | None,
+    no_drafter: bool,
+    **choices: Any,
+) -> ExportConfig:
+    """Turn options into one configuration, with the target's defaults where nothing was said.
+
+    Raises:
+        click.UsageError: for options that contradict each other.
+    """
+    source = _source(size, model, drafter, no_drafter)
+    if choices["prompts"] is not None:
+        source = replace(source, prompts=choices["prompts"])
+    defaults = DEVICES[device]
+    longest = source.max_context_length or defaults.context_length
+    context_length = choices["context_length"] or min(defaults.context_length, longest)
+    prefill_lengths = tuple(n for n in source.prefill_lengths if n <= context_length)
+    return ExportConfig(
+        source=source,
+        output=choices["output"] or Path(f"{source.name}-{device}"),
+        overwrite=choices["overwrite"],
+        device=device,
+        runtimes=choices["runtimes"] or defaults.runtimes,
+        recipe=choices["recipe"] or defaults.recipe,
+        shapes=GraphShapes(prefill_lengths=prefill_lengths, cache_length=context_length),
+        draft_length=defaults.draft_length,
+    )
+
+
+def _source(
+    size: str | None, model: Path | None, drafter: Path | None, no_drafter: bool
+) -> ModelSource:
+    if (size is None) == (model is None):
+        raise click.UsageError("say what to export: either --size or --model")
+    if size is not None:
+        if drafter is not None or no_drafter:
+            raise click.UsageError("--drafter and --no-drafter go with --model")
+        return load_size(size)
+    assert model is not None
+    if (drafter is None) != no_drafter:
+        raise click.UsageError("--model needs its --drafter, or --no-drafter")
+    return ModelSource(name=model.resolve().name, model=model, drafter=drafter)
+
+
+def _show_stages() -> None:
+    """One line per stage on stderr; nothing from the libraries underneath but errors."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    stages = logging.getLogger("exporter")
+    stages.setLevel(logging.INFO)
+    stages.handlers = [handler]
+    stages.propagate = False
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+def _print_files(output: Path, manifest: Manifest) -> None:
+    click.echo(f"\n{output}")
+    for name, entry in manifest.files.items():
+        click.echo(f"  {name:<24}{entry.size_bytes / 1e6:>10.2f} MB")
+
+
+def _check(output: Path, manifest: Manifest) -> bool:
+    """Run gemma-run check, as the device would: in a process that never loads torch."""
+    passed = True
+    for runtime in manifest.runtimes:
+        command = [sys.executable, "-m", "runtime_py", "check", str(output), "--runtime", runtime]
+        passed = subprocess.run(command, check=False).returncode == 0 and passed
+    return passed

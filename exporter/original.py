@@ -1,0 +1,149 @@
+"""The original: transformers' own modules, eager and float32, which everything is compared with."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporter.errors import ExportError
+
+KVStates = dict[str, tuple[Tensor, Tensor]]  # kind of layer -> keys, values [1, G, T, E]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One pass of the target over a whole text of T tokens."""
+
+    token_ids: list[int]
+    logits: Tensor  # [T, V]
+    hidden: Tensor  # [1, T, D], after the last norm
+    kv_states: KVStates
+
+
+class Original:
+    """A target and its drafter as transformers loads them."""
+
+    def __init__(self, model: Path, drafter: Path | None) -> None:
+        """Load both.
+
+        Raises:
+            ExportError: if transformers refuses a checkpoint.
+        """
+        self._target = _load(model)
+        self._drafter = None if drafter is None else _load(drafter)
+        self._embed = self._target.get_input_embeddings()
+
+    def greedy(self, prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
+        """The next `num_tokens` greedy tokens; stop tokens do not end them."""
+        return self._generate(prompt_ids, num_tokens)
+
+    def assisted(self, prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
+        """The same by transformers' own assisted generation."""
+        return self._generate(prompt_ids, num_tokens, assistant_model=self._drafter)
+
+    def _generate(
+        self, prompt_ids: Sequence[int], num_tokens: int, **options: Any
+    ) -> list[int]:
+        prompt = torch.tensor([list(prompt_ids)])
+        generated = self._target.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=num_tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+            **options,
+        )
+        return [int(token_id) for token_id in generated[0, len(prompt_ids) :]]
+
+    def read(self, token_ids: Sequence[int]) -> Reading:
+        """Run the target over a whole text at once."""
+        out = self._target(
+            input_ids=torch.tensor([list(token_ids)]),
+            output_hidden_states=True,
+            return_shared_kv_states=True,
+            use_cache=False,
+        )
+        return Reading(list(token_ids), out.logits[0], out.hidden_states[-1], out.shared_kv_states)
+
+    def draft(self, reading: Reading, position: int, draft_length: int) -> list[int]:
+        """What the drafter proposes after the token at `position`, the last emitted one.
+
+        As transformers' SinglePositionMultiTokenCandidateGenerator does it, over committed rows.
+        """
+        if self._drafter is None:
+            return []
+        kv_states = {
+            kind: (keys[:, :, :position], values[:, :, :position])
+            for kind, (keys, values) in reading.kv_states.items()
+        }
+        last = torch.tensor([[reading.token_ids[position]]])
+        hidden = reading.hidden[:, position - 1 : position]
+        drafts = []
+        for _ in range(draft_length):
+            out = self._drafter(
+                inputs_embeds=torch.cat((self._embed(last), hidden), dim=-1),
+                position_ids=torch.tensor([[position]]),
+                shared_kv_states=kv_states,
+                use_cache=False,
+            )
+            last, hidden = out.logits.argmax(dim=-1), out.last_hidden_state
+            drafts.append(int(last))
+        return drafts
+
+
+def _load(folder: Path) -> Any:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    name = (config.architectures or ["Gemma4ForCausalLM"])[0]
+    with _assistants_can_be_built(), _quiet(transformers):
+        try:
+            loaded = getattr(transformers, name).from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+            )
+        except (OSError, ValueError, AttributeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ExportError(
+                f"{folder}: transformers cannot load the original ({reason}); "
+                "correct the checkpoint, it is what the export is compared with"
+            ) from None
+    return loaded.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _assistants_can_be_built() -> Iterator[None]:
+    # transformers 5.23's Gemma4TextConfig.kv_sharing_modes raises when ALL layers share, as they do
+    # in every assistant. Remove once a release constructs Gemma4AssistantForCausalLM.
+    from transformers import Gemma4TextConfig
+
+    original = Gemma4TextConfig.kv_sharing_modes
+
+    def modes(config: Any) -> Any:
+        if config.num_kv_shared_layers == config.num_hidden_layers:
+            return ["reuse"] * config.num_hidden_layers
+        return original.fget(config)  # type: ignore[attr-defined]
+
+    Gemma4TextConfig.kv_sharing_modes = property(modes)  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        Gemma4TextConfig.kv_sharing_modes = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No loading bar and no advice on stderr: the export shows its own progress."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()

@@ -1,0 +1,203 @@
+"""The story: checkpoint -> graph -> quantize -> lower -> bundle; the command then checks it."""
+
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.bundle import BundleContents, refuse_existing, staged, write_bundle
+from exporter.checkpoint import (
+    DrafterCheckpoint,
+    TargetCheckpoint,
+    read_checkpoint,
+    read_drafter,
+)
+from exporter.config import ExportConfig, GraphShapes
+from exporter.errors import ExportError
+from exporter.lower import litert
+from exporter.original import Original
+from exporter.quantize import Recipe, load_recipe, size_bytes
+from exporter.reference import Prompt, ReferenceSize, read_prompts, record_reference
+from exporter.text import OriginalTokenizer, TextFiles, read_text_files
+from runtime_py.manifest import Manifest, ModelEntry, RuntimeEntry, RuntimeName
+from runtime_py.reference import Reference
+
+logger = logging.getLogger(__name__)
+
+AnyCheckpoint = TargetCheckpoint | DrafterCheckpoint
+# (title, total, unit) -> a context that yields the function to call with what is done.
+Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+def no_bar(_title: str, _total: int, _unit: str) -> AbstractContextManager[Callable[[int], None]]:
+    """For callers that show no progress."""
+    return nullcontext(lambda _: None)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every later stage reads."""
+
+    target: TargetCheckpoint
+    drafter: DrafterCheckpoint | None
+    text: TextFiles
+    prompts: list[Prompt]
+    recipe: Recipe
+
+
+def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
+    """Make the bundle `config.output`.
+
+    Raises:
+        ExportError: for any input that cannot be exported; nothing is left behind then.
+    """
+    start = time.monotonic()
+    refuse_existing(config.output, config.overwrite)
+    inputs = read_inputs(config)
+    refuse_small_disk(config, inputs)
+    with staged(config.output, config.overwrite) as folder:
+        reference = record(config, inputs, bar)
+        runtimes: dict[RuntimeName, RuntimeEntry] = {}
+        for name in config.runtimes:
+            runtimes[name] = RuntimeEntry(
+                model=LOWER[name](inputs, config.shapes, folder, bar),
+                recipe=inputs.recipe.name,
+                tolerances=inputs.recipe.tolerances,
+            )
+        contents = BundleContents(
+            name=config.source.name,
+            device=config.device,
+            model=_model_entry(config, inputs),
+            text=inputs.text,
+            draft_length=config.draft_length if inputs.drafter else 0,
+            runtimes=runtimes,
+            reference=reference,
+        )
+        manifest = write_bundle(folder, contents)
+    logger.info("done        %s, %.0f s", config.output, time.monotonic() - start)
+    return manifest
+
+
+def read_inputs(config: ExportConfig) -> Inputs:
+    """Open and check everything the user named, before any work is done."""
+    source = config.source
+    recipe = load_recipe(config.recipe)
+    target = read_checkpoint(source.model)
+    drafter = None if source.drafter is None else read_drafter(source.drafter, target)
+    inputs = Inputs(
+        target, drafter, read_text_files(source.model), read_prompts(source.prompts), recipe
+    )
+    longest = target.config.get("text_config", target.config).get("max_position_embeddings")
+    if isinstance(longest, int) and config.shapes.cache_length > longest:
+        raise ExportError(
+            f"{source.model}: the model was made for {longest} tokens, --context asks for "
+            f"{config.shapes.cache_length}; lower it"
+        )
+    logger.info("checkpoint  %s, %.2f M weights", source.model, _num_weights(target) / 1e6)
+    if drafter is not None:
+        logger.info("checkpoint  %s, %.2f M weights", source.drafter, _num_weights(drafter) / 1e6)
+    return inputs
+
+
+def _num_weights(checkpoint: AnyCheckpoint) -> int:
+    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
+
+
+def refuse_small_disk(config: ExportConfig, inputs: Inputs) -> None:
+    """The graphs are written once, then packed into the bundle: twice the weights for a moment."""
+    weights = _packed_bytes(inputs.target, inputs.recipe, "")
+    if inputs.drafter is not None:
+        weights += _packed_bytes(inputs.drafter, inputs.recipe, "drafter.")
+    needed = 2 * weights * len(config.runtimes)
+    folder = next(path for path in config.output.absolute().parents if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExportError(
+            f"{folder}: the disk is too full: {free / 1e6:.0f} MB free, about "
+            f"{needed / 1e6:.0f} MB needed; free some room or choose another --output"
+        )
+
+
+def _packed_bytes(checkpoint: AnyCheckpoint, recipe: Recipe, prefix: str) -> int:
+    return sum(
+        size_bytes(checkpoint.shape(name), recipe.bits(prefix + name, checkpoint.shape(name)))
+        for name in checkpoint.names()
+    )
+
+
+def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
+    """Run the original on the prompts that fit the context.
+
+    Raises:
+        ExportError: if no prompt fits, or if the bundle's tokenizer would not say the same.
+    """
+    source, size = config.source, ReferenceSize(draft_length=config.draft_length)
+    tokenizer = OriginalTokenizer(source.model)
+    encoded = [(prompt.text, _encode(tokenizer, inputs.text, prompt)) for prompt in inputs.prompts]
+    room = config.shapes.cache_length - size.num_tokens
+    fitting = [(text, ids) for text, ids in encoded if len(ids) <= room][: size.num_prompts]
+    if not fitting:
+        raise ExportError(
+            f"{source.prompts}: no prompt leaves room for {size.num_tokens} tokens in a context of "
+            f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
+        )
+    original = Original(source.model, source.drafter)
+    start = time.monotonic()
+    with bar("reference", len(fitting), "prompts") as progress:
+        reference = record_reference(original, fitting, size, progress)
+    logger.info(
+        "reference   %d prompts x %d tokens, %.0f s",
+        len(fitting),
+        size.num_tokens,
+        time.monotonic() - start,
+    )
+    return reference
+
+
+def _encode(tokenizer: OriginalTokenizer, text: TextFiles, prompt: Prompt) -> list[int]:
+    if prompt.kind == "chat":
+        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
+    return tokenizer.encode(prompt.text, text.bos_token_id)
+
+
+def _model_entry(config: ExportConfig, inputs: Inputs) -> ModelEntry:
+    spec = inputs.target.spec
+    return ModelEntry(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        num_layers=len(spec.layers),
+        context_length=config.shapes.cache_length,
+        has_drafter=inputs.drafter is not None,
+    )
+
+
+def _lower_litert(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -> str:
+    name = "model.litertlm"
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with bar("lower", 100, "%") as progress:
+            files = litert.lower(
+                inputs.target,
+                inputs.drafter,
+                shapes,
+                inputs.recipe,
+                Path(scratch),
+                lambda _file, done, total: progress(100 * done // max(1, total)),
+            )
+        out = folder / name
+        litert.pack(Path(scratch), inputs.text.folder, shapes.cache_length, inputs.recipe.name, out)
+    logger.info(
+        "lower       litert, %d graph files, %.1f MB, %.0f s",
+        len(files),
+        out.stat().st_size / 1e6,
+        time.monotonic() - start,
+    )
+    return name
+
+
+LOWER: Mapping[RuntimeName, Callable[[Inputs, GraphShapes, Path, Bar], str]] = {"litert": _lower_litert}
