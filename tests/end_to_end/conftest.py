@@ -1,0 +1,106 @@
+"""The tiny model, exported once per recipe and run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from exporter.config import load_size
+from exporter.original import Original
+from runtime_py.bundle import Bundle
+from runtime_py.sampling import GREEDY
+from runtime_py.speculative import Session, Stops
+
+ROOT = Path(__file__).parents[2]
+NUM_TOKENS = 64
+
+
+def run(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Run gemma-export or gemma-run as a user does, in a process of its own."""
+    program, *rest = map(str, arguments)
+    package = {"gemma-export": "exporter", "gemma-run": "runtime_py"}[program]
+    return subprocess.run(
+        [sys.executable, "-m", package, *rest],
+        cwd=options.pop("cwd", ROOT),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return load_size("tiny")
+
+
+@pytest.fixture(scope="session")
+def export_tiny(tmp_path_factory) -> Callable[[str], Path]:
+    """The bundle of the tiny model with a recipe, made on first use."""
+    made: dict[str, Path] = {}
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def export(recipe: str) -> Path:
+        if recipe not in made:
+            output = folder / recipe
+            done = run(
+                "gemma-export",
+                *("--target", "raspberry-pi", "--size", "tiny", "--quantize", recipe),
+                *("--output", output, "--no-check"),
+            )
+            assert done.returncode == 0, done.stderr
+            made[recipe] = output
+        return made[recipe]
+
+    return export
+
+
+@pytest.fixture(scope="session", params=["float32", "int8", "int4"])
+def recipe(request) -> str:
+    return request.param
+
+
+class LoadedBundle:
+    """A bundle, its backend and one session, to generate from again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bundle = Bundle.open(folder)
+        self.reference = self.bundle.reference()
+        self.backend = self.bundle.backend("litert", 1)
+        self.session = self.bundle.session(self.backend)
+
+    def generate(self, prompt_ids, draft_length=0, law=GREEDY, num_tokens=NUM_TOKENS):
+        """Tokens of a fresh sequence, stop tokens ignored."""
+        self.session = Session(self.backend, self.bundle.manifest.model.context_length)
+        steps = self.session.generate(
+            list(map(int, prompt_ids)), law, Stops(max_new_tokens=num_tokens), draft_length
+        )
+        return [token_id for step in steps for token_id in step.token_ids]
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+@pytest.fixture(scope="session")
+def float32(export_tiny):
+    with closing(LoadedBundle(export_tiny("float32"))) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def loaded(export_tiny, recipe):
+    with closing(LoadedBundle(export_tiny(recipe))) as bundle:
+        yield bundle
+
+
+@pytest.fixture(scope="session")
+def original(tiny) -> Original:
+    import torch
+
+    torch.set_num_threads(1)  # the tiny model is too small for more
+    return Original(tiny.model, tiny.drafter)
