@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, shown
 from exporter.graph.spec import (
     KINDS,
     CentroidSpec,
@@ -14,7 +14,6 @@ from exporter.graph.spec import (
     RopeSpec,
     TargetSpec,
 )
-
 
 TARGET_TYPES = {"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"}
 DRAFTER_TYPES = {
@@ -77,14 +76,15 @@ class Fields:
         """Refuse every value but the allowed ones; an absent key is fine."""
         if key in self.values and self.values[key] not in allowed:
             raise ExportError(
-                f"{self.where}: {key} is {brief(self.values[key])}, {reason}; supported: "
-                f"{' or '.join(brief(value) for value in allowed)}"
+                f"{self.where}: {key} is {shown(repr(self.values[key]))}, {reason}; supported: "
+                f"{' or '.join(shown(repr(value)) for value in allowed)}"
             )
 
     def wrong(self, key: str, needed: str) -> ExportError:
-        found = brief(self.values[key]) if key in self.values else "absent"
+        found = shown(repr(self.values[key])) if key in self.values else "absent"
         return ExportError(
-            f"{self.where}: {key} is {found}, needed {needed}; get the checkpoint's own config.json"
+            f"{self.where}: {shown(key)} is {found}, needed {needed}; "
+            "get the checkpoint's own config.json"
         )
 
     def _get(self, key: str, default: Any) -> Any:
@@ -157,12 +157,6 @@ def parse_drafter(config: Mapping[str, Any], where: str, target: TargetSpec) -> 
     )
 
 
-def brief(value: object) -> str:
-    """A value from a file, on one short printable line."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _text_fields(config: Mapping[str, Any], where: str, types: Mapping[str, str]) -> Fields:
     """The object that holds the decoder's numbers: text_config, or the whole file."""
     model_type = config.get("model_type")
@@ -172,7 +166,7 @@ def _text_fields(config: Mapping[str, Any], where: str, types: Mapping[str, str]
         return top
     if not isinstance(model_type, str) or model_type not in types:
         raise ExportError(
-            f"{where}: model_type {brief(model_type)} is not a Gemma 4 "
+            f"{where}: model_type {shown(repr(model_type))} is not a Gemma 4 "
             f"{'target' if types is TARGET_TYPES else 'drafter'}; needed {' or '.join(types)}"
         )
     text = top.fields("text_config")
@@ -247,7 +241,7 @@ def _explicit_overrides(layers: Fields, count: int) -> dict[int, dict[str, Any]]
         for name in values:
             if name not in ("head_dim", "num_key_value_heads"):
                 raise ExportError(
-                    f"{layers.where}: {key}: {brief(name)} per layer is not supported; "
+                    f"{layers.where}: {key}: {shown(repr(name))} per layer is not supported; "
                     "supported: head_dim and num_key_value_heads"
                 )
         overrides[int(key)] = dict(values)

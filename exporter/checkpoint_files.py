@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
             )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path}: cannot be read as text ({_short(error)})") from error
+        raise ExportError(f"{path}: cannot be read as text ({shown(error)})") from error
     return _json_object(text, str(path))
 
 
@@ -71,8 +71,8 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
         for name, tensor in _open_file(shard).items():
             if name in tensors:
                 raise ExportError(
-                    f"{shard}: tensor {name} is also in {tensors[name].path.name}, needed it once; "
-                    "download the checkpoint again"
+                    f"{shard}: tensor {shown(name)} is also in {tensors[name].path.name}, "
+                    "needed it once; download the checkpoint again"
                 )
             tensors[name] = tensor
     _check_index(folder, tensors)
@@ -87,7 +87,7 @@ def _shards(folder: Path) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise ExportError(
-                f"{folder / INDEX_FILE}: names {shard.name}, which is not in the folder; "
+                f"{folder / INDEX_FILE}: names {shown(shard.name)}, which is not in the folder; "
                 "download the missing file"
             )
     return shards
@@ -99,8 +99,8 @@ def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     for name, shard in _weight_map(folder).items():
         if name not in tensors:
             raise ExportError(
-                f"{folder / INDEX_FILE}: says {name} is in {shard}, which does not hold it; "
-                "download the checkpoint again"
+                f"{folder / INDEX_FILE}: says {shown(name)} is in {shown(shard)}, "
+                "which does not hold it; download the checkpoint again"
             )
 
 
@@ -114,7 +114,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
         plain = isinstance(shard, str) and shard not in ("", ".", "..") and "\0" not in shard
         if not plain or "/" in shard or "\\" in shard:
             raise ExportError(
-                f"{index}: {name} is in {_short(shard)}, needed a file name inside the folder"
+                f"{index}: {shown(name)} is in {shown(shard)}, needed a file name inside the folder"
             )
     return weight_map
 
@@ -138,7 +138,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
     tensors = {}
     end = 0
     for name, entry in header.items():
-        type_name, shape, (first, last) = _entry(entry, f"{path}: {_short(name)}")
+        type_name, shape, (first, last) = _entry(entry, f"{path}: {shown(name)}")
         tensors[name] = StoredTensor(path, mapped, type_name, shape, data + first)
         end = max(end, last)
     if end != size - data:
@@ -158,7 +158,7 @@ def _map(path: Path) -> mmap.mmap:
                 # Copy on write: torch wants a writable buffer, and the file must stay as it is.
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
-        raise ExportError(f"{path}: cannot be opened ({_short(error)})") from error
+        raise ExportError(f"{path}: cannot be opened ({shown(error)})") from error
     raise ExportError(f"{path}: {size} bytes, needed a safetensors header; download the file again")
 
 
@@ -192,13 +192,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{where}: not JSON ({_short(error)}); download it again") from error
+        raise ExportError(f"{where}: not JSON ({shown(error)}); download it again") from error
     if not isinstance(value, dict):
         raise ExportError(f"{where}: a JSON {type(value).__name__}, needed an object")
     return value
-
-
-def _short(value: object) -> str:
-    """One printable line, whatever a file put there."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."

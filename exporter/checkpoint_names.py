@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, shown
 from exporter.graph.spec import DrafterSpec, TargetSpec
 
 # A multimodal checkpoint wraps the decoder; the longest prefix comes first.
@@ -35,8 +35,8 @@ def normalised_names(names: Iterable[str], where: str) -> dict[str, str]:
             continue
         if short in known:
             raise ExportError(
-                f"{where}: {name} and {known[short]} are the same tensor, needed it once; "
-                "save the checkpoint again"
+                f"{where}: {shown(name)} and {shown(known[short])} are the same tensor, "
+                "needed it once; save the checkpoint again"
             )
         known[short] = name
     return known
@@ -77,6 +77,5 @@ def check_names(
 
 
 def _list(names: list[str]) -> str:
-    first = names[0] if len(names[0]) <= 100 else names[0][:97] + "..."
-    first = " ".join(first.split())
+    first = shown(names[0])
     return first if len(names) == 1 else f"{first} and {len(names) - 1} more ({len(names)} in all)"

@@ -37,6 +37,7 @@ class Original:
         self._target = _load(model)
         self._drafter = None if drafter is None else _load(drafter)
         self._embed = self._target.get_input_embeddings()
+        self.num_weights = sum(weight.numel() for weight in self._target.parameters())
 
     def greedy(self, prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
         """The next `num_tokens` greedy tokens; stop tokens do not end them."""
@@ -46,9 +47,7 @@ class Original:
         """The same by transformers' own assisted generation."""
         return self._generate(prompt_ids, num_tokens, assistant_model=self._drafter)
 
-    def _generate(
-        self, prompt_ids: Sequence[int], num_tokens: int, **options: Any
-    ) -> list[int]:
+    def _generate(self, prompt_ids: Sequence[int], num_tokens: int, **options: Any) -> list[int]:
         prompt = torch.tensor([list(prompt_ids)])
         generated = self._target.generate(
             prompt,
@@ -102,7 +101,7 @@ def _load(folder: Path) -> Any:
 
     config = transformers.AutoConfig.from_pretrained(folder)
     name = (config.architectures or ["Gemma4ForCausalLM"])[0]
-    with _assistants_can_be_built(), _quiet(transformers):
+    with _assistants_can_be_built(config), _quiet(transformers):
         try:
             loaded = getattr(transformers, name).from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
@@ -117,23 +116,22 @@ def _load(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _assistants_can_be_built() -> Iterator[None]:
-    # transformers 5.23's Gemma4TextConfig.kv_sharing_modes raises when ALL layers share, as they do
-    # in every assistant. Remove once a release constructs Gemma4AssistantForCausalLM.
-    from transformers import Gemma4TextConfig
+def _assistants_can_be_built(config: Any) -> Iterator[None]:
+    # transformers 5.23's kv_sharing_modes raises when ALL layers share, as they do in every
+    # assistant. Remove once a release constructs Gemma4AssistantForCausalLM.
+    config_class = type(config.get_text_config())
+    original = config_class.kv_sharing_modes
 
-    original = Gemma4TextConfig.kv_sharing_modes
+    def modes(text_config: Any) -> Any:
+        if text_config.num_kv_shared_layers == text_config.num_hidden_layers:
+            return ["reuse"] * text_config.num_hidden_layers
+        return original.fget(text_config)
 
-    def modes(config: Any) -> Any:
-        if config.num_kv_shared_layers == config.num_hidden_layers:
-            return ["reuse"] * config.num_hidden_layers
-        return original.fget(config)  # type: ignore[attr-defined]
-
-    Gemma4TextConfig.kv_sharing_modes = property(modes)  # type: ignore[assignment,method-assign]
+    config_class.kv_sharing_modes = property(modes)
     try:
         yield
     finally:
-        Gemma4TextConfig.kv_sharing_modes = original  # type: ignore[method-assign]
+        config_class.kv_sharing_modes = original
 
 
 @contextlib.contextmanager

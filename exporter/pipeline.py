@@ -200,4 +200,6 @@ def _lower_litert(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -
     return name
 
 
-LOWER: Mapping[RuntimeName, Callable[[Inputs, GraphShapes, Path, Bar], str]] = {"litert": _lower_litert}
+LOWER: Mapping[RuntimeName, Callable[[Inputs, GraphShapes, Path, Bar], str]] = {
+    "litert": _lower_litert
+}

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from runtime_py.reference import Reference
 logger = logging.getLogger(__name__)
 
 NUM_PROBES = 64  # tokens per position whose logits are kept
+SMALL_MODEL = 50_000_000  # weights; below it one thread runs the original fastest
 NUM_TOP_PROBES = 16  # of them, the most probable ones
 
 
@@ -86,7 +88,7 @@ def record_reference(
         progress: called with the number of prompts done.
     """
     records = []
-    with torch.inference_mode():
+    with torch.inference_mode(), _threads_that_pay(original):
         for index, (_, prompt_ids) in enumerate(prompts):
             records.append(_record(original, list(prompt_ids), size, seed=index))
             progress(index + 1)
@@ -99,6 +101,18 @@ def record_reference(
         logit_scale=max(record.logit_scale for record in records),
         draft_ids=np.stack([record.draft_ids for record in records]),
     )
+
+
+@contextmanager
+def _threads_that_pay(original: Original) -> Iterator[None]:
+    """Small matrices are quicker on one thread, many times so on a machine that is busy."""
+    num_threads = torch.get_num_threads()
+    if original.num_weights < SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 @dataclass(frozen=True)

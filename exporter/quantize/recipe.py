@@ -91,7 +91,7 @@ def plan(source: TensorSource, recipe: Recipe, prefix: str = "") -> dict[str, We
     total = sum(size_bytes(source.shape(name), kind) for name, kind in types.items())
     whose = prefix.removesuffix(".") or "target"
     logger.info(
-        "quantize  %s  %s: %d tensors, %.1f MB", recipe.name, whose, len(types), total / 1e6
+        "quantize    %s, %s, %d tensors, %.1f MB", recipe.name, whose, len(types), total / 1e6
     )
     return types
 

@@ -1,6 +1,7 @@
 """The LiteRT backend: the four graphs of one .litertlm over one shared KV buffer."""
 
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class LiteRTBackend:
             with native_messages_hidden():
                 self._runtime = Runtime(num_threads or default_num_threads())
                 self._load(self._runtime)
-        except BaseException:
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they refer to models and buffers
             self.close()
             raise
 
@@ -177,18 +179,30 @@ class LiteRTBackend:
             )
 
     def _prefill_plan(self, num_tokens: int, position: int) -> Iterator[tuple["_TargetStep", int]]:
-        """Steps and how many tokens each takes; padding fills at most half of a step."""
-        steps = self._verify | self._prefill  # of equal width, prefill: it computes no logits
+        """Steps and how many tokens each takes."""
         while num_tokens:
-            room = self.cache_length - position
-            # A graph writes all its rows, and past the end it would move them down instead.
-            fitting = [width for width in steps if width <= min(room, 2 * num_tokens)]
-            enough = [width for width in fitting if width >= num_tokens]
-            width = min(enough) if enough else max(fitting)
-            taken = min(width, num_tokens)
-            yield steps[width], taken
+            step = self._prefill_step(num_tokens, self.cache_length - position)
+            taken = min(step.width, num_tokens)
+            yield step, taken
             num_tokens -= taken
             position += taken
+
+    def _prefill_step(self, num_tokens: int, room: int) -> "_TargetStep":
+        """The widest prefill graph that is filled; at the end, a padded one if a quarter is used.
+
+        A prefill graph skips the head and the layers that own no KV, so it costs less than half of
+        a verify graph of its width. Whatever runs writes all its rows, and past the end of the
+        cache LiteRT would move them down over committed ones: width <= room.
+        """
+        prefill = [step for width, step in self._prefill.items() if width <= room]
+        filled = [step for step in prefill if step.width <= num_tokens]
+        if filled:
+            return filled[-1]
+        if prefill and prefill[0].width <= 4 * num_tokens:
+            return prefill[0]
+        limit = min(room, 2 * num_tokens)
+        verify = [step for width, step in self._verify.items() if width <= limit]
+        return next((step for step in verify if step.width >= num_tokens), verify[-1])
 
     def _verify_in_parts(
         self, token_ids: Sequence[int], position: int
@@ -248,12 +262,13 @@ class _TargetStep:
     def __init__(self, signature: BoundSignature, lookups: dict[str, _Lookup]) -> None:
         self._signature = signature
         self._positions = signature.inputs["input_pos"]  # [T]
-        self._offsets = np.arange(len(self._positions), dtype=np.int32)
+        self.width = len(self._positions)
+        self._offsets = np.arange(self.width, dtype=np.int32)
         self._mask = _CausalMask(signature.inputs["mask"])
         self._lookups = [
             (lookup, signature.inputs[name][0]) for name, lookup in lookups.items()
         ]  # rows [T, ...]
-        empty = np.zeros((1, len(self._positions), 0), np.float32)
+        empty = np.zeros((1, self.width, 0), np.float32)
         self._logits = signature.outputs.get("logits", empty)[0]  # [T, V]
         self._hidden = signature.outputs.get("activations", empty)[0]  # [T, D]
 

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,18 @@ class LoadedModel:
         self._model: Any = None
         try:
             self._bytes = MappedBytes(bundle, section.begin, section.end)
-        except OSError as error:
-            raise RunError(f"{where}: cannot map it: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
+            raise RunError(f"{where}: cannot map it: {error}") from error
         try:
             check_tflite(self._bytes.data)
             self._model = runtime.compile(self._bytes.data, cache.path if cache else "")
             specs = {spec.name: spec for spec in self._read_signatures()}
         except (FlatbufferError, RuntimeError, ValueError) as error:
+            traceback.clear_frames(error.__traceback__)  # they refer to the mapped bytes
             self.close()
             if cache is not None:
                 cache.discard()
-            reason = str(error).strip().partition("\n")[0]
+            reason = _first_line(error)
             raise RunError(f"{where}: does not load: {reason}; copy the file again") from error
         self.signatures = Signatures(where, specs)
         if cache is not None:
@@ -96,7 +98,7 @@ class LoadedModel:
         return buffer
 
     def bind(self, spec: SignatureSpec, shared: Mapping[str, Any]) -> "BoundSignature":
-        return BoundSignature(self._model, spec, shared)
+        return BoundSignature(self._model, self.signatures.where, spec, shared)
 
     def close(self) -> None:
         """Free the model. Signatures bound to it must have been let go of."""
@@ -126,10 +128,13 @@ class BoundSignature:
         outputs: arrays that run() fills in place.
     """
 
-    def __init__(self, model: Any, spec: SignatureSpec, shared: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: Any, where: str, spec: SignatureSpec, shared: Mapping[str, Any]
+    ) -> None:
         from ai_edge_litert.tensor_buffer import TensorBuffer
 
         self._model = model
+        self._what = f"{where}: {spec.name}"
         self._index = spec.index
         self.inputs: dict[str, Array] = {}
         self.outputs: dict[str, Array] = {}
@@ -156,7 +161,11 @@ class BoundSignature:
     def run(self) -> None:
         for buffer, array in self._writes:
             buffer.write(array)
-        self._model.run_by_index(self._index, self._input_buffers, self._output_buffers)
+        try:
+            self._model.run_by_index(self._index, self._input_buffers, self._output_buffers)
+        except RuntimeError as error:
+            reason = _first_line(error)
+            raise RunError(f"{self._what}: does not run: {reason}; copy the file again") from error
 
 
 def check_tflite(data: bytes) -> None:
@@ -177,6 +186,10 @@ def check_tflite(data: bytes) -> None:
             raise FlatbufferError(
                 f"weight {index} ends at byte {offset + size_bytes} of a section of {len(data)}"
             )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _tensor_spec(details: Mapping[str, Any]) -> TensorSpec:

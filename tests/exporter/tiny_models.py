@@ -44,6 +44,7 @@ class Shape:
     doubled: bool = False  # use_double_wide_mlp
     per_layer: int = 0  # PLE width
     softcap: float | None = 30.0
+    eps: float = 1e-6  # of every norm; a large one shows what is scaled where
     tied: bool = True
     unified: bool = False  # the 12B's classes
     drafter_layers: str = "sssf"
@@ -58,9 +59,9 @@ class Shape:
 
 # One of each published kind, small.
 E2B = Shape(
-    layers="ssssf" * 2, kv_heads=1, shared=5, doubled=True, per_layer=8, centroids=16, top_k=3
+    layers="ssf" * 2, kv_heads=1, shared=3, doubled=True, per_layer=8, centroids=16, top_k=3
 )
-E4B = Shape(layers="sssf" * 2, kv_heads=2, shared=4, per_layer=8, centroids=8, top_k=2)
+E4B = Shape(layers="sssf" * 2, kv_heads=2, shared=4, per_layer=8, centroids=8, top_k=2, eps=1e-2)
 UNIFIED_12B = Shape(layers="sssssf", kv_heads=2, global_kv_heads=1, unified=True)
 DENSE_31B = Shape(layers="ssf" * 2, heads=8, kv_heads=4, global_kv_heads=2)
 UNTIED = Shape(layers="sf" * 3, kv_heads=4, softcap=None, tied=False, per_layer=4)
@@ -93,6 +94,7 @@ def random_shape(seed: int) -> Shape:
         doubled=draw.random() < 0.5,
         per_layer=0 if unified else draw.choice([0, 4, 6]),
         softcap=draw.choice([None, 30.0, 5.0]),
+        eps=draw.choice([1e-6, 1e-2]),
         tied=draw.random() < 0.7,
         unified=unified,
         drafter_layers=draw.choice(["sssf", "sf", "ssf"]),
@@ -199,6 +201,7 @@ def text_config(shape: Shape, **more: Any) -> Any:
         num_kv_shared_layers=shape.shared,
         use_double_wide_mlp=shape.doubled,
         final_logit_softcapping=shape.softcap,
+        rms_norm_eps=shape.eps,
         tie_word_embeddings=shape.tied,
         **more,
     )

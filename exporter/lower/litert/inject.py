@@ -86,8 +86,8 @@ def inject(
         assert _aligned(len(root)) == first_byte
         file.seek(0)
         file.write(root)
-    logger.info(
-        "inject    litert  %s: %d weights, %.1f MB, %.0f s",
+    logger.debug(
+        "%s: %d weights injected, %.1f MB, %.0f s",
         out.name,
         len(weights),
         out.stat().st_size / 1e6,
@@ -153,10 +153,11 @@ def _place(
     for name, tensors in uses.items():
         shape = [int(length) for length in source.shape(name)]
         for tensor in tensors:
-            if [int(length) for length in tensor.shape] != shape:
+            found = [int(length) for length in tensor.shape]
+            if found != shape:
                 raise ExportError(
-                    f"lowering to LiteRT: {name} has shape {list(tensor.shape)} in the graph and "
-                    f"{shape} in the checkpoint; they must be equal"
+                    f"lowering to LiteRT: {name} has shape {found} in the graph and {shape} in "
+                    "the checkpoint; they must be equal"
                 )
         size = size_bytes(shape, types[name])
         weights.append(Weight(name, types[name], tensors, offset, size))

@@ -70,7 +70,7 @@ def pack(folder: Path, checkpoint: Path, cache_length: int, recipe_name: str, ou
                 builder.add_tflite_model(str(model), types[section])
         with out.open("wb") as file:
             builder.build(file)
-    logger.info("pack      litert  %s: %.1f MB", out.name, out.stat().st_size / 1e6)
+    logger.debug("%s: %.1f MB", out.name, out.stat().st_size / 1e6)
     return out
 
 

@@ -13,7 +13,7 @@ from exporter.errors import ExportError
 from exporter.lower.litert.toolchain import (
     check_versions,
     externalize,
-    quiet_progress,
+    quiet,
     virtual_constants,
 )
 
@@ -58,12 +58,12 @@ def convert(
         converter = converter.signature(
             signature.name, signature.module.eval(), sample_kwargs=dict(signature.sample)
         )
-    with quiet_progress(), virtual_constants(numbers):
+    with quiet(), virtual_constants(numbers):
         model = converter.convert(strict_export=False, runtime_constant_folding=False)
         externalize(model._exporter._module_op)
         model.export(str(path))
-    logger.info(
-        "lower     litert  %s: %d signatures, %d weights, %.0f s",
+    logger.debug(
+        "%s: %d signatures, %d weights, %.0f s",
         path.name,
         len(signatures),
         len(names),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -41,13 +42,15 @@ def check_versions() -> None:
 
 
 @contextmanager
-def quiet_progress() -> Iterator[None]:
-    """litert-torch prints its progress to stdout, which belongs to results: switch it off."""
+def quiet() -> Iterator[None]:
+    """litert-torch prints its progress to stdout, which belongs to results, and warns of itself."""
     variable = "LITERT_TORCH_SHOW_PROGRESS"
     before = os.environ.get(variable)
     os.environ[variable] = "n"
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         if before is None:
             del os.environ[variable]

@@ -19,9 +19,8 @@ from tests.exporter.graph.eager import EagerModel, causal_mask
 CACHE = 20
 COMMITTED = 12
 KINDS = {
-    "e2b": tiny_models.E2B,
-    "31b": tiny_models.DENSE_31B,
-    "12b": dataclasses.replace(tiny_models.UNIFIED_12B, centroids=8),
+    "e2b": dataclasses.replace(tiny_models.E2B, layers="sfsf", shared=2, drafter_layers="sf"),
+    "12b": dataclasses.replace(tiny_models.UNIFIED_12B, layers="sf", drafter_layers="sf"),
 }
 
 
@@ -152,10 +151,10 @@ def test_primitives_change_the_spelling_and_not_the_result(folders, model):
     def mean_square(x: Tensor) -> Tensor:
         return nn.functional.linear(x * x, torch.full((1, x.shape[-1]), 1.0 / x.shape[-1]))
 
-    def top_k_indices(scores: Tensor, k: int) -> Tensor:
+    def best_indices(scores: Tensor, k: int) -> Tensor:
         return torch.argsort(scores, descending=True)[:k]
 
-    spelled = Primitives(mean_square=mean_square, top_k_indices=top_k_indices)
+    spelled = Primitives(mean_square=mean_square, top_k_indices=best_indices)
     other = EagerModel(*folders, cache_length=CACHE, primitives=spelled)
     other.prefill(torch.arange(COMMITTED) % 7, 0)
     for name in ("verify", "draft"):

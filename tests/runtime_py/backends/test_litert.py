@@ -91,13 +91,27 @@ def test_prefill_up_to_the_last_row_moves_no_row(backend, num_before):
     np.testing.assert_allclose(logits[0], REFERENCE["logits"][-1], **TOLERANCE)
 
 
-def test_padding_fills_at_most_half_of_a_graph(backend):
-    plan = [
-        [len(step._offsets) for step, _ in backend._prefill_plan(num_tokens, 0)]
-        for num_tokens in range(1, 14)
+def test_prefill_takes_the_widest_graph_that_is_filled_and_pads_the_last(backend):
+    def widths(num_tokens, position=0):
+        return [step.width for step, _ in backend._prefill_plan(num_tokens, position)]
+
+    assert [widths(num_tokens) for num_tokens in (1, 4, 5, 8, 13)] == [
+        [4],
+        [4],
+        [4, 4],
+        [8],
+        [8, 4, 4],
     ]
-    assert plan[:8] == [[1], [2], [4], [4], [8], [8], [8], [8]]
-    assert plan[8:] == [[8, 1], [8, 2], [8, 4], [8, 4], [8, 8]]
+    assert widths(3, CACHE_LENGTH - 3) == [2, 1]
+    assert widths(7, CACHE_LENGTH - 7) == [4, 2, 1]
+    backend._prefill = {}
+    assert [widths(num_tokens) for num_tokens in (1, 2, 3, 6, 7)] == [
+        [1],
+        [2],
+        [4],
+        [4, 2],
+        [4, 4],
+    ]
 
 
 def test_stale_rows_are_neither_seen_nor_kept(backend):
@@ -247,3 +261,33 @@ def test_the_second_load_finds_the_repacked_weights(open_bundle, cache_dir):
 def test_loading_says_nothing(open_bundle, capfd):
     open_bundle().verify(TOKEN_IDS[:1], 0)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_the_kept_bundle_is_what_its_generator_writes(open_bundle, tmp_path):
+    pytest.importorskip("litert_torch")
+    from tests.runtime_py.backends import toy_litert
+
+    toy_litert.write_bundle(tmp_path / "toy.litertlm")
+    toy_litert.record(tmp_path / "reference.npz")
+    recorded = np.load(tmp_path / "reference.npz")
+    for name, values in recorded.items():
+        np.testing.assert_allclose(values, REFERENCE[name], **TOLERANCE)
+    made = open_bundle(tmp_path / "toy.litertlm")
+    made.prefill(TOKEN_IDS[:10], 0)
+    logits, _ = made.verify(TOKEN_IDS[10:13], 10)
+    np.testing.assert_allclose(logits, recorded["logits"][10:13], **TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_model_without_per_layer_embeddings_runs(open_bundle, tmp_path):
+    pytest.importorskip("litert_torch")
+    from tests.runtime_py.backends import toy_litert
+
+    toy_litert.write_bundle(tmp_path / "toy.litertlm", per_layer=False)
+    one_by_one, prefilled = (open_bundle(tmp_path / "toy.litertlm") for _ in range(2))
+    for position, token_id in enumerate(TOKEN_IDS[:12]):
+        expected, _ = one_by_one.verify([token_id], position)
+    prefilled.prefill(TOKEN_IDS[:11], 0)
+    logits, _ = prefilled.verify([TOKEN_IDS[11]], 11)
+    np.testing.assert_allclose(logits, expected, **TOLERANCE)

@@ -1,7 +1,7 @@
 """Makes toy.litertlm, a toy target and drafter with the official signature contract.
 
 Two attention layers own KV rows, a third reuses those of the second; the drafter reads both.
-The bundle is kept in git (100 KB), so that the backend is tested where torch is not installed.
+The bundle is kept in git (170 KB), so that the backend is tested where torch is not installed.
 `python -m tests.runtime_py.backends.toy_litert` writes it and what the eager modules compute.
 """
 
@@ -139,11 +139,11 @@ class Drafter(nn.Module):
     def forward(
         self, activations: Tensor, input_pos: Tensor, mask: Tensor, kv_cache: Kv
     ) -> dict[str, Tensor]:
-        rows = torch.arange(CACHE_LENGTH, dtype=torch.int32)
-        committed = torch.where(rows < input_pos, 0.0, -1e9).view(1, 1, 1, CACHE_LENGTH)
+        """Unlike a real drafter, this one sees whatever the caller's mask shows it."""
         x = nn.functional.linear(activations, self.pre)
+        x = x * torch.cos(input_pos.to(torch.float32) * 0.1)
         for layer, module in zip(KV_LAYERS, self.layers, strict=True):
-            x = x + module(_normalise(x), kv_cache, layer, mask.clamp(min=-1e9) + committed)
+            x = x + module(_normalise(x), kv_cache, layer, mask)
         x = _normalise(x)
         return {
             "logits": nn.functional.linear(x, self.head),
@@ -257,7 +257,7 @@ def record(path: Path) -> None:
             drafted = drafter(
                 torch.cat([embedding, hidden[-1]], -1),
                 torch.tensor([position], dtype=torch.int32),
-                torch.zeros(1, 1, 1, CACHE_LENGTH),
+                causal_mask(position - 1, 1),
                 kv,
             )
             draft_logits.append(drafted["logits"])

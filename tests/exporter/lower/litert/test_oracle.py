@@ -4,6 +4,7 @@ The plain road: litert-torch converts the module with its weights, ai-edge-quant
 file. A new release of either is admitted only if this still holds.
 """
 
+from itertools import chain
 from pathlib import Path
 
 import litert_torch
@@ -19,7 +20,7 @@ from exporter.graph.weights import is_virtual, load_weights
 from exporter.lower.litert.inject import inject
 from exporter.lower.litert.modules import PRIMITIVES, embedder_signature, target_signatures
 from exporter.lower.litert.skeleton import convert
-from exporter.lower.litert.toolchain import quiet_progress
+from exporter.lower.litert.toolchain import quiet
 from exporter.quantize import WeightType
 from tests.exporter.lower.litert.files import read, run
 from tests.exporter.tiny_models import Shape, save, target_model
@@ -47,7 +48,7 @@ class Roads:
                 converter = converter.signature(
                     one.name, one.module.eval(), sample_kwargs=dict(one.sample)
                 )
-            with quiet_progress():
+            with quiet():
                 model = converter.convert(strict_export=False)
                 model.export(str(folder / f"{stem}.plain"))
 
@@ -92,7 +93,8 @@ def test_weights_and_scales_are_bit_identical(roads, stem, bits):
     ours, theirs = read(roads.ours(stem, bits)), read(roads.theirs(stem, bits))
     name = {32: "FLOAT32", 8: "INT8", 4: "INT4"}[bits]
     assert [len(uses) for uses in ours.weights()] == [len(uses) for uses in theirs.weights()]
-    for mine, yours in zip(sum(ours.weights(), []), sum(theirs.weights(), []), strict=True):
+    pairs = zip(chain(*ours.weights()), chain(*theirs.weights()), strict=True)
+    for mine, yours in pairs:
         assert (mine.type, mine.shape) == (yours.type, yours.shape) == (name, mine.shape)
         assert mine.data == yours.data
         if bits < 32:

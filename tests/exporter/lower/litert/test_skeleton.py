@@ -76,7 +76,7 @@ def test_twelve_weights_keep_their_numbers_apart(tmp_path):
 
 
 def test_a_factor_behind_a_linear_is_refused_by_the_weights_name(tmp_path):
-    with pytest.raises(ExportError, match="weight a is input . of MUL"):
+    with pytest.raises(ExportError, match=r"weight a is input \d of MUL"):
         ScaledAfter(a=(4, 4)).export(tmp_path)
 
 
@@ -118,9 +118,14 @@ def test_the_replaced_lowering_is_put_back_even_after_an_error():
     registry = lowerings.registry.global_registry
     placeholder = inline_consts.tensor_lowering_placeholder
     before = registry.lookup(placeholder)
-    with pytest.raises(RuntimeError, match="inside"), toolchain.virtual_constants({}):
-        assert registry.lookup(placeholder) is not before
-        raise RuntimeError("inside")
+
+    def fail() -> None:
+        with toolchain.virtual_constants({}):
+            assert registry.lookup(placeholder) is not before
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert registry.lookup(placeholder) is before
 
 

@@ -1,0 +1,265 @@
+"""What gemma-export says to bad input: one line, exit code 1, nothing left behind."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from exporter.cli import main
+from tests.end_to_end.conftest import ROOT
+
+
+@pytest.fixture
+def checkpoint(tiny, tmp_path):
+    """A copy of the tiny pair that a test may spoil: weights are links until they are rewritten."""
+    for part, source in (("target", tiny.model), ("drafter", tiny.drafter)):
+        shutil.copytree(source, tmp_path / part)
+    return tmp_path
+
+
+def export(folder, *more):
+    """Run gemma-export on the pair in `folder`; returns the one line it must say."""
+    arguments = ["--target", "raspberry-pi", "--output", str(folder / "bundle")]
+    if "--size" not in more and "--model" not in more:
+        arguments += ["--model", str(folder / "target"), "--drafter", str(folder / "drafter")]
+    result = CliRunner().invoke(main, [*arguments, *map(str, more)], prog_name="gemma-export")
+    assert result.exit_code == 1, (result.output, result.exception)
+    assert not (folder / "bundle").exists()
+    assert not list(folder.glob(".*")), "debris"
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_no_such_folder(checkpoint):
+    said = export(checkpoint, "--model", checkpoint / "nowhere", "--no-drafter")
+    assert "nowhere: no such folder" in said
+
+
+def test_not_a_gemma_4_checkpoint(checkpoint):
+    change_config(checkpoint / "target", model_type="llama", architectures=["LlamaForCausalLM"])
+    assert "llama" in export(checkpoint)
+
+
+def test_truncated_safetensors(checkpoint):
+    path = checkpoint / "target" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "model.safetensors" in (said := export(checkpoint))
+    assert "truncated" in said
+
+
+def test_corrupt_safetensors(checkpoint):
+    path = checkpoint / "target" / "model.safetensors"
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+    assert "model.safetensors" in export(checkpoint)
+
+
+def test_missing_tensor(checkpoint):
+    name = "model.layers.1.mlp.up_proj.weight"
+    change_tensors(checkpoint / "target", lambda tensors: tensors.pop(name))
+    assert "layers.1.mlp.up_proj.weight" in (said := export(checkpoint))
+    assert "missing" in said
+
+
+def test_extra_tensor(checkpoint):
+    def add(tensors):
+        tensors["model.layers.1.mlp.surprise.weight"] = tensors["model.norm.weight"].clone()
+
+    change_tensors(checkpoint / "target", add)
+    assert "layers.1.mlp.surprise.weight" in export(checkpoint)
+
+
+def test_a_pickle_is_refused(checkpoint):
+    target = checkpoint / "target"
+    (target / "model.safetensors").rename(target / "pytorch_model.bin")
+    said = export(checkpoint)
+    assert "pickle" in said
+    assert "safetensors" in said
+
+
+def test_a_drafter_made_for_another_hidden_size(checkpoint):
+    change_config(checkpoint / "drafter", backbone_hidden_size=1536)
+    assert "1536" in export(checkpoint)
+
+
+def test_a_drafter_made_for_another_vocabulary(checkpoint):
+    path = checkpoint / "drafter" / "config.json"
+    values = json.loads(path.read_text())
+    values["text_config"]["vocab_size"] = 262144
+    path.write_text(json.dumps(values))
+    assert "262144" in export(checkpoint)
+
+
+def test_a_target_given_as_drafter(checkpoint):
+    assert "drafter" in export(checkpoint, "--drafter", checkpoint / "target")
+
+
+def test_num_centroids_without_use_ordered_embeddings_is_a_dense_head(checkpoint):
+    """As in the 12B drafter's config.json: the switch decides, not the number beside it."""
+    from exporter.checkpoint import read_checkpoint, read_drafter
+
+    drafter = checkpoint / "drafter"
+    change_config(drafter, use_ordered_embeddings=False)
+    change_tensors(
+        drafter,
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if "masked_emb" in name],
+    )
+    spec = read_drafter(drafter, read_checkpoint(checkpoint / "target")).spec
+    assert json.loads((drafter / "config.json").read_text())["num_centroids"]
+    assert spec.centroids is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("recipe.toml", "[[rule]]\npattern = '*'\nbits = 5\n", "bits = 5"),
+        ("recipe.toml", "[[rule]]\npattern = '*'\nbits = 8\ncolour = 'red'\n", "colour"),
+        ("recipe.toml", "[[rule", "not valid TOML"),
+        ("recipe.toml", "[check]\nmin_agreement = 2.0\n[[rule]]\npattern='*'\nbits=8", "check.min"),
+    ],
+)
+def test_a_bad_recipe(checkpoint, name, text, said):
+    (checkpoint / name).write_text(text)
+    assert said in export(checkpoint, "--quantize", checkpoint / name)
+
+
+def test_an_unknown_recipe(checkpoint):
+    assert "int3" in (said := export(checkpoint, "--quantize", "int3"))
+    assert "float32, int4, int8" in said
+
+
+@pytest.mark.parametrize("text", ["", "not json\n", '{"kind": "song", "text": "la"}\n'])
+def test_bad_prompts(checkpoint, text):
+    path = checkpoint / "prompts.jsonl"
+    path.write_text(text)
+    assert "prompts.jsonl" in export(checkpoint, "--prompts", path)
+
+
+def test_prompts_that_do_not_fit_the_context(checkpoint):
+    assert "--context" in export(checkpoint, "--context", "32")
+
+
+def test_a_context_longer_than_the_models(checkpoint):
+    assert "2048" in export(checkpoint, "--context", "4096")
+
+
+def test_no_tokenizer(checkpoint):
+    (checkpoint / "target" / "tokenizer.json").unlink()
+    assert "tokenizer.json" in export(checkpoint)
+
+
+def test_no_place_for_the_bundle(checkpoint):
+    (checkpoint / "file").write_text("")
+    said = export(checkpoint, "--output", checkpoint / "file" / "bundle")
+    assert "choose another --output" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Missing option '--target'"),
+        (["--target", "toaster", "--size", "tiny"], "'toaster' is not one of"),
+        (["--target", "android"], "either --size or --model"),
+        (["--target", "android", "--size", "tiny", "--model", "x"], "either --size or --model"),
+        (["--target", "android", "--model", "x"], "--drafter, or --no-drafter"),
+        (["--target", "android", "--size", "tiny", "--no-drafter"], "go with --model"),
+        (["--target", "android", "--size", "tiny", "--runtime", "tpu"], "'tpu' is not"),
+        (["--target", "android", "--size", "tiny", "--context", "0"], "--context"),
+        (["--target", "android", "--size", "tiny", "--colour", "red"], "No such option"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments, said):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+class TestAnExistingFolder:
+    def test_is_left_alone(self, checkpoint):
+        (checkpoint / "other").mkdir()
+        (checkpoint / "other" / "thesis.txt").write_text("years of work")
+        for more in ([], ["--overwrite"]):
+            said = export(checkpoint, "--output", checkpoint / "other", *more)
+            assert "exists already" in said or "not a bundle" in said
+            assert (checkpoint / "other" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.fixture
+def old_bundle(tmp_path):
+    """An older bundle in the place of the new one."""
+    folder = tmp_path / "place" / "bundle"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"old": true}')
+    return folder
+
+
+def start_export(output: Path, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "exporter", "--target", "raspberry-pi", "--size", "tiny"]
+    return subprocess.Popen(
+        [*command, "--output", str(output), "--overwrite", "--no-check"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def assert_old_bundle_and_no_debris(bundle: Path) -> None:
+    assert json.loads((bundle / "manifest.json").read_text()) == {"old": True}
+    assert os.listdir(bundle.parent) == ["bundle"]
+    assert os.listdir(bundle) == ["manifest.json"]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_middle(old_bundle, signal_number):
+    process = start_export(old_bundle)
+    deadline = time.monotonic() + 120
+    while not list(old_bundle.parent.glob(".bundle.*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal_number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "Aborted!" in said
+    assert_old_bundle_and_no_debris(old_bundle)
+
+
+def test_a_disk_that_fills_up(old_bundle):
+    def no_file_over_4_mb():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write over the limit then just fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
+
+    process = start_export(old_bundle, preexec_fn=no_file_over_4_mb)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "the disk is full" in said
+    assert_old_bundle_and_no_debris(old_bundle)
+
+
+def test_a_disk_that_is_too_full_is_refused_before_the_work(checkpoint, monkeypatch):
+    free = shutil._ntuple_diskusage(10**9, 10**9, 10**6)
+    monkeypatch.setattr("exporter.pipeline.shutil.disk_usage", lambda _: free)
+    assert "the disk is too full: 1 MB free" in export(checkpoint)

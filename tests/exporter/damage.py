@@ -1,0 +1,38 @@
+"""Ways to damage a checkpoint, for the tests of the readers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from exporter.errors import ExportError
+
+WEIGHTS = "model.safetensors"
+NONSENSE = [None, True, "8", 1.5, 0, -1, 10**30, [], {}]
+
+
+def error_of(call: Callable[..., object], *args: Any) -> str:
+    """The message, which must be one printable line."""
+    with pytest.raises(ExportError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 600
+    return message
+
+
+def edit_config(folder: Path, part: str | None = None, /, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    (config if part is None else config[part]).update(changes)
+    path.write_text(json.dumps(config))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)

@@ -1,0 +1,233 @@
+"""Folders, files and tensors that are refused, with one clear line each."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.errors import ExportError
+from tests.exporter import tiny_models
+from tests.exporter.damage import WEIGHTS, edit_config, edit_tensors, error_of
+from tests.exporter.tiny_models import E2B
+
+# Folders
+
+
+def test_no_such_folder(tmp_path):
+    assert "no such folder" in error_of(read_checkpoint, tmp_path / "nowhere")
+
+
+def test_a_file_instead_of_a_folder(target):
+    assert "a file, needed the folder" in error_of(read_checkpoint, target / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("adapter_config.json", "a LoRA adapter"),
+        ("model.gguf", "a GGUF"),
+        ("readme.md", "no config.json"),
+    ],
+)
+def test_a_folder_that_is_something_else(tmp_path, file, said):
+    (tmp_path / file).write_text("{}")
+    assert said in error_of(read_checkpoint, tmp_path)
+
+
+def test_another_architecture(target):
+    edit_config(target, model_type="llama")
+    message = error_of(read_checkpoint, target)
+    assert "'llama'" in message
+    assert "gemma4" in message
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.pth"])
+def test_a_pickle_is_not_opened(target, name):
+    (target / WEIGHTS).rename(target / name)
+    message = error_of(read_checkpoint, target)
+    assert f"{name} is a pickle" in message
+    assert "safetensors" in message
+
+
+def test_no_weights(target):
+    (target / WEIGHTS).unlink()
+    assert f"no {WEIGHTS}" in error_of(read_checkpoint, target)
+
+
+# Files
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8, 500, -1])
+def test_a_truncated_file(target, kept):
+    path = target / WEIGHTS
+    path.write_bytes(path.read_bytes()[:kept])
+    message = error_of(read_checkpoint, target)
+    assert WEIGHTS in message
+    assert "download" in message
+
+
+def rewrite_header(path: Path, header: bytes | dict[str, Any], data: bytes = b"") -> None:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff\xfe",
+        b"not json",
+        b"[]",
+        b"[" * 100_000,
+        {"x": None},
+        {"x": {}},
+        {"x": {"dtype": "F32", "shape": [1]}},
+        {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0]}},
+        {"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
+        {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}},
+        {"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+        {"x": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}},
+        {"x": {"dtype": 7, "shape": [1], "data_offsets": [0, 4]}},
+        {"x": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}},
+        {"x": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}},
+        {"x": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 2**126]}},
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+        {"x\nx" * 90: {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
+    ],
+    ids=lambda header: str(header)[:60],
+)
+def test_a_corrupt_header(target, header):
+    rewrite_header(target / WEIGHTS, header, b"\0\0\0\0")
+    assert WEIGHTS in error_of(read_checkpoint, target)
+
+
+def test_a_header_longer_than_the_file(target):
+    (target / WEIGHTS).write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    assert "truncated or not a safetensors file" in error_of(read_checkpoint, target)
+
+
+def test_a_file_longer_than_its_header_says(target):
+    with (target / WEIGHTS).open("ab") as file:
+        file.write(b"more")
+    assert "longer than its header says" in error_of(read_checkpoint, target)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return tiny_models.save(tiny_models.target_model(E2B, 1), tmp_path / "sharded", "20KB")
+
+
+def edit_index(folder: Path, weight_map: Any) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = weight_map(index["weight_map"]) if callable(weight_map) else weight_map
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "shard", ["../secret.safetensors", "/etc/passwd", "a\\b", "..", "", 7, None]
+)
+def test_a_shard_outside_the_folder(sharded, shard):
+    edit_index(sharded, lambda names: names | {"model.norm.weight": shard})
+    message = error_of(read_checkpoint, sharded)
+    assert "inside the folder" in message
+    assert "model.norm.weight" in message
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], "x"])
+def test_an_index_without_a_map(sharded, weight_map):
+    edit_index(sharded, weight_map)
+    assert "no weight_map" in error_of(read_checkpoint, sharded)
+
+
+def test_a_missing_shard(sharded):
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    shard.unlink()
+    assert f"names {shard.name}" in error_of(read_checkpoint, sharded)
+
+
+def test_a_tensor_the_index_promises(sharded):
+    first = sorted(path.name for path in sharded.glob("*.safetensors"))[0]
+    edit_index(sharded, lambda names: names | {"model.ghost.weight": first})
+    assert "model.ghost.weight" in error_of(read_checkpoint, sharded)
+
+
+def test_the_same_tensor_in_two_shards(sharded):
+    first, second = sorted(sharded.glob("*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor}, second)
+    assert name in error_of(read_checkpoint, sharded)
+
+
+# Tensors
+
+
+def test_a_missing_tensor(target):
+    edit_tensors(target, lambda tensors: tensors.pop("model.layers.2.self_attn.k_norm.weight"))
+    assert "no tensor layers.2.self_attn.k_norm.weight" in error_of(read_checkpoint, target)
+
+
+def test_unknown_tensors(target):
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.lora_a.weight"] = torch.zeros(2)
+        tensors["model.layers.1.lora_a.weight"] = torch.zeros(2)
+
+    edit_tensors(target, add)
+    message = error_of(read_checkpoint, target)
+    assert "unknown tensor layers.0.lora_a.weight and 1 more (2 in all)" in message
+
+
+def test_one_tensor_under_two_names(target):
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.language_model.norm.weight"] = tensors["model.norm.weight"].clone()
+
+    edit_tensors(target, add)
+    assert "are the same tensor" in error_of(read_checkpoint, target)
+
+
+def test_a_wrong_shape(target):
+    edit_tensors(target, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(31)}))
+    message = error_of(read_checkpoint, target)
+    assert "norm.weight has shape [31]" in message
+    assert "[32]" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn, torch.int64])
+def test_weights_that_are_not_floats(target, dtype):
+    edit_tensors(
+        target, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(32, dtype=dtype)})
+    )
+    message = error_of(read_checkpoint, target)
+    assert "norm.weight is" in message
+    assert "BF16" in message
+
+
+def test_a_tied_head_that_differs(target):
+    edit_tensors(target, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(64, 32)}))
+    message = error_of(read_checkpoint, target)
+    assert "tie_word_embeddings" in message
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damage_gives_one_line_or_nothing(originals, tmp_path, seed):
+    """Bytes changed anywhere: a checkpoint that still reads, or an ExportError."""
+    draw = random.Random(seed)
+    shutil.copytree(originals[1], tmp_path / "damaged")
+    path = tmp_path / "damaged" / draw.choice(["config.json", WEIGHTS])
+    data = bytearray(path.read_bytes())
+    header = min(len(data), 2000)
+    for _ in range(draw.randint(1, 3)):
+        data[draw.randrange(header)] = draw.choice(b'\0\xff{}[]"0123456789-,:ex')
+    path.write_bytes(data)
+    target = read_checkpoint(originals[0])
+    try:
+        checkpoint = read_drafter(tmp_path / "damaged", target)
+    except ExportError as error:
+        assert str(error).isprintable()
+    else:
+        assert all(checkpoint.shape(name) for name in checkpoint.names())
