@@ -22,7 +22,7 @@ from exporter.checkpoint_files import (
     read_json,
 )
 from exporter.checkpoint_names import check_names, normalised_names
-from exporter.errors import ExportError
+from exporter.errors import ExportError, shown
 from exporter.graph.drafter import Drafter
 from exporter.graph.spec import DrafterSpec, TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
@@ -103,10 +103,10 @@ def read_drafter(folder: Path, target: TargetCheckpoint) -> DrafterCheckpoint:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.exists():
+    if not _exists(folder):
         raise ExportError(
-            f"{folder}: no such folder; give the folder of a Gemma 4 checkpoint (config.json and "
-            f"{SINGLE_FILE})"
+            f"{shown(folder, 300)}: no such folder; give the folder of a Gemma 4 checkpoint "
+            f"(config.json and {SINGLE_FILE})"
         )
     if not folder.is_dir():
         raise ExportError(f"{folder}: a file, needed the folder of a Gemma 4 checkpoint")
@@ -114,6 +114,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExportError(f"{folder}: {_what_it_is(folder)}")
     return read_json(path)
+
+
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except (OSError, ValueError):  # a name that can be no path, such as one of 5000 letters
+        return False
 
 
 def _what_it_is(folder: Path) -> str:

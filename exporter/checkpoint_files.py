@@ -3,6 +3,7 @@
 import json
 import math
 import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from exporter.errors import ExportError, shown
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_JSON_BYTES = 100 * 1024 * 1024
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
 FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 INTEGER_TYPES = {"I32": torch.int32, "I64": torch.int64}
@@ -111,8 +113,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raise ExportError(f"{index}: no weight_map of tensor names to files; download it again")
     for name, shard in weight_map.items():
         # A shard is a plain file name: a checkpoint must not point at files elsewhere.
-        plain = isinstance(shard, str) and shard not in ("", ".", "..") and "\0" not in shard
-        if not plain or "/" in shard or "\\" in shard:
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
             raise ExportError(
                 f"{index}: {shown(name)} is in {shown(shard)}, needed a file name inside the folder"
             )

@@ -1,6 +1,7 @@
 """gemma-export: the command line on the workstation."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -160,6 +161,13 @@ def _show_stages() -> None:
     stages.handlers = [handler]
     stages.propagate = False
     logging.getLogger().setLevel(logging.ERROR)
+    # torch sets the level of its own loggers when it is imported, so a filter must say no.
+    logging.getLogger("torch.utils._pytree").addFilter(
+        lambda record: record.levelno >= logging.ERROR
+    )
+    # litert-converter's native messages.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 def _print_files(output: Path, manifest: Manifest) -> None:

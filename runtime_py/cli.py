@@ -1,5 +1,6 @@
 """gemma-run: the command line on the device."""
 
+import atexit
 import dataclasses
 import json
 import os
@@ -26,6 +27,8 @@ class ErrorLine(click.Group):
     """Turns a RunError into one line on stderr and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        # LiteRT reports its own end from a static destructor, after the last line of ours.
+        atexit.register(_close_stderr)
         try:
             return super().invoke(ctx)
         except RunError as error:
@@ -34,6 +37,11 @@ class ErrorLine(click.Group):
         except BrokenPipeError:  # the reader of our output has gone, `| head` for example
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+
+
+def _close_stderr() -> None:
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 Command = Callable[..., Any]

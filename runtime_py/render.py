@@ -38,7 +38,10 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None
         TextColumn(unit),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.update(task, completed=done)
 
@@ -72,7 +75,21 @@ def print_check(report: CheckReport, bundle: Bundle) -> None:
     for failure in report.failures:
         click.echo(f"FAILED: {failure}")
     if report.passed:
-        click.echo("passed: the bundle says what the original says")
+        click.echo(f"passed: {_verdict(report)}")
+    if report.draft_length and max(report.original_acceptance[0], report.acceptance[0]) < 0.1:
+        click.echo(
+            "WARNING: the original drafter itself is hardly ever right here: it was made for "
+            "another target, or for other prompts; it will only cost time"
+        )
+
+
+def _verdict(report: CheckReport) -> str:
+    if report.original.equal and report.speculative.equal:
+        return "the bundle says what the original says, with the drafter and without"
+    if report.original.equal:
+        return "the bundle says what the original says; with the drafter it parts at near ties"
+    same = "the same" if report.speculative.equal else "the same but for near ties"
+    return f"as close to the original as the recipe promises; with and without the drafter {same}"
 
 
 def _part(comparison: Comparison) -> str:

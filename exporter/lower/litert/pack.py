@@ -11,14 +11,16 @@ from typing import Any
 
 from exporter.errors import ExportError
 from exporter.lower.litert.modules import OFFICIAL_VERIFY_WIDTH
+from exporter.lower.litert.tied_table import attach, detach
 from exporter.lower.litert.toolchain import PINNED, check_versions
 
 logger = logging.getLogger(__name__)
 
-# File stem -> name of the section's TfLiteModelType, in the order of the sections.
+# File stem -> name of the section's TfLiteModelType, in the order of the sections. The embedder
+# lies right before the decoder, into which it may reach (see tied_table).
 SECTIONS = {
-    "embedder": "EMBEDDER",
     "per_layer_embedder": "PER_LAYER_EMBEDDER",
+    "embedder": "EMBEDDER",
     "prefill_decode": "PREFILL_DECODE",
     "mtp_drafter": "MTP_DRAFTER",
 }
@@ -64,12 +66,17 @@ def pack(folder: Path, checkpoint: Path, cache_length: int, recipe_name: str, ou
         description.write_bytes(llm_metadata(checkpoint, cache_length).SerializeToString())
         builder.add_llm_metadata(str(description))
         builder.add_hf_tokenizer(str(tokenizer))
-        for stem, section in SECTIONS.items():
-            model = folder / f"{stem}.tflite"
+        models = {stem: folder / f"{stem}.tflite" for stem in SECTIONS}
+        tied = detach(models["embedder"], models["prefill_decode"], Path(scratch) / "embedder")
+        if tied is not None:
+            models["embedder"] = tied.embedder
+        for stem, model in models.items():
             if model.is_file():
-                builder.add_tflite_model(str(model), types[section])
+                builder.add_tflite_model(str(model), types[SECTIONS[stem]])
         with out.open("wb") as file:
             builder.build(file)
+        if tied is not None:
+            attach(out, tied)
     logger.debug("%s: %.1f MB", out.name, out.stat().st_size / 1e6)
     return out
 

@@ -1,0 +1,136 @@
+"""One copy of the tied embedding in a .litertlm instead of two.
+
+The embedder looks rows up in the very matrix the decoder multiplies with. A .tflite names its
+weights by their distance from its own start, and a section of a .litertlm is a range of bytes. So
+the embedder goes into the file without its table, its section is made to reach to the end of the
+decoder's, and its weight points there. Both LiteRT-LM and gemma-run map sections where they lie.
+"""
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EMBEDDER, DECODER = "tf_lite_embedder", "tf_lite_prefill_decode"
+HEADER_START = 32  # of a .litertlm; the 8 bytes before say where the header ends
+COMPARED_BYTES = 1 << 24
+# Places of fields in flatbuffer vtables: 4 + 2 * number of the field.
+BUFFER_OFFSET_FIELD = 6
+SECTION_END_FIELD = 8
+
+
+@dataclass(frozen=True)
+class TiedTable:
+    """An embedder without its table, and where that lies in the decoder."""
+
+    embedder: Path
+    buffer: int  # of the embedder's flatbuffer
+    decoder_offset: int  # bytes from the start of the decoder
+
+
+@dataclass(frozen=True)
+class _Weight:
+    buffer: int
+    offset: int
+    size: int
+
+
+def detach(embedder: Path, decoder: Path, out: Path) -> TiedTable | None:
+    """Write the embedder without its table to `out`; None if the decoder has no such table."""
+    with _Mapped(embedder) as rows, _Mapped(decoder) as head:
+        ((name, table),) = _weights(rows.bytes).items()
+        twin = _weights(head.bytes).get(name)
+        if twin is None or not _equal(rows.bytes, table, head.bytes, twin):
+            return None
+        out.write_bytes(rows.bytes[: table.offset])
+        return TiedTable(out, table.buffer, twin.offset)
+
+
+def attach(bundle: Path, tied: TiedTable) -> None:
+    """Let the detached embedder in a finished .litertlm reach the decoder's table."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    with bundle.open("r+b") as file:
+        ends = _section_fields(file.read(_header_end(file.read(HEADER_START)) - HEADER_START))
+        begin, end_position = ends[EMBEDDER]
+        decoder_begin, decoder_end_position = ends[DECODER]
+        decoder_end = _read_number(file, decoder_end_position)
+        file.seek(begin)
+        model = schema.Model.GetRootAs(file.read(tied.embedder.stat().st_size), 0)
+        buffer = model.Buffers(tied.buffer)._tab
+        position = begin + buffer.Pos + buffer.Offset(BUFFER_OFFSET_FIELD)
+        _write_number(file, position, decoder_begin + tied.decoder_offset - begin)
+        _write_number(file, end_position, decoder_end)
+
+
+class _Mapped:
+    """A file's bytes without reading them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> "_Mapped":
+        with self._path.open("rb") as file:
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes.close()
+
+
+def _weights(data: Any) -> dict[tuple[bytes, int], _Weight]:
+    """(name, type) -> the weights that lie behind the flatbuffer."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(data, 0)
+    found = {}
+    for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
+        for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
+            buffer = model.Buffers(tensor.Buffer())
+            if buffer.Offset():
+                weight = _Weight(tensor.Buffer(), buffer.Offset(), buffer.Size())
+                found[tensor.Name(), tensor.Type()] = weight
+    return found
+
+
+def _equal(rows: Any, table: _Weight, head: Any, twin: _Weight) -> bool:
+    if table.size != twin.size:
+        return False
+    return all(
+        rows[table.offset + start : table.offset + stop]
+        == head[twin.offset + start : twin.offset + stop]
+        for start in range(0, table.size, COMPARED_BYTES)
+        for stop in [min(start + COMPARED_BYTES, table.size)]
+    )
+
+
+def _header_end(prologue: bytes) -> int:
+    return int(struct.unpack_from("<Q", prologue, HEADER_START - 8)[0])
+
+
+def _section_fields(header: bytes) -> dict[str, tuple[int, int]]:
+    """Model type -> (first byte of its section, position in the file of the field of its end)."""
+    from litert_lm_builder import litertlm_header_schema_py_generated as schema
+
+    sections = schema.LiteRTLMMetaData.GetRootAs(header, 0).SectionMetadata()
+    found = {}
+    for section in (sections.Objects(i) for i in range(sections.ObjectsLength())):
+        for item in (section.Items(i) for i in range(section.ItemsLength())):
+            if item.Key() == b"model_type":
+                text = schema.StringValue()
+                text.Init(item.Value().Bytes, item.Value().Pos)
+                table = section._tab
+                end_position = HEADER_START + table.Pos + table.Offset(SECTION_END_FIELD)
+                found[text.Value().decode()] = (section.BeginOffset(), end_position)
+    return found
+
+
+def _read_number(file: Any, position: int) -> int:
+    file.seek(position)
+    return int(struct.unpack("<Q", file.read(8))[0])
+
+
+def _write_number(file: Any, position: int, value: int) -> None:
+    file.seek(position)
+    file.write(struct.pack("<Q", value))
