@@ -7,8 +7,7 @@ import shutil
 import pytest
 
 from exporter.checkpoint import read_checkpoint
-from exporter.errors import ExportError
-from tests.exporter.damage import NONSENSE, edit_config, error_of
+from tests.exporter.damage import NONSENSE, complaint, edit_config, error_of
 
 
 @pytest.mark.parametrize(
@@ -115,8 +114,4 @@ def test_a_config_of_nonsense_gives_one_line_or_nothing(originals, tmp_path, see
     key = draw.choice(sorted(config))
     config[key] = draw.choice([*NONSENSE, 7, 1e308, "x" * 10_000, "\n", [[]], {"0": {}}])
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
-    try:
-        read_checkpoint(tmp_path / "odd")
-    except ExportError as error:
-        assert str(error).isprintable()
-        assert len(str(error)) < 600
+    complaint(read_checkpoint, tmp_path / "odd")

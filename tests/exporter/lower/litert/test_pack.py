@@ -4,6 +4,8 @@ import json
 import zlib
 
 import pytest
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
 from litert_lm_builder import litertlm_builder
 from litert_lm_builder.runtime.proto import sampler_params_pb2
 
@@ -29,17 +31,31 @@ def write(folder, name, data):
     (folder / name).write_text(json.dumps(data))
 
 
+def model_of_one_weight(name: str) -> bytes:
+    """The least that `pack` looks at: a named weight behind the flatbuffer."""
+    buffer = schema.BufferT()
+    buffer.offset, buffer.size = 1024, 4
+    tensor = schema.TensorT()
+    tensor.name, tensor.buffer = name, 0
+    graph = schema.SubGraphT()
+    graph.tensors = [tensor]
+    model = schema.ModelT()
+    model.buffers, model.subgraphs = [buffer], [graph]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)).ljust(1024) + b"data"
+
+
 def test_the_sections_hold_the_files_byte_for_byte(checkpoint, tmp_path):
     stems = ("embedder", "prefill_decode", "mtp_drafter")
-    for stem in stems:
-        (tmp_path / f"{stem}.tflite").write_bytes(stem.encode() * 5000)
+    models = [model_of_one_weight(stem) for stem in stems]
+    for stem, model in zip(stems, models, strict=True):
+        (tmp_path / f"{stem}.tflite").write_bytes(model)
     out = pack(tmp_path, checkpoint, 64, "int8", tmp_path / "model.litertlm")
 
     unpacked = tmp_path / "unpacked"
     litertlm_builder.unpack(str(out), str(unpacked))
 
     found = sorted(path.read_bytes() for path in unpacked.glob("*.tflite"))
-    assert found == sorted(stem.encode() * 5000 for stem in stems)
+    assert found == sorted(models)
     toml = (unpacked / "model.toml").read_text()
     for stem in stems:
         assert f'model_type = "{stem}"' in toml.replace("tf_lite_", "")

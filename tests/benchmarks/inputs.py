@@ -1,0 +1,118 @@
+"""What the benchmarks run on: the tiny model's bundles and stacks of E2B's widths, made once."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.config import load_size
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ("float32", "int8", "int4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graphs:
+    """What to lower a stack to."""
+
+    recipe: str
+    prefill_lengths: tuple[int, ...] = (128,)
+    verify_widths: tuple[int, ...] = (2, 4, 8)
+    cache_length: int = 2048
+    route: str = "ours"  # see export_route
+
+    @property
+    def name(self) -> str:
+        lengths = "-".join(map(str, (*self.prefill_lengths, 0, *self.verify_widths)))
+        return f"{self.route}-{self.recipe}-{lengths}-{self.cache_length}"
+
+
+class Work:
+    """A folder of models, each in a place of its own for the sources it was made by."""
+
+    def __init__(self) -> None:
+        self.folder = ROOT / "tests" / "benchmarks" / ".work"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.weight_caches = self.folder / "weight_caches"
+
+    def tiny_bundle(self, recipe: str) -> Path:
+        """The tiny model's bundle."""
+        out = self.folder / f"tiny-{recipe}-{_digest('exporter', 'models')}"
+        if not out.is_dir():
+            run_module("exporter", *tiny_options(recipe, out))
+        return out
+
+    def stack(self, num_layers: int = 6, vocab_size: int = 8192) -> Path:
+        """The folder of a random target and drafter of E2B's widths."""
+        maker = _digest("tests/make_checkpoint.py", "models")
+        out = self.folder / f"stack-{num_layers}-{vocab_size}-{maker}"
+        if not (out / "made").exists():
+            shutil.rmtree(out, ignore_errors=True)
+            run_module(
+                "tests.make_checkpoint",
+                *("--shape", "e2b-stack", "--layers", num_layers, "--vocab", vocab_size, out),
+            )
+            (out / "made").touch()
+        return out
+
+    def lowered(self, stack: Path, graphs: Graphs) -> Path:
+        """The folder of a stack's .tflite files and its model.litertlm."""
+        out = stack / f"{graphs.name}-{_digest('exporter')}"
+        if not (out / "made").exists():
+            run_module("tests.benchmarks.export_route", *route_options(stack, graphs, out))
+            (out / "made").touch()
+        return out
+
+
+def tiny_options(recipe: str, out: Path) -> list[object]:
+    """Of gemma-export, for the tiny model without the check."""
+    return [
+        *("--target", "raspberry-pi", "--size", "tiny", "--quantize", recipe),
+        *("--output", out, "--overwrite", "--no-check"),
+    ]
+
+
+def route_options(stack: Path, graphs: Graphs, out: Path) -> list[object]:
+    """Of tests.benchmarks.export_route."""
+    return [stack, json.dumps(graphs.__dict__), out]
+
+
+def run_module(module: str, *arguments: object) -> None:
+    """`python -m module ...` in a process of its own, so that this one stays small."""
+    done = subprocess.run(
+        python_command(module, arguments), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{module} failed:\n{done.stderr[-4000:]}")
+
+
+def python_command(module: str, arguments: Sequence[object]) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def text_prompts() -> list[str]:
+    """The plain texts among the tiny model's prompts."""
+    lines = load_size("tiny").prompts.read_text(encoding="utf-8").splitlines()
+    prompts = [json.loads(line) for line in lines]
+    return [prompt["text"] for prompt in prompts if prompt["kind"] == "text"]
+
+
+def num_threads() -> int:
+    """For models large enough to need more than one."""
+    return min(4, os.cpu_count() or 1)
+
+
+def _digest(*places: str) -> str:
+    """Changes with the sources and weights in those files and folders."""
+    digest = hashlib.sha256()
+    for place in map(ROOT.joinpath, places):
+        paths = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for path in paths:
+            if path.suffix in (".py", ".toml", ".safetensors"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,31 @@
+"""Every benchmark in turn: `python -m tests.benchmarks.run_all`, on a quiet machine."""
+
+import subprocess
+import sys
+
+import click
+
+from tests.benchmarks.inputs import ROOT, python_command
+
+BENCHMARKS = ("stage_times", "loop_overhead", "kv_in_place", "against_official", "export_cost")
+
+
+@click.command()
+@click.option("--repeats", type=click.IntRange(1), help="Of each.  [default: its own]")
+def main(repeats: int | None) -> None:
+    """Run each in a process of its own; results go to tests/benchmarks/results."""
+    options = () if repeats is None else ("--repeats", repeats)
+    failed = [
+        name
+        for name in BENCHMARKS
+        if subprocess.run(
+            python_command(f"tests.benchmarks.{name}", options), cwd=ROOT, check=False
+        ).returncode
+    ]
+    if failed:
+        click.echo(f"failed: {', '.join(failed)}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

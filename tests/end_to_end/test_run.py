@@ -1,0 +1,255 @@
+"""gemma-run on a real bundle, as a user meets it; and what it says to bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from runtime_py.manifest import file_entry
+from tests.end_to_end.conftest import ROOT, run
+
+
+@pytest.fixture(scope="session")
+def bundle(export_tiny):
+    return export_tiny("int8")
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    """A bundle that a test may spoil."""
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+def change_manifest(folder, change):
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def replace_file(folder, name, content):
+    (folder / name).write_bytes(content)
+    entry = file_entry(folder / name).model_dump()
+    change_manifest(folder, lambda values: values["files"].update({name: entry}))
+
+
+def failed(*arguments, **options):
+    """The one line of a command that must fail with exit code 1."""
+    done = run("gemma-run", *arguments, **options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("gemma-run: error: ")
+    return lines[0]
+
+
+def test_generate_streams_text_and_sums_up(bundle):
+    done = run(
+        "gemma-run", "generate", bundle, "--raw", "--prompt", "The module", "--max-new-tokens", 24
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 20
+    assert "24 tokens" in done.stderr
+    assert "tokens/s" in done.stderr
+    assert "drafts accepted per round" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_generate_json_is_one_object_and_nothing_else(bundle):
+    done = run("gemma-run", "generate", bundle, "--prompt", "hello", "--json", "--seed", 3)
+    answer = json.loads(done.stdout)
+    assert answer["draft_length"] == 3
+    assert answer["num_target_calls"] <= len(answer["token_ids"])
+    assert done.stderr == ""
+
+
+def test_the_same_seed_says_the_same_with_and_without_the_drafter(bundle):
+    common = ("--prompt", "Explain lists", "--temperature", 1.2, "--max-new-tokens", 40, "--json")
+    answers = [
+        json.loads(run("gemma-run", "generate", bundle, *common, *more).stdout)["text"]
+        for more in (
+            ("--seed", 1, "--draft-length", 0),
+            ("--seed", 1, "--draft-length", 7),
+            ("--seed", 2, "--draft-length", 3),
+        )
+    ]
+    assert answers[0] == answers[1] != answers[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--temperature", ("0", "1.3")),
+        ("--top-k", ("1", "0")),
+        ("--top-p", ("0.05", "1")),
+        ("--max-new-tokens", ("5", "9")),
+    ],
+)
+def test_every_sampling_option_changes_the_output(bundle, option, values):
+    base = {"--temperature": "1.3", "--top-k": "0", "--top-p": "1", "--max-new-tokens": "16"}
+    texts = set()
+    for value in values:
+        options = {**base, option: value}
+        flat = [item for pair in options.items() for item in pair]
+        done = run("gemma-run", "generate", bundle, "--prompt", "Explain", "--json", *flat)
+        texts.add(json.loads(done.stdout)["text"])
+    assert len(texts) == 2
+
+
+def test_a_prompt_from_stdin(bundle):
+    options = ("--max-new-tokens", 8, "--json")
+    piped = run("gemma-run", "generate", bundle, "--prompt", "-", *options, input="Explain lists")
+    typed = run("gemma-run", "generate", bundle, "--prompt", "Explain lists", *options)
+    assert json.loads(piped.stdout)["text"] == json.loads(typed.stdout)["text"]
+
+
+def test_chat_keeps_the_conversation_until_reset(bundle):
+    said = "Explain lists\nmore\n/reset\nExplain lists\n/quit\n"
+    done = run("gemma-run", "chat", bundle, "--max-new-tokens", 12, input=said)
+    assert done.returncode == 0, done.stderr
+    summaries = [line for line in done.stderr.splitlines() if "prompt tokens" in line]
+    counts = [int(line.split()[0].lstrip("[")) for line in summaries]
+    assert len(counts) == 3
+    assert counts[1] > counts[0] == counts[2]
+
+
+def test_check_passes_and_says_so(bundle):
+    done = run("gemma-run", "check", bundle)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1280 of 1280 tokens" in done.stdout
+    assert "passed:" in done.stdout
+    report = json.loads(run("gemma-run", "check", bundle, "--json").stdout)
+    assert report["passed"] is True
+    assert report["speculative"]["num_equal"] == 1280
+
+
+def test_bench_compares_draft_lengths(bundle):
+    options = ("--repeats", 1, "--max-new-tokens", 16)
+    rows = json.loads(run("gemma-run", "bench", bundle, *options, "--json").stdout)["rows"]
+    assert [row["draft_length"] for row in rows] == [0, 1, 3, 7]
+    assert rows[0]["speedup"] == 1
+    assert "Fastest here" in run("gemma-run", "bench", bundle, *options).stdout
+
+
+def test_no_torch_enters_a_process_that_generates(bundle):
+    program = f"""
+import sys
+from runtime_py.cli import main
+arguments = ["generate", {str(bundle)!r}, "--prompt", "hi", "--max-new-tokens", "4"]
+main(arguments, standalone_mode=False)
+heavy = {{"torch", "transformers", "litert_torch", "jax", "exporter", "safetensors"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+print("clean")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("clean\n"), done.stderr
+
+
+def test_two_sessions_of_one_machine_do_not_see_each_other(float32, export_tiny):
+    """A second backend over the same file has its own KV."""
+    from contextlib import closing
+
+    from tests.end_to_end.conftest import LoadedBundle
+
+    first, second = (ids.tolist() for ids in float32.reference.prompt_ids[:2])
+    expected = float32.generate(first, 3)
+    with closing(LoadedBundle(export_tiny("float32"))) as other:
+        steps = float32.session.generate(first, *_greedy(64), 3)
+        tokens = list(next(steps).token_ids)
+        assert len(other.generate(second, 3)) == 64
+        tokens += [token_id for step in steps for token_id in step.token_ids]
+    assert tokens == expected
+
+
+def _greedy(num_tokens):
+    from runtime_py.sampling import GREEDY
+    from runtime_py.speculative import Stops
+
+    return GREEDY, Stops(max_new_tokens=num_tokens)
+
+
+class TestBadBundles:
+    def test_no_such_bundle(self, tmp_path):
+        assert "no such bundle folder" in failed("check", tmp_path / "nowhere")
+
+    def test_truncated(self, copy):
+        path = copy / "model.litertlm"
+        path.write_bytes(path.read_bytes()[:-100])
+        assert "truncated or altered" in failed("generate", copy, "--prompt", "hi")
+
+    def test_wrong_checksum(self, copy):
+        path = copy / "model.litertlm"
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.write_bytes(content)
+        assert "model.litertlm: sha256" in failed("check", copy)
+
+    def test_newer_format(self, copy):
+        change_manifest(copy, lambda values: values.update(format_version=2))
+        assert "manifest format 2, this runtime reads 1" in failed("check", copy)
+
+    def test_a_path_that_leaves_the_bundle(self, copy):
+        change_manifest(
+            copy, lambda values: values["runtimes"]["litert"].update(model="../../etc/passwd")
+        )
+        assert "leaves the bundle" in failed("check", copy)
+
+    def test_a_model_file_that_is_none(self, copy):
+        replace_file(copy, "model.litertlm", b"\0" * 5000)
+        assert "model.litertlm" in failed("generate", copy, "--prompt", "hi")
+
+    def test_a_model_file_cut_short_whose_manifest_agrees(self, copy):
+        whole = (copy / "model.litertlm").read_bytes()
+        replace_file(copy, "model.litertlm", whole[: len(whole) // 2])
+        assert "model.litertlm" in failed("generate", copy, "--prompt", "hi")
+
+    def test_a_runtime_that_is_not_in_it(self, copy):
+        change_manifest(
+            copy,
+            lambda values: values.update(runtimes={"onnx": values["runtimes"].pop("litert")}),
+        )
+        assert "made for onnx" in failed("generate", copy, "--prompt", "hi")
+
+
+class TestBadRequests:
+    def test_empty_prompt(self, bundle):
+        assert "the prompt is empty" in failed("generate", bundle, "--prompt", "")
+
+    def test_a_prompt_longer_than_the_context(self, bundle):
+        said = failed("generate", bundle, "--prompt", "words and " * 600)
+        assert "the context holds 512" in said
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--temperature", -1), "temperature is -1.0"),
+            (("--temperature", "nan"), "temperature is nan"),
+            (("--top-k", -3), "top-k is -3"),
+            (("--top-p", 0), "top-p is 0.0"),
+            (("--seed", -1), "seed is -1"),
+            (("--draft-length", 9), "draft length is 9; this bundle allows 0 .. 7"),
+        ],
+    )
+    def test_values_out_of_range(self, bundle, options, said):
+        assert said in failed("generate", bundle, "--prompt", "hi", *options)
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("generate",), "Missing argument 'BUNDLE'"),
+            (("generate", "x"), "Missing option '--prompt'"),
+            (("generate", "x", "--prompt", "hi", "--threads", 0), "--threads"),
+            (("generate", "x", "--prompt", "hi", "--temperature", "warm"), "not a valid float"),
+            (("check", "x", "--runtime", "tpu"), "'tpu' is not"),
+            (("sing", "x"), "No such command"),
+        ],
+    )
+    def test_wrong_usage_is_exit_code_2(self, arguments, said):
+        done = run("gemma-run", *arguments)
+        assert done.returncode == 2
+        assert said in done.stderr

@@ -1,0 +1,277 @@
+"""A random Gemma 4 of E2B's widths and its drafter, as checkpoints: for benchmarks, not for talk.
+
+    python -m tests.make_checkpoint --shape e2b-stack OUT     # OUT/target and OUT/drafter
+
+Tensors are drawn and written a few rows at a time, so the full size needs disk but no memory.
+"""
+
+import json
+import math
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+import torch
+
+from exporter.checkpoint_config import parse_drafter, parse_target
+from exporter.config import load_size
+from exporter.graph.drafter import Drafter
+from exporter.graph.target import Embedder, PerLayerEmbedder, Target
+from exporter.graph.weights import expected_tensors
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+SHARD_BYTES = 1 << 30
+CHUNK_BYTES = 16 << 20
+CLUSTER_LENGTH = 128  # tokens per centroid of the drafter's head, as in E2B's
+TOKEN_ORDERING = "masked_embedding.token_ordering"
+TEXT_FILES = (
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+DTYPES = {torch.bfloat16: "BF16", torch.int64: "I64"}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """E2B, unless said otherwise."""
+
+    num_layers: int = 35
+    vocab_size: int = 262144
+    hidden_size: int = 1536
+    intermediate_size: int = 6144
+    head_dim: int = 256  # of sliding layers, half that of full ones
+    per_layer_size: int = 256
+    drafter_hidden_size: int = 256
+    drafter_intermediate_size: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 4:
+            raise click.UsageError(f"--layers is {self.num_layers}; both kinds twice need 4")
+        if self.vocab_size % CLUSTER_LENGTH:
+            raise click.UsageError(
+                f"--vocab is {self.vocab_size}; the drafter's head needs a multiple of "
+                f"{CLUSTER_LENGTH}"
+            )
+
+    @property
+    def num_shared(self) -> int:
+        """Layers that attend another's KV: E2B has 20 of 35."""
+        return self.num_layers * 4 // 7
+
+    @property
+    def kinds(self) -> list[str]:
+        """Every fifth layer is full, and the last one that owns KV, and the last one."""
+        return _kinds(self.num_layers - self.num_shared) + _kinds(self.num_shared)
+
+
+SHAPES = {"e2b": Size(), "e2b-stack": Size(num_layers=6, vocab_size=8192)}
+TEXT = {
+    "attention_bias": False,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "model_type": "gemma4_text",
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        FULL: {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
+        SLIDING: {"rope_theta": 1e4, "rope_type": "default"},
+    },
+    "sliding_window": 512,
+    "tie_word_embeddings": True,
+}
+
+
+def make_pair(out: Path, size: Size, seed: int) -> tuple[Path, Path]:
+    """Write a target and its drafter: (target folder, drafter folder)."""
+    target, drafter = out / "target", out / "drafter"
+    target.mkdir(parents=True)
+    drafter.mkdir()
+    write_text_files(load_size("tiny").model, target, size.vocab_size)
+    (target / "config.json").write_text(json.dumps(target_config(size), indent=2))
+    (drafter / "config.json").write_text(json.dumps(drafter_config(size), indent=2))
+    spec = parse_target(target_config(size), "target")
+    drafter_spec = parse_drafter(drafter_config(size), "drafter", spec)
+    modules = [Embedder(spec), Target(spec), PerLayerEmbedder(spec)]
+    write_tensors(target, expected_tensors(modules), seed)
+    write_tensors(drafter, expected_tensors([Drafter(drafter_spec)]), seed + 1)
+    return target, drafter
+
+
+def target_config(size: Size) -> dict[str, Any]:
+    """config.json of the target."""
+    return {
+        **_text_config(size),
+        "architectures": ["Gemma4ForCausalLM"],
+        "dtype": "bfloat16",
+        "final_logit_softcapping": 30.0,
+        "hidden_size": size.hidden_size,
+        "hidden_size_per_layer_input": size.per_layer_size,
+        "intermediate_size": size.intermediate_size,
+        "layer_types": size.kinds,
+        "num_attention_heads": 8,
+        "num_hidden_layers": size.num_layers,
+        "num_kv_shared_layers": size.num_shared,
+        "use_double_wide_mlp": True,
+        "vocab_size_per_layer_input": size.vocab_size,
+    }
+
+
+def drafter_config(size: Size) -> dict[str, Any]:
+    """config.json of its drafter; it scores as many tokens as the real one, if there are."""
+    num_centroids = size.vocab_size // CLUSTER_LENGTH
+    return {
+        "architectures": ["Gemma4AssistantForCausalLM"],
+        "model_type": "gemma4_assistant",
+        "dtype": "bfloat16",
+        "backbone_hidden_size": size.hidden_size,
+        "centroid_intermediate_top_k": min(32, num_centroids),
+        "num_centroids": num_centroids,
+        "tie_word_embeddings": True,
+        "use_ordered_embeddings": True,
+        "text_config": {
+            **_text_config(size),
+            "final_logit_softcapping": None,
+            "hidden_size": size.drafter_hidden_size,
+            "hidden_size_per_layer_input": 0,
+            "intermediate_size": size.drafter_intermediate_size,
+            "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
+            "num_attention_heads": 4,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": False,
+            "vocab_size_per_layer_input": 0,
+        },
+    }
+
+
+def _text_config(size: Size) -> dict[str, Any]:
+    """What both have in common."""
+    return {
+        **TEXT,
+        "global_head_dim": 2 * size.head_dim,
+        "head_dim": size.head_dim,
+        "vocab_size": size.vocab_size,
+    }
+
+
+def _kinds(count: int) -> list[str]:
+    return [FULL if i % 5 == 4 or i == count - 1 else SLIDING for i in range(count)]
+
+
+def write_tensors(folder: Path, shapes: Shapes, seed: int) -> None:
+    """Shards and their index, in the Hugging Face names."""
+    shards = _shards(shapes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with (folder / file_name).open("wb") as file:
+            _write_shard(file, {name: shapes[name] for name in names}, seed)
+        weight_map |= {_hub_name(name): file_name for name in names}
+    total = sum(_num_bytes(name, shape) for name, shape in shapes.items())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _shards(shapes: Shapes) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = SHARD_BYTES
+    for name, shape in shapes.items():
+        num_bytes = _num_bytes(name, shape)
+        if num_bytes > room and shards[-1]:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= num_bytes
+    return shards
+
+
+def _write_shard(file: BinaryIO, shapes: Shapes, seed: int) -> None:
+    """The safetensors format: length of the header, header, tensors."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, shape in shapes.items():
+        end = position + _num_bytes(name, shape)
+        header[_hub_name(name)] = {
+            "dtype": DTYPES[_dtype(name)],
+            "shape": list(shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name, shape in shapes.items():
+        for chunk in _chunks(name, shape, seed):
+            file.write(chunk.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def _chunks(name: str, shape: tuple[int, ...], seed: int) -> Iterator[torch.Tensor]:
+    """The flat tensor in parts; the same numbers whatever else the checkpoint holds."""
+    generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+    count = math.prod(shape)
+    if name == TOKEN_ORDERING:
+        yield torch.randperm(count, generator=generator)
+    elif len(shape) < 2:  # norms and layer scalars
+        yield torch.ones(max(count, 1), dtype=torch.bfloat16)
+    else:
+        # Rows of length about 1: what a linear makes of a normalised state stays of size 1.
+        part = CHUNK_BYTES // 4
+        for start in range(0, count, part):
+            noise = torch.randn(min(part, count - start), generator=generator)
+            yield (noise / math.sqrt(shape[-1])).to(torch.bfloat16)
+
+
+def _dtype(name: str) -> torch.dtype:
+    return torch.int64 if name == TOKEN_ORDERING else torch.bfloat16
+
+
+def _num_bytes(name: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * _dtype(name).itemsize
+
+
+def _hub_name(name: str) -> str:
+    outside = ("pre_projection.", "post_projection.", "masked_embedding.", "lm_head.")
+    return name if name.startswith(outside) else f"model.{name}"
+
+
+def write_text_files(source: Path, out: Path, vocab_size: int) -> None:
+    """The tiny model's tokenizer, filled up with pieces no text contains."""
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    if len(vocab) > vocab_size:
+        raise click.UsageError(f"--vocab is {vocab_size}; the tokenizer has {len(vocab)} pieces")
+    vocab |= {f"<filler{index}>": index for index in range(len(vocab), vocab_size)}
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    for name in TEXT_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+
+
+@click.command()
+@click.option("--shape", type=click.Choice(sorted(SHAPES)), required=True)
+@click.option("--layers", type=int, help="Instead of the shape's own number.")
+@click.option("--vocab", type=int, help="Instead of the shape's own number.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.argument("out", type=click.Path(path_type=Path))
+def main(shape: str, layers: int | None, vocab: int | None, seed: int, out: Path) -> None:
+    """Write OUT/target and OUT/drafter."""
+    asked = {"num_layers": layers, "vocab_size": vocab}
+    size = replace(SHAPES[shape], **{k: v for k, v in asked.items() if v is not None})
+    for folder in make_pair(out, size, seed):
+        size_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        click.echo(f"{folder}  {size_bytes / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

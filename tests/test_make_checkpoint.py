@@ -1,0 +1,88 @@
+"""The random checkpoints of the benchmarks are checkpoints like any other."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tokenizers import Tokenizer
+
+from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.original import Original
+from tests import make_checkpoint
+from tests.make_checkpoint import SHAPES, Size, make_pair
+
+SMALL = Size(
+    num_layers=6,
+    vocab_size=4224,
+    hidden_size=64,
+    intermediate_size=96,
+    head_dim=8,
+    per_layer_size=8,
+    drafter_hidden_size=32,
+    drafter_intermediate_size=48,
+)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return make_pair(tmp_path_factory.mktemp("pair"), SMALL, seed=3)
+
+
+def test_the_exporter_reads_them(pair):
+    target = read_checkpoint(pair[0])
+    drafter = read_drafter(pair[1], target)
+    assert target.spec.donors == {"sliding_attention": 1, "full_attention": 2}
+    assert [layer.intermediate_size for layer in target.spec.layers] == [96] * 3 + [192] * 3
+    assert drafter.spec.centroids.num_centroids == 33
+    weights = target.tensor("layers.0.mlp.down_proj.weight")
+    assert 0.9 < weights.norm(dim=1).mean() < 1.1
+
+
+def test_transformers_runs_them_and_nothing_overflows(pair):
+    original = Original(*pair)
+    with torch.inference_mode():
+        reading = original.read([2, 5, 9, 4100])
+        assert reading.logits.isfinite().all()
+        assert 0.1 < reading.logits.std() < 10
+        assert len(original.draft(reading, 3, 2)) == 2
+
+
+def test_transformers_misses_no_tensor(pair):
+    from transformers import Gemma4ForCausalLM
+
+    _, report = Gemma4ForCausalLM.from_pretrained(pair[0], output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+
+
+def test_shards_and_pieces_of_tensors_change_nothing(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_checkpoint, "SHARD_BYTES", 100_000)
+    sharded, _ = make_pair(tmp_path, SMALL, seed=3)
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 3
+    whole, parts = read_checkpoint(pair[0]), read_checkpoint(sharded)
+    assert all(torch.equal(whole.tensor(n), parts.tensor(n)) for n in whole.names())
+
+
+def test_every_id_has_a_piece(pair):
+    tokenizer = Tokenizer.from_file(str(pair[0] / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == SMALL.vocab_size
+    assert tokenizer.decode(tokenizer.encode("return the list").ids) == "return the list"
+
+
+def test_the_full_shape_is_e2b():
+    size = SHAPES["e2b"]
+    own, shared = size.kinds[:15], size.kinds[15:]
+    assert len(shared) == size.num_shared == 20
+    assert own[4::5] == ["full_attention"] * 3
+    assert shared[4::5] == ["full_attention"] * 4
+    assert size.kinds.count("full_attention") == 7
+
+
+@pytest.mark.parametrize("options", [("--layers", "3"), ("--vocab", "5000"), ("--vocab", "128")])
+def test_impossible_sizes_are_refused(tmp_path, options):
+    out = tmp_path / "out"
+    done = CliRunner().invoke(make_checkpoint.main, ["--shape", "e2b-stack", *options, str(out)])
+    assert done.exit_code == 2
+    assert options[0] in done.output
