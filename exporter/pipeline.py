@@ -26,9 +26,19 @@ from exporter.reference import Prompt, ReferenceSize, read_prompts, record_refer
 from exporter.text import OriginalTokenizer, TextFiles, read_text_files
 from runtime_py.manifest import Manifest, ModelEntry, RuntimeEntry, RuntimeName
 from runtime_py.reference import Reference
+from runtime_py.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+# What chat templates treat differently: one turn, several, and white space to be trimmed.
+CONVERSATIONS = (
+    [{"role": "user", "content": "Hello!"}],
+    [
+        {"role": "user", "content": "  What is 2 + 2? "},
+        {"role": "assistant", "content": "4\n"},
+        {"role": "user", "content": "And in words?"},
+    ],
+)
 AnyCheckpoint = TargetCheckpoint | DrafterCheckpoint
 # (title, total, unit) -> a context that yields the function to call with what is done.
 Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -79,6 +89,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
             reference=reference,
         )
         manifest = write_bundle(folder, contents)
+        compare_text(config, folder, manifest, inputs)
     logger.info("done        %s, %.0f s", config.output, time.monotonic() - start)
     return manifest
 
@@ -157,6 +168,31 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
         time.monotonic() - start,
     )
     return reference
+
+
+def compare_text(config: ExportConfig, folder: Path, manifest: Manifest, inputs: Inputs) -> None:
+    """The bundle's own tokenizer and chat template must say what transformers' say.
+
+    Raises:
+        ExportError: naming the text that becomes other tokens.
+    """
+    theirs, ours = OriginalTokenizer(config.source.model), Tokenizer(folder, manifest)
+    for prompt in inputs.prompts:
+        wanted = theirs.encode(prompt.text, inputs.text.bos_token_id)
+        _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)
+    if inputs.text.chat_template is not None:
+        for conversation in CONVERSATIONS:
+            wanted = theirs.encode_chat(conversation)
+            said = str([message["content"] for message in conversation])
+            _refuse_other_tokens(said, ours.encode_chat(conversation), wanted)
+
+
+def _refuse_other_tokens(text: str, found: list[int], wanted: list[int]) -> None:
+    if found != wanted:
+        raise ExportError(
+            f"the bundle's tokenizer turns {text[:60]!r} into {found[:12]}…, transformers' into "
+            f"{wanted[:12]}…; tokenizer.json does not match tokenizer_config.json, save both again"
+        )
 
 
 def _encode(tokenizer: OriginalTokenizer, text: TextFiles, prompt: Prompt) -> list[int]:
