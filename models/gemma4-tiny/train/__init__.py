@@ -1,0 +1,1 @@
+"""How gemma4-tiny was made; ``python -m train --help`` in the folder above."""
