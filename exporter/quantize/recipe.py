@@ -114,7 +114,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if path.suffix == ".toml":
         if not path.is_file():
             raise ExportError(f"{path}: no such recipe file; give a .toml file or a recipe's name")
-        return _parse(path.stem, path.read_text())
+        return _parse(path.stem, path.read_bytes())
     folder = resources.files("exporter") / "recipes"
     known = sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
     if str(name_or_path) not in known:
@@ -122,17 +122,17 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             f"recipe {name_or_path}: unknown; choose one of {', '.join(known)} or give the path "
             "of a .toml file"
         )
-    return _parse(str(name_or_path), (folder / f"{name_or_path}.toml").read_text())
+    return _parse(str(name_or_path), (folder / f"{name_or_path}.toml").read_bytes())
 
 
-def _parse(name: str, text: str) -> Recipe:
+def _parse(name: str, content: bytes) -> Recipe:
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(content.decode("utf-8"))
+    except ValueError as error:  # of either step
         raise ExportError(f"recipe {name}: not valid TOML ({error}); correct the file") from error
     _refuse_unknown(name, "the recipe", data, RECIPE_KEYS)
     rules = data.get("rule", [])
-    if not rules:
+    if not isinstance(rules, list) or not rules or not all(isinstance(r, dict) for r in rules):
         raise ExportError(f"recipe {name}: no [[rule]]; add one with pattern and bits")
     return Recipe(name, tuple(_parse_rule(name, rule) for rule in rules), _tolerances(name, data))
 
@@ -153,7 +153,11 @@ def _parse_rule(name: str, rule: dict[str, Any]) -> Rule:
     if missing:
         raise ExportError(f"recipe {name}: a [[rule]] lacks {', '.join(sorted(missing))}; add it")
     granularity = rule.get("granularity", "channel")
-    if rule["bits"] not in BITS:
+    if not isinstance(rule["pattern"], str):
+        raise ExportError(
+            f"recipe {name}: pattern = {rule['pattern']}; give a glob in quotation marks"
+        )
+    if type(rule["bits"]) is not int or rule["bits"] not in BITS:
         raise ExportError(f"recipe {name}: bits = {rule['bits']}; choose one of {BITS}")
     if granularity not in GRANULARITIES:
         raise ExportError(

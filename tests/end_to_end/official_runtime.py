@@ -2,7 +2,8 @@
 
     python -m tests.end_to_end.official_runtime REQUEST.json ANSWER.json
 
-REQUEST: model, speculative, texts, max_output_tokens. ANSWER: prompt_ids and texts, one per prompt.
+REQUEST: model, cache_dir, speculative, texts, max_output_tokens.
+ANSWER: prompt_ids and texts, one per prompt.
 """
 
 import json
@@ -22,6 +23,7 @@ def main(request_file: str, answer_file: str) -> None:
         request["model"],
         backend=litert_lm.Backend.CPU(thread_count=1),
         enable_speculative_decoding=request["speculative"],
+        cache_dir=request["cache_dir"],  # else it writes its caches into the bundle
     )
     with closing(engine):
         answer = {

@@ -1,7 +1,7 @@
 """The official LiteRT-LM runtime loads our model.litertlm as it is and says what transformers says.
 
-The file has the signatures verify_2 and verify_8 next to verify; the runtime takes verify by its
-name and is not confused by the others.
+The file has the signatures verify_2 and verify_8 next to verify; the runtime asks for verify by its
+name ("Signature not found: verify" without it) and does not mind the others.
 
 Known of LiteRT-LM 0.18.1: with speculation it gives up to three tokens more than max_output_tokens,
 so its text is compared as far as ours goes. Near the end of the KV rows its verify call would be
@@ -53,6 +53,7 @@ class Official:
             json.dumps(
                 {
                     "model": str(self.model),
+                    "cache_dir": str(self.scratch),
                     "speculative": speculative,
                     "texts": texts,
                     "max_output_tokens": num_tokens,

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from runtime_py.litertlm import find_model, read_sections
 from runtime_py.manifest import file_entry
 from tests.end_to_end.conftest import ROOT, run
 
@@ -171,6 +172,19 @@ def _greedy(num_tokens):
     from runtime_py.speculative import Stops
 
     return GREEDY, Stops(max_new_tokens=num_tokens)
+
+
+def test_a_drafter_that_lost_its_weights_fails_the_check_loudly(copy):
+    """It still says the right tokens, only slower: nothing but the acceptance shows it."""
+    path = copy / "model.litertlm"
+    drafter = find_model(read_sections(path), "tf_lite_mtp_drafter")
+    content = bytearray(path.read_bytes())
+    content[drafter.end - drafter.size_bytes // 2 : drafter.end] = bytes(drafter.size_bytes // 2)
+    replace_file(copy, "model.litertlm", bytes(content))
+    done = run("gemma-run", "check", copy)
+    assert done.returncode == 1
+    assert "FAILED: the drafter is broken or mis-wired" in done.stdout
+    assert "1280 of 1280 tokens" in done.stdout
 
 
 class TestBadBundles:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 ALIGNMENT = 64
 
-OnBytes = Callable[[str, int, int], None]  # file name, weight bytes written, of how many
+OnBytes = Callable[[int], None]  # weight bytes written so far
 
 
 class WeightSource(Protocol):
@@ -195,7 +195,6 @@ def _write_weights(
     first_byte: int,
     on_bytes: OnBytes | None,
 ) -> None:
-    total = sum(weight.size for weight in weights)
     written = 0
     for weight in weights:
         file.seek(first_byte + weight.offset)
@@ -205,7 +204,7 @@ def _write_weights(
             scales.append(chunk.scales)
             written += len(chunk.data)
             if on_bytes is not None:
-                on_bytes(Path(file.name).name, written, total)
+                on_bytes(written)
         assert file.tell() == first_byte + weight.offset + weight.size
         _set_scales(weight, np.concatenate(scales))
 

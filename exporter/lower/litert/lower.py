@@ -1,9 +1,9 @@
 """Target and drafter to .tflite files: one road for every size, float32 included."""
 
-import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -11,9 +11,10 @@ from torch import nn
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
 from exporter.config import GraphShapes
 from exporter.graph.drafter import Drafter
+from exporter.graph.spec import TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import is_virtual, load_weights
-from exporter.lower.litert.inject import OnBytes, inject
+from exporter.lower.litert.inject import inject
 from exporter.lower.litert.modules import (
     PRIMITIVES,
     drafter_signature,
@@ -21,30 +22,37 @@ from exporter.lower.litert.modules import (
     target_signatures,
 )
 from exporter.lower.litert.skeleton import Signature, convert
-from exporter.quantize import Recipe, WeightType, plan
-
-logger = logging.getLogger(__name__)
+from exporter.quantize import Recipe, WeightType, plan, size_bytes
 
 DRAFTER_PREFIX = "drafter."  # how a recipe names the drafter's tensors
 
 
+OnBytes = Callable[[str, int, int], None]  # file at work, weight bytes written, of how many in all
+
+
 @dataclass(frozen=True)
-class _Writer:
-    """One checkpoint, planned once, from which one or more .tflite files are made."""
+class _Job:
+    """One .tflite to write."""
 
+    name: str
+    module: nn.Module
+    signatures: Sequence[Signature]
     checkpoint: TargetCheckpoint | DrafterCheckpoint
-    types: dict[str, WeightType]
-    out_dir: Path
-    on_bytes: OnBytes | None
+    types: Mapping[str, WeightType]
 
-    def write(self, stem: str, module: nn.Module, signatures: Sequence[Signature]) -> Path:
-        weights = {n: p for n, p in module.named_parameters() if is_virtual(p)}
-        out = self.out_dir / f"{stem}.tflite"
-        with tempfile.TemporaryDirectory(dir=self.out_dir) as scratch:
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.module.named_parameters() if is_virtual(p)}
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size_bytes(p.shape, self.types[name]) for name, p in self.weights.items())
+
+    def write(self, out: Path, on_bytes: Callable[[int], None]) -> None:
+        with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
             skeleton = Path(scratch) / out.name
-            names = convert(signatures, weights, skeleton)
-            inject(skeleton, names, self.checkpoint, self.types, out, self.on_bytes)
-        return out
+            names = convert(self.signatures, self.weights, skeleton)
+            inject(skeleton, names, self.checkpoint, self.types, out, on_bytes)
 
 
 def lower(
@@ -63,7 +71,7 @@ def lower(
         shapes: the static sizes of the signatures.
         recipe: how every tensor is stored.
         out_dir: an existing folder.
-        on_bytes: called as weights are written, with file name, bytes done and bytes in all.
+        on_bytes: called when a file is begun, and as its weights are written.
 
     Returns:
         The files written, all .tflite.
@@ -71,24 +79,55 @@ def lower(
     Raises:
         ExportError: if the installed tools are not the pinned ones, or the recipe does not fit.
     """
-    writer = _Writer(target, plan(target, recipe), out_dir, on_bytes)
-    files = [_write_embedder(writer, Embedder(target.spec), "embedder")]
-    if target.spec.per_layer_size:
-        embedder = PerLayerEmbedder(target.spec)
-        files.append(_write_embedder(writer, embedder, "per_layer_embedder"))
-    decoder = Target(target.spec, PRIMITIVES)
-    load_weights(decoder, target, virtual=True)
-    files.append(writer.write("prefill_decode", decoder, target_signatures(decoder, shapes)))
+    jobs = _target_jobs(target, shapes, plan(target, recipe))
     if drafter is not None:
         types = plan(drafter, recipe, DRAFTER_PREFIX)
-        module = Drafter(drafter.spec, PRIMITIVES)
-        load_weights(module, drafter, virtual=True)
-        signature = drafter_signature(module, target.spec, shapes)
-        writer = _Writer(drafter, types, out_dir, on_bytes)
-        files.append(writer.write("mtp_drafter", module, [signature]))
+        jobs.append(_drafter_job(drafter, target.spec, shapes, types))
+    total = sum(job.size_bytes for job in jobs)
+    done = 0
+    files = []
+    for job in jobs:
+        report = partial(_report, on_bytes, job.name, done, total)
+        report(0)
+        files.append(out_dir / job.name)
+        job.write(files[-1], report)
+        done += job.size_bytes
     return files
 
 
-def _write_embedder(writer: _Writer, embedder: Embedder | PerLayerEmbedder, stem: str) -> Path:
-    load_weights(embedder, writer.checkpoint, virtual=True)
-    return writer.write(stem, embedder, [embedder_signature(embedder, stem)])
+def _target_jobs(
+    target: TargetCheckpoint, shapes: GraphShapes, types: Mapping[str, WeightType]
+) -> list[_Job]:
+    spec = target.spec
+    embedders: dict[str, Embedder | PerLayerEmbedder] = {"embedder": Embedder(spec)}
+    if spec.per_layer_size:
+        embedders["per_layer_embedder"] = PerLayerEmbedder(spec)
+    jobs = [
+        _Job(f"{name}.tflite", module, [embedder_signature(module, name)], target, types)
+        for name, module in embedders.items()
+    ]
+    decoder = Target(spec, PRIMITIVES)
+    signatures = target_signatures(decoder, shapes)
+    jobs.append(_Job("prefill_decode.tflite", decoder, signatures, target, types))
+    for job in jobs:
+        load_weights(job.module, target, virtual=True)
+    return jobs
+
+
+def _drafter_job(
+    drafter: DrafterCheckpoint,
+    target: TargetSpec,
+    shapes: GraphShapes,
+    types: Mapping[str, WeightType],
+) -> _Job:
+    module = Drafter(drafter.spec, PRIMITIVES)
+    load_weights(module, drafter, virtual=True)
+    signature = drafter_signature(module, target, shapes)
+    return _Job(f"{signature.name}.tflite", module, [signature], drafter, types)
+
+
+def _report(
+    on_bytes: OnBytes | None, name: str, done_before: int, total: int, done_here: int
+) -> None:
+    if on_bytes is not None:
+        on_bytes(name, done_before + done_here, total)

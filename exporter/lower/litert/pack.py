@@ -180,7 +180,7 @@ def _chat_template(checkpoint: Path) -> str:
     """The checkpoint's chat template in the words the runtime's template engine knows."""
     file = checkpoint / "chat_template.jinja"
     text = (
-        file.read_text()
+        file.read_text(encoding="utf-8")
         if file.is_file()
         else _read_json(checkpoint / "tokenizer_config.json", {}).get("chat_template", "")
     )
@@ -193,5 +193,8 @@ def _chat_template(checkpoint: Path) -> str:
 def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return default
-    data: dict[str, Any] = json.loads(path.read_text())
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path}: not valid JSON ({error}); correct the file") from error
     return data

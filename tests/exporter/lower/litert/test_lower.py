@@ -1,6 +1,7 @@
 """The files say what the graph says, under the names and layouts of the official runtime."""
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -141,10 +142,13 @@ def test_float32_bytes_are_the_checkpoints(lowered):
             assert weight.data == checkpoint.tensor(weight.name).numpy().tobytes()
 
 
-def test_progress_ends_at_the_bytes_of_every_file(lowered):
-    last = {name: (done, total) for name, done, total in lowered.progress}
-    assert set(last) == {path.name for path in lowered.files}
-    assert all(done == total for done, total in last.values())
+def test_progress_runs_over_all_files_to_the_bytes_of_their_weights(lowered):
+    names, done, totals = zip(*lowered.progress, strict=True)
+    assert list(dict.fromkeys(names)) == [path.name for path in lowered.files]
+    assert list(done) == sorted(done)
+    stored = [{w.offset: len(w.data) for w in chain(*read(p).weights())} for p in lowered.files]
+    assert done[0] == 0
+    assert set(totals) == {done[-1]} == {sum(sum(sizes.values()) for sizes in stored)}
 
 
 @torch.no_grad()

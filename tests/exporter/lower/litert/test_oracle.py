@@ -21,7 +21,7 @@ from exporter.lower.litert.inject import inject
 from exporter.lower.litert.modules import PRIMITIVES, embedder_signature, target_signatures
 from exporter.lower.litert.skeleton import convert
 from exporter.lower.litert.toolchain import quiet
-from exporter.quantize import WeightType
+from exporter.quantize import WeightType, load_recipe, plan, size_bytes
 from tests.exporter.lower.litert.files import read, run
 from tests.exporter.tiny_models import Shape, save, target_model
 
@@ -57,7 +57,10 @@ class Roads:
             name: WeightType(bits if len(self.checkpoint.shape(name)) == 2 else 32)
             for name in self.checkpoint.names()
         }
-        out = self.folder / f"{stem}.ours{bits}.tflite"
+        return self.stored_as(stem, types)
+
+    def stored_as(self, stem: str, types: dict[str, WeightType]) -> Path:
+        out = self.folder / f"{stem}.ours.tflite"
         inject(self.folder / f"{stem}.skeleton", self.names[stem], self.checkpoint, types, out)
         return out
 
@@ -119,3 +122,20 @@ def test_outputs_are_bit_identical(roads, bits):
     theirs = run(roads.theirs("decoder", bits), signature.name, **inputs)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_recipe_that_mixes_types_is_followed_tensor_by_tensor(roads, tmp_path):
+    path = tmp_path / "mixed.toml"
+    path.write_text(
+        '[[rule]]\npattern = "*.q_proj.weight"\nbits = 8\n'
+        '[[rule]]\npattern = "*.mlp.*"\nbits = 4\n'
+        '[[rule]]\npattern = "*"\nbits = 32\n'
+    )
+    types = plan(roads.checkpoint, load_recipe(path))
+    file = read(roads.stored_as("decoder", types))
+    for weight in chain(*file.weights()):
+        bits = 8 if "q_proj" in weight.name else 4 if ".mlp." in weight.name else 32
+        assert weight.type == {32: "FLOAT32", 8: "INT8", 4: "INT4"}[bits], weight.name
+        assert len(weight.data) == size_bytes(weight.shape, WeightType(bits))
+        assert (weight.scales is None) == (bits == 32)
+    assert {weight.type for weight in chain(*file.weights())} == {"FLOAT32", "INT8", "INT4"}
