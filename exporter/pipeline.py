@@ -226,7 +226,7 @@ def _lower_litert(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -
                 lambda _file, done, total: progress(100 * done // max(1, total)),
             )
         out = folder / name
-        litert.pack(Path(scratch), inputs.text.folder, shapes.cache_length, inputs.recipe.name, out)
+        litert.pack(Path(scratch), inputs.text, shapes.cache_length, inputs.recipe.name, out)
     logger.info(
         "lower       litert, %d graph files, %.1f MB, %.0f s",
         len(files),

@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 class TextFiles:
     """What a runtime needs to turn text into tokens and to know when an answer ends."""
 
-    folder: Path
     tokenizer: Path  # tokenizer.json
     chat_template: str | None  # Jinja source
     bos_token_id: int
@@ -48,7 +47,6 @@ def read_text_files(folder: Path) -> TextFiles:
         )
     tokenizer_config = _read_json(folder / "tokenizer_config.json")
     return TextFiles(
-        folder=folder,
         tokenizer=tokenizer,
         chat_template=_chat_template(folder, tokenizer_config),
         bos_token_id=bos_token_id,

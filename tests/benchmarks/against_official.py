@@ -1,8 +1,9 @@
 """Our runtime and the official one on the same .litertlm: plain, and with the drafter."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -15,47 +16,59 @@ from tests.benchmarks.inputs import Graphs, Work, num_threads, text_prompts
 from tests.benchmarks.official_engine import OfficialEngine
 from tests.benchmarks.record import Raw, Result, alternate, command, ratio
 
-NUM_TOKENS = 128
-NUM_PROMPTS = 8
 OFFICIAL_DRAFT_LENGTH = 3  # its verify graph is 4 wide
 DRAFT_LENGTHS = (0, 1, OFFICIAL_DRAFT_LENGTH)
 BOS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What both run."""
+
+    model: str
+    num_threads: int
+    num_tokens: int
+    num_prompts: int  # the first whose continuation has no stop token
+
+
+EVENTS = (
+    Event(model="tiny int8", num_threads=1, num_tokens=128, num_prompts=8),
+    Event(model="stack int8", num_threads=num_threads(), num_tokens=48, num_prompts=2),
+)
 
 
 @dataclass
 class Contest:
     """Both runtimes, loaded with one file."""
 
-    name: str
+    event: Event
     model: Path
     tokenizer: Tokenizer
-    prompts: list[str]
-    num_threads: int
     weight_caches: Path
     runs: dict[int, list[Run]] = field(default_factory=dict)  # ours, by draft length
     texts: dict[tuple[str, str], str] = field(default_factory=dict)  # (who, prompt) -> text
 
     def __post_init__(self) -> None:
-        backend = LiteRTBackend(
-            self.model, num_threads=self.num_threads, cache_dir=self.weight_caches
+        threads = self.event.num_threads
+        self.backend = TimedBackend(
+            LiteRTBackend(self.model, num_threads=threads, cache_dir=self.weight_caches)
         )
-        self.backend = TimedBackend(backend)
         self.session = Session(self.backend, self.backend.cache_length)
         self.official = {
-            mtp: OfficialEngine(self.model, mtp=mtp, num_threads=self.num_threads)
-            for mtp in (False, True)
+            mtp: OfficialEngine(self.model, mtp=mtp, num_threads=threads) for mtp in (False, True)
         }
-        # The official engine stops at a stop token, ours is told not to: equal work only.
-        self.prompts = [
-            prompt
-            for prompt in self.prompts
-            if self.official[False].generate(prompt, NUM_TOKENS).num_tokens == NUM_TOKENS
-        ][:NUM_PROMPTS]
+        fitting = filter(self._goes_on, text_prompts())
+        self.prompts = list(islice(fitting, self.event.num_prompts))
+
+    def _goes_on(self, prompt: str) -> bool:
+        """The official engine ends at a stop token, ours is told not to: equal work only."""
+        num_tokens = self.event.num_tokens
+        return self.official[False].generate(prompt, num_tokens).num_tokens == num_tokens
 
     def calls(self) -> dict[str, Callable[[], float]]:
         """Tokens per second of one pass over all prompts."""
         plain, mtp, *others = (
-            f"{self.name}, {who}: tokens/s"
+            f"{self.event.model}, {who}: tokens/s"
             for who in ("official", "official MTP", *(f"ours K = {k}" for k in DRAFT_LENGTHS))
         )
         calls: dict[str, Callable[[], float]] = {
@@ -69,7 +82,7 @@ class Contest:
     def _run_official(self, mtp: bool) -> float:
         num_tokens, seconds = 0, 0.0
         for prompt in self.prompts:
-            run = self.official[mtp].generate(prompt, NUM_TOKENS)
+            run = self.official[mtp].generate(prompt, self.event.num_tokens)
             num_tokens += run.num_tokens
             seconds += run.num_tokens / run.tokens_per_s
             self.texts["official MTP" if mtp else "official", prompt] = run.text
@@ -84,7 +97,7 @@ class Contest:
                 self.backend,
                 prompt_ids,
                 SamplingLaw(),
-                max_new_tokens=NUM_TOKENS,
+                max_new_tokens=self.event.num_tokens,
                 draft_length=draft_length,
             )
             runs.append(run)
@@ -94,22 +107,31 @@ class Contest:
         self.runs[draft_length] = runs
         return sum(run.num_tokens for run in runs) / sum(run.seconds for run in runs)
 
-    def num_equal_texts(self, other: str) -> int:
+    def close(self) -> dict[str, object]:
+        """End both; what was found besides the times."""
+        name = self.event.model
+        found: dict[str, object] = {
+            f"{name}: prompts with the text of {other}": self._num_equal_texts(other)
+            for other in ("official", "official MTP")
+        }
+        found[f"{name}: prompts"] = len(self.prompts)
+        for length in DRAFT_LENGTHS[1:]:
+            found[f"{name}: drafts accepted, ours K = {length}"] = self._acceptance(length)
+        self.backend.close()
+        self.official[False].close()
+        found[f"{name}: drafts accepted, official (its log)"] = self.official[True].close()
+        return found
+
+    def _num_equal_texts(self, other: str) -> int:
         """Prompts whose text is the same as ours, as far as both go."""
         pairs = [(self.texts["ours", p], self.texts[other, p]) for p in self.prompts]
         return sum(a.startswith(b) or b.startswith(a) for a, b in pairs)
 
-    def acceptance(self, draft_length: int) -> float:
+    def _acceptance(self, draft_length: int) -> float:
         """Accepted of all drafted tokens, over the last pass."""
         runs = self.runs[draft_length]
         drafted = sum(run.num_rounds for run in runs) * draft_length
-        return sum(run.num_accepted for run in runs) / drafted
-
-    def close(self) -> float | None:
-        """The official engine's own figure of its acceptance."""
-        self.backend.close()
-        self.official[False].close()
-        return self.official[True].close()
+        return round(sum(run.num_accepted for run in runs) / drafted, 4)
 
 
 def measure(work: Work, num_repeats: int) -> Result:
@@ -117,29 +139,20 @@ def measure(work: Work, num_repeats: int) -> Result:
     raw: Raw = {}
     ratios: dict[str, float] = {}
     found: dict[str, object] = {}
-    threads = {"tiny int8": 1, "stack int8": num_threads()}
-    models = {
-        "tiny int8": lambda: work.tiny_bundle("int8"),
-        "stack int8": lambda: work.lowered(work.stack(), Graphs(recipe="int8")),
+    folders = {
+        "tiny int8": work.tiny_bundle("int8"),
+        "stack int8": work.lowered(work.stack(), Graphs(recipe="int8")),
     }
     tokenizer = Tokenizer.from_file(str(work.stack() / "target" / "tokenizer.json"))
-    for name, folder in models.items():
-        model = folder() / "model.litertlm"
-        contest = Contest(name, model, tokenizer, text_prompts(), threads[name], work.weight_caches)
+    for event in EVENTS:
+        model = folders[event.model] / "model.litertlm"
+        contest = Contest(event, model, tokenizer, work.weight_caches)
         times = alternate(contest.calls(), num_repeats)
         raw |= times
-        ratios |= _ratios(name, times)
-        for other in ("official", "official MTP"):
-            found[f"{name}: prompts with the text of {other}"] = (
-                f"{contest.num_equal_texts(other)} of {len(contest.prompts)}"
-            )
-        for length in DRAFT_LENGTHS[1:]:
-            found[f"{name}: drafts accepted, ours K = {length}"] = contest.acceptance(length)
-        found[f"{name}: drafts accepted, official (its log)"] = contest.close()
+        ratios |= _ratios(event.model, times)
+        found |= contest.close()
     settings = {
-        "threads": threads,
-        "tokens": NUM_TOKENS,
-        "prompts": f"at most {NUM_PROMPTS}, of those with no stop token in the first tokens",
+        "events": [asdict(event) for event in EVENTS],
         "timed": "decoding only: ours from the first target call after prefill, the official "
         "engine by its own benchmark clock; greedy",
         "stack": "random weights of E2B's widths, 6 layers: its drafter is right by chance only",

@@ -42,15 +42,16 @@ class Work:
 
     def tiny_bundle(self, recipe: str) -> Path:
         """The tiny model's bundle."""
-        out = self.folder / f"tiny-{recipe}-{_digest('exporter', 'models')}"
+        sources = _digest("exporter", "models/gemma4-tiny/target", "models/gemma4-tiny/drafter")
+        out = self.folder / f"tiny-{recipe}-{sources}"
         if not out.is_dir():
             run_module("exporter", *tiny_options(recipe, out))
         return out
 
     def stack(self, num_layers: int = 6, vocab_size: int = 8192) -> Path:
         """The folder of a random target and drafter of E2B's widths."""
-        maker = _digest("tests/make_checkpoint.py", "models")
-        out = self.folder / f"stack-{num_layers}-{vocab_size}-{maker}"
+        sources = _digest("tests/make_checkpoint.py", "models/gemma4-tiny/target/tokenizer.json")
+        out = self.folder / f"stack-{num_layers}-{vocab_size}-{sources}"
         if not (out / "made").exists():
             shutil.rmtree(out, ignore_errors=True)
             run_module(
@@ -113,6 +114,6 @@ def _digest(*places: str) -> str:
     for place in map(ROOT.joinpath, places):
         paths = sorted(place.rglob("*")) if place.is_dir() else [place]
         for path in paths:
-            if path.suffix in (".py", ".toml", ".safetensors"):
+            if path.is_file() and path.suffix in (".py", ".toml", ".json", ".safetensors"):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

@@ -1,11 +1,12 @@
 """Every benchmark in turn: `python -m tests.benchmarks.run_all`, on a quiet machine."""
 
+import shutil
 import subprocess
 import sys
 
 import click
 
-from tests.benchmarks.inputs import ROOT, python_command
+from tests.benchmarks.inputs import ROOT, Work, python_command
 
 BENCHMARKS = ("stage_times", "loop_overhead", "kv_in_place", "against_official", "export_cost")
 
@@ -25,6 +26,7 @@ def main(repeats: int | None) -> None:
     if failed:
         click.echo(f"failed: {', '.join(failed)}", err=True)
         sys.exit(1)
+    shutil.rmtree(Work().folder)  # gigabytes, and of no use to other sources
 
 
 if __name__ == "__main__":

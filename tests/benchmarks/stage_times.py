@@ -12,6 +12,7 @@ from tests.benchmarks.inputs import RECIPES, Graphs, Work, num_threads
 from tests.benchmarks.record import Raw, Result, alternate, command, ratio
 
 POSITION = 100  # of the first token; the graphs attend the whole buffer wherever they are
+VERIFY_WIDTHS = (2, 4, 8)
 MIN_SAMPLE_S = 0.05  # a sample repeats its call for at least so long
 
 Call = Callable[[], object]
@@ -94,18 +95,26 @@ def _tokens(count: int) -> list[int]:
 
 
 def _ratios(name: str, raw: Raw) -> dict[str, float]:
-    ratios = {}
-    for key in raw:
-        stage = key.removesuffix(", call ms")
-        if stage == key:
-            continue
-        recipe_name = " ".join(stage.split()[:2])
-        decode = f"{recipe_name} decode"
-        if stage != decode:
-            ratios[f"{stage} / decode"] = ratio(raw, key, f"{decode}, call ms")
+    ratios: dict[str, float] = {}
+    for recipe in RECIPES:
+        times = {
+            key.removeprefix(f"{name} {recipe} ").removesuffix(", call ms"): values
+            for key, values in raw.items()
+            if key.startswith(f"{name} {recipe} ") and key.endswith(", call ms")
+        }
+        for stage in times:
+            if stage != "decode":
+                ratios[f"{name} {recipe}: {stage} / decode"] = ratio(times, stage, "decode")
+        for width in VERIFY_WIDTHS:
+            times["round"] = [
+                verify + (width - 1) * draft
+                for verify, draft in zip(times[f"verify {width}"], times["draft"], strict=True)
+            ]
+            key = f"{name} {recipe}: tokens a round of K = {width - 1} must emit to gain"
+            ratios[key] = ratio(times, "round", "decode")
     for recipe in RECIPES[1:]:
         keys = (f"{name} {recipe} decode, call ms", f"{name} float32 decode, call ms")
-        ratios[f"{name} decode, {recipe} / float32"] = ratio(raw, *keys)
+        ratios[f"{name}: decode {recipe} / float32"] = ratio(raw, *keys)
     return ratios
 
 

@@ -1,4 +1,4 @@
-"""A backend whose target is a hash of the KV rows, so that a wrong row or position shows at once."""
+"""A backend whose target is a hash of the KV rows: a wrong row or position shows at once."""
 
 import hashlib
 from collections.abc import Sequence

@@ -47,7 +47,7 @@ def test_the_golden_manifest_of_format_1_is_still_read():
 )
 def test_no_path_leaves_the_bundle(bundle, path):
     rewrite(bundle, lambda values: values.update(reference=path))
-    with pytest.raises(RunError, match="reference: .*leaves the bundle"):
+    with pytest.raises(RunError, match=r"reference: .*leaves the bundle"):
         read_manifest(bundle)
 
 
@@ -113,6 +113,15 @@ def test_refuses_a_huge_manifest_before_reading_it(bundle):
         read_manifest(bundle)
 
 
+def refusal(folder):
+    """What the reader says against a bundle; nothing if it takes it."""
+    try:
+        read_manifest(folder)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
@@ -142,10 +151,7 @@ def test_any_value_in_any_place_gives_one_line_or_a_manifest(tmp_path_factory, d
         parent[key] = data.draw(json_values)
         break
     (folder / "manifest.json").write_text(json.dumps(values))
-    try:
-        read_manifest(folder)
-    except RunError as error:
-        assert "\n" not in str(error)
+    assert "\n" not in refusal(folder)
 
 
 def test_file_entry_measures_a_file(tmp_path):

@@ -1,6 +1,5 @@
 """The .tflite files, tokenizer and chat template -> one model.litertlm for the official runtime."""
 
-import json
 import logging
 import re
 import tempfile
@@ -9,10 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ExportError
 from exporter.lower.litert.modules import OFFICIAL_VERIFY_WIDTH
 from exporter.lower.litert.tied_table import attach, detach
 from exporter.lower.litert.toolchain import PINNED, check_versions
+from exporter.text import TextFiles
 
 logger = logging.getLogger(__name__)
 
@@ -35,27 +34,23 @@ SYNTAX_TOKENS = {
 }
 
 
-def pack(folder: Path, checkpoint: Path, cache_length: int, recipe_name: str, out: Path) -> Path:
+def pack(folder: Path, text: TextFiles, cache_length: int, recipe_name: str, out: Path) -> Path:
     """Write `out`, streaming the .tflite files of `folder` into it.
 
     Args:
         folder: holds what `lower` wrote.
-        checkpoint: the target's folder: tokenizer.json, tokenizer_config.json, config.json and,
-            where it has them, generation_config.json and chat_template.jinja.
+        text: the target's tokenizer, chat template and token ids.
         cache_length: KV rows the graphs were traced with.
         recipe_name: goes into the version stamp.
         out: usually model.litertlm.
 
     Raises:
-        ExportError: if a file of the checkpoint is missing or says nothing usable.
+        ExportError: if the installed tools are not the pinned ones.
     """
     check_versions()
     import litert_lm_builder
 
     types = litert_lm_builder.TfLiteModelType
-    tokenizer = checkpoint / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise ExportError(f"{checkpoint}: no tokenizer.json, needed in a .litertlm; add it")
     builder: Any = litert_lm_builder.LitertLmFileBuilder()
     for key, value in version_stamp(recipe_name).items():
         builder.add_system_metadata(
@@ -63,9 +58,9 @@ def pack(folder: Path, checkpoint: Path, cache_length: int, recipe_name: str, ou
         )
     with tempfile.TemporaryDirectory() as scratch:
         description = Path(scratch) / "llm_metadata.pb"  # the builder takes a path only
-        description.write_bytes(llm_metadata(checkpoint, cache_length).SerializeToString())
+        description.write_bytes(llm_metadata(text, cache_length).SerializeToString())
         builder.add_llm_metadata(str(description))
-        builder.add_hf_tokenizer(str(tokenizer))
+        builder.add_hf_tokenizer(str(text.tokenizer))
         models = {stem: folder / f"{stem}.tflite" for stem in SECTIONS}
         tied = detach(models["embedder"], models["prefill_decode"], Path(scratch) / "embedder")
         if tied is not None:
@@ -91,15 +86,12 @@ def version_stamp(recipe_name: str) -> dict[str, str]:
     return stamp | {package: metadata.version(package) for package in sorted(PINNED)}
 
 
-def llm_metadata(checkpoint: Path, cache_length: int) -> Any:
-    """The LlmMetadata proto of a Gemma 4 checkpoint folder."""
+def llm_metadata(text: TextFiles, cache_length: int) -> Any:
+    """The LlmMetadata proto: what the official runtime knows of the model besides its graphs."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
-    tokens = _token_names(_read_json(checkpoint / "tokenizer_config.json", {}))
-    config = _read_json(checkpoint / "config.json", {})
-    generation = _read_json(checkpoint / "generation_config.json", {})
-    template = _chat_template(checkpoint)
-
+    tokens = _token_names(text.tokenizer_config)
+    template = _official_template(text)
     description = llm_metadata_pb2.LlmMetadata()
     # Near its limit the official runtime still verifies its full width. Past the last row the
     # write would be clamped over committed rows and the tokens would be wrong, so the limit leaves
@@ -108,12 +100,12 @@ def llm_metadata(checkpoint: Path, cache_length: int) -> Any:
     description.llm_model_type.gemma4.SetInParent()
     for field, token in SYNTAX_TOKENS.items():
         setattr(description.llm_model_type.gemma4, field, tokens.get(token, ""))
-    description.start_token.token_ids.ids.append(_single_id(checkpoint, config, "bos_token_id"))
-    for token_id in _stop_ids(checkpoint, config, generation):
+    description.start_token.token_ids.ids.append(text.bos_token_id)
+    for token_id in text.stop_token_ids:
         description.stop_tokens.add().token_ids.ids.append(token_id)
-    if "pad_token_id" in config and config["pad_token_id"] is not None:
-        description.pad_token.token_ids.ids.append(config["pad_token_id"])
-    _set_sampler(description.sampler_params, generation)
+    if text.pad_token_id is not None:
+        description.pad_token.token_ids.ids.append(text.pad_token_id)
+    _set_sampler(description.sampler_params, text.generation)
     description.jinja_prompt_template = template
     description.supports_thinking = "enable_thinking" in template
     description.supports_function_calling = "tools" in template
@@ -138,32 +130,6 @@ def _set_sampler(sampler: Any, generation: Mapping[str, Any]) -> None:
     sampler.temperature = generation.get("temperature", 1.0)
 
 
-def _stop_ids(
-    checkpoint: Path, config: Mapping[str, Any], generation: Mapping[str, Any]
-) -> list[int]:
-    found = generation.get("eos_token_id", _text_config(config).get("eos_token_id"))
-    if found is None:
-        found = config.get("eos_token_id")
-    if found is None:
-        raise ExportError(
-            f"{checkpoint}: no eos_token_id in generation_config.json or config.json; "
-            "add it, or generation never stops"
-        )
-    return [found] if isinstance(found, int) else list(found)
-
-
-def _single_id(checkpoint: Path, config: Mapping[str, Any], key: str) -> int:
-    found = _text_config(config).get(key, config.get(key))
-    if not isinstance(found, int):
-        raise ExportError(f"{checkpoint}/config.json: {key} is {found}, needed is a token id")
-    return found
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    text: Mapping[str, Any] = config.get("text_config", config)
-    return text
-
-
 def _token_names(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     """Special tokens by their names ("bos_token", "soc_token"), wherever the file keeps them."""
     nested = tokenizer_config.get("model_specific_special_tokens", {})
@@ -176,25 +142,9 @@ def _token_names(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _chat_template(checkpoint: Path) -> str:
-    """The checkpoint's chat template in the words the runtime's template engine knows."""
-    file = checkpoint / "chat_template.jinja"
-    text = (
-        file.read_text(encoding="utf-8")
-        if file.is_file()
-        else _read_json(checkpoint / "tokenizer_config.json", {}).get("chat_template", "")
-    )
-    # minijinja has neither the generation tag nor dict.get (litert-torch does the same in
-    # generative/export_hf/core/litert_lm_builder.py).
-    text = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
-    return re.sub(r"\.get\(\s*(['\"][^'\"]+['\"])\s*\)", r"[\1]", text)
+def _official_template(text: TextFiles) -> str:
+    """The chat template in the words of the runtime's engine: minijinja has no dict.get.
 
-
-def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
-    if not path.is_file():
-        return default
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{path}: not valid JSON ({error}); correct the file") from error
-    return data
+    litert-torch does the same in generative/export_hf/core/litert_lm_builder.py.
+    """
+    return re.sub(r"\.get\(\s*(['\"][^'\"]+['\"])\s*\)", r"[\1]", text.chat_template or "")

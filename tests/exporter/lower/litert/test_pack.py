@@ -9,9 +9,9 @@ from ai_edge_litert.tools import flatbuffer_utils
 from litert_lm_builder import litertlm_builder
 from litert_lm_builder.runtime.proto import sampler_params_pb2
 
-from exporter.errors import ExportError
 from exporter.lower.litert import pack
 from exporter.lower.litert.pack import llm_metadata, version_stamp
+from exporter.text import read_text_files
 
 TEMPLATE = "{{ bos_token }}{% generation %}{{ message.get('content') }}{% endgeneration %}"
 
@@ -49,7 +49,7 @@ def test_the_sections_hold_the_files_byte_for_byte(checkpoint, tmp_path):
     models = [model_of_one_weight(stem) for stem in stems]
     for stem, model in zip(stems, models, strict=True):
         (tmp_path / f"{stem}.tflite").write_bytes(model)
-    out = pack(tmp_path, checkpoint, 64, "int8", tmp_path / "model.litertlm")
+    out = pack(tmp_path, read_text_files(checkpoint), 64, "int8", tmp_path / "model.litertlm")
 
     unpacked = tmp_path / "unpacked"
     litertlm_builder.unpack(str(out), str(unpacked))
@@ -68,7 +68,7 @@ def test_the_sections_hold_the_files_byte_for_byte(checkpoint, tmp_path):
 
 def test_tokens_template_and_limit_come_from_the_checkpoint(checkpoint):
     write(checkpoint, "generation_config.json", {"eos_token_id": [1, 106]})
-    found = llm_metadata(checkpoint, 64)
+    found = llm_metadata(read_text_files(checkpoint), 64)
     assert found.llm_model_type.WhichOneof("model_type") == "gemma4"
     assert list(found.start_token.token_ids.ids) == [2]
     assert [list(stop.token_ids.ids) for stop in found.stop_tokens] == [[1], [106]]
@@ -83,16 +83,16 @@ def test_tokens_template_and_limit_come_from_the_checkpoint(checkpoint):
 
 def test_a_multimodal_config_keeps_its_tokens_one_level_down(checkpoint):
     write(checkpoint, "config.json", {"text_config": {"bos_token_id": 5, "eos_token_id": [7]}})
-    found = llm_metadata(checkpoint, 64)
+    found = llm_metadata(read_text_files(checkpoint), 64)
     assert list(found.start_token.token_ids.ids) == [5]
     assert [list(stop.token_ids.ids) for stop in found.stop_tokens] == [[7]]
 
 
 def test_sampler_defaults_are_the_generation_configs(checkpoint):
     kinds = sampler_params_pb2.SamplerParameters
-    assert llm_metadata(checkpoint, 64).sampler_params.type == kinds.GREEDY
+    assert llm_metadata(read_text_files(checkpoint), 64).sampler_params.type == kinds.GREEDY
     write(checkpoint, "generation_config.json", {"do_sample": True, "top_k": 64, "top_p": 0.95})
-    sampler = llm_metadata(checkpoint, 64).sampler_params
+    sampler = llm_metadata(read_text_files(checkpoint), 64).sampler_params
     assert (sampler.type, sampler.k, sampler.temperature) == (kinds.TOP_P, 64, 1.0)
     assert sampler.p == pytest.approx(0.95)
 
@@ -109,7 +109,7 @@ def test_the_syntax_tokens_of_the_tokenizer_reach_the_runtimes_parser(checkpoint
         "tokenizer_config.json",
         {**named, "model_specific_special_tokens": {"soc_token": "<|c>", "eoc_token": "<c|>"}},
     )
-    found = llm_metadata(checkpoint, 64)
+    found = llm_metadata(read_text_files(checkpoint), 64)
     gemma = found.llm_model_type.gemma4
     assert (gemma.code_fence_start, gemma.code_fence_end) == ("<|tool_call>", "<tool_call|>")
     assert gemma.open_quote == gemma.close_quote == '<|"|>'
@@ -120,15 +120,3 @@ def test_the_syntax_tokens_of_the_tokenizer_reach_the_runtimes_parser(checkpoint
         "<|c>thought\n",
         "<c|>",
     )
-
-
-def test_what_is_missing_is_named(checkpoint, tmp_path):
-    write(checkpoint, "config.json", {"eos_token_id": 1})
-    with pytest.raises(ExportError, match="bos_token_id is None"):
-        llm_metadata(checkpoint, 64)
-    write(checkpoint, "config.json", {"bos_token_id": 2})
-    with pytest.raises(ExportError, match="no eos_token_id"):
-        llm_metadata(checkpoint, 64)
-    (checkpoint / "tokenizer.json").unlink()
-    with pytest.raises(ExportError, match=r"no tokenizer\.json"):
-        pack(tmp_path, checkpoint, 64, "int8", tmp_path / "model.litertlm")
