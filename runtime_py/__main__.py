@@ -2,4 +2,5 @@
 
 from runtime_py.cli import main
 
-main(prog_name="gemma-run")
+if __name__ == "__main__":
+    main(prog_name="gemma-run")

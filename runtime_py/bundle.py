@@ -19,13 +19,13 @@ from runtime_py.speculative import Session
 from runtime_py.tokenizer import Tokenizer
 
 
-def _open_litert(model: Path, num_threads: int) -> Backend:
+def _open_litert(model: Path, num_threads: int | None) -> Backend:
     from runtime_py.backends.litert import LiteRTBackend
 
     return LiteRTBackend(model, num_threads=num_threads)
 
 
-BACKENDS: dict[RuntimeName, Callable[[Path, int], Backend]] = {"litert": _open_litert}
+BACKENDS: dict[RuntimeName, Callable[[Path, int | None], Backend]] = {"litert": _open_litert}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Bundle:
     def entry(self, runtime: RuntimeName) -> RuntimeEntry:
         return self.manifest.runtimes[runtime]
 
-    def backend(self, runtime: RuntimeName, num_threads: int) -> Backend:
-        """Load the graphs; the caller closes the backend."""
+    def backend(self, runtime: RuntimeName, num_threads: int | None) -> Backend:
+        """Load the graphs; the caller closes the backend. None: the cores, at most 4."""
         model = bundle_path(self.folder, self.entry(runtime).model)
         return BACKENDS[runtime](model, num_threads)
 

@@ -71,7 +71,10 @@ class CheckReport:
 
 
 def check_bundle(
-    bundle: Bundle, runtime: RuntimeName, num_threads: int, progress: Progress = lambda _: None
+    bundle: Bundle,
+    runtime: RuntimeName,
+    num_threads: int | None,
+    progress: Progress = lambda _: None,
 ) -> CheckReport:
     """Load one runtime of a bundle and replay the bundle's reference on it."""
     with closing(bundle.backend(runtime, num_threads)) as backend:

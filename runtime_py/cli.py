@@ -70,9 +70,7 @@ _runtime_options = _options(
     click.option(
         "--threads",
         type=click.IntRange(1, 256),
-        default=min(4, os.cpu_count() or 1),
-        show_default=True,
-        help="CPU threads.",
+        help="CPU threads.  [default: the cores, at most 4]",
     ),
 )
 _draft_length_option: Decorator = click.option(
@@ -130,7 +128,7 @@ def main() -> None:
 @_bundle_argument
 @_runtime_options
 @_json_option
-def check(bundle: Path, runtime: str | None, threads: int, as_json: bool) -> None:
+def check(bundle: Path, runtime: str | None, threads: int | None, as_json: bool) -> None:
     """Replay the recorded original and compare, token by token.
 
     Exit code 0 if the bundle says what the original says, within its recipe's tolerances, and
@@ -222,7 +220,7 @@ def bench(
     max_new_tokens: int,
     repeats: int,
     runtime: str | None,
-    threads: int,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Measure tokens per second by draft length, and milliseconds by stage.
@@ -266,7 +264,7 @@ def _loaded(
     draft_length: int | None,
     *,
     runtime: str | None,
-    threads: int,
+    threads: int | None,
     max_new_tokens: int,
     **law: Any,
 ) -> Iterator[_Loaded]:

@@ -7,22 +7,18 @@ import exporter.cli
 import runtime_py.cli
 
 
-@pytest.mark.parametrize(
-    ("program", "command", "arguments"),
-    [
-        ("gemma-export", exporter.cli.main, []),
-        ("gemma-run", runtime_py.cli.main, []),
-        *(
-            ("gemma-run", runtime_py.cli.main, [name])
-            for name in ("check", "generate", "chat", "bench")
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value) if value else None,
-)
-def test_help(snapshot, monkeypatch, program, command, arguments):
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+@pytest.mark.parametrize("arguments", ["", "check", "generate", "chat", "bench"])
+def test_help_of_gemma_run(snapshot, arguments):
+    assert help_text("gemma-run", runtime_py.cli.main, arguments.split()) == snapshot
+
+
+def test_help_of_gemma_export(snapshot):
+    assert help_text("gemma-export", exporter.cli.main, []) == snapshot
+
+
+def help_text(program, command, arguments):
     result = CliRunner().invoke(
         command, [*arguments, "--help"], prog_name=program, terminal_width=90
     )
     assert result.exit_code == 0
-    assert result.output == snapshot
+    return result.output
