@@ -247,11 +247,11 @@ def test_interrupted_in_the_middle(old_bundle, signal_number):
 
 
 def test_a_disk_that_fills_up(old_bundle):
-    def no_file_over_4_mb():
+    def no_file_over_half_a_megabyte():  # the first graph is larger
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write over the limit then just fails
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    process = start_export(old_bundle, preexec_fn=no_file_over_4_mb)
+    process = start_export(old_bundle, preexec_fn=no_file_over_half_a_megabyte)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "Traceback" not in said
