@@ -1,10 +1,14 @@
 """Measure a bundle on this device: plain and speculative decoding, and where the time goes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from statistics import median
 
+from runtime_py import official
 from runtime_py.backends import Backend, FloatArray
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
@@ -130,31 +134,87 @@ def timed_run(
     )
 
 
+@dataclass(frozen=True)
+class Contest:
+    """Every repeat of every contestant."""
+
+    runs: dict[int, list[Run]]  # ours, by draft length
+    others: dict[str, list[float]]  # tokens/s of other runtimes, by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is measured."""
+
+    max_new_tokens: int
+    num_repeats: int  # besides one that warms up
+
+
+# Generates after prompt number i and says at how many tokens per second.
+Contestant = Callable[[int], float]
+
+
 def compare_draft_lengths(
     session: Session,
     backend: TimedBackend,
     prompts: Sequence[Sequence[int]],
-    draft_lengths: Sequence[int],
-    *,
-    max_new_tokens: int,
-    num_repeats: int,
-) -> dict[int, list[Run]]:
-    """Alternate the draft lengths over prompts and repeats, so that drift hits all alike."""
-    runs: dict[int, list[Run]] = {length: [] for length in draft_lengths}
-    for repeat in range(num_repeats + 1):
-        for prompt_ids in prompts:
-            for length in draft_lengths:
-                run = timed_run(
+    effort: Effort,
+    others: Mapping[str, Contestant],
+    progress: Callable[[int], None] = lambda _: None,
+) -> Contest:
+    """Let all draft lengths and other runtimes take turns, so that drift hits all alike.
+
+    `progress` is called with the rounds done, one for each prompt of each repeat.
+    """
+    widths = backend.verify_widths if backend.has_drafter else (1,)
+    found = Contest({width - 1: [] for width in widths}, {name: [] for name in others})
+    for repeat in range(effort.num_repeats + 1):
+        for index, prompt_ids in enumerate(prompts):
+            runs = [
+                timed_run(
                     session,
                     backend,
                     prompt_ids,
                     SamplingLaw(),
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=effort.max_new_tokens,
                     draft_length=length,
                 )
-                if repeat:  # the first pass warms up
-                    runs[length].append(run)
-    return runs
+                for length in found.runs
+            ]
+            speeds = {name: generate(index) for name, generate in others.items()}
+            if repeat:  # the first pass warms up
+                for run in runs:
+                    found.runs[run.draft_length].append(run)
+                for name, speed in speeds.items():
+                    found.others[name].append(speed)
+                progress((repeat - 1) * len(prompts) + index + 1)
+    return found
+
+
+@contextmanager
+def official_contestants(
+    model: Path, prompts: Sequence[str], *, mtp: bool, max_new_tokens: int, num_threads: int
+) -> Iterator[dict[str, Contestant]]:
+    """Google's runtime on the same file, without the drafter and with it; empty if not installed.
+
+    Args:
+        prompts: text without its start token, which that runtime adds.
+        mtp: whether the file has a drafter; that runtime fails without.
+    """
+    with ExitStack() as stack:
+        contestants: dict[str, Contestant] = {}
+        for name, speculative in (("official", False), ("official, MTP", True)):
+            if official.is_installed() and speculative <= mtp:
+                engine = official.OfficialEngine(model, mtp=speculative, num_threads=num_threads)
+                stack.callback(engine.close)
+                contestants[name] = partial(_official_speed, engine, prompts, max_new_tokens)
+        yield contestants
+
+
+def _official_speed(
+    engine: official.OfficialEngine, prompts: Sequence[str], max_new_tokens: int, index: int
+) -> float:
+    return engine.generate(prompts[index], max_new_tokens).tokens_per_s
 
 
 def median_tokens_per_s(runs: Sequence[Run]) -> float:

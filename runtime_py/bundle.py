@@ -66,10 +66,13 @@ class Bundle:
     def entry(self, runtime: RuntimeName) -> RuntimeEntry:
         return self.manifest.runtimes[runtime]
 
+    def model_path(self, runtime: RuntimeName) -> Path:
+        """The file that the runtime loads."""
+        return bundle_path(self.folder, self.entry(runtime).model)
+
     def backend(self, runtime: RuntimeName, num_threads: int | None) -> Backend:
         """Load the graphs; the caller closes the backend. None: the cores, at most 4."""
-        model = bundle_path(self.folder, self.entry(runtime).model)
-        return BACKENDS[runtime](model, num_threads)
+        return BACKENDS[runtime](self.model_path(runtime), num_threads)
 
     def session(self, backend: Backend) -> Session:
         """A new sequence over a loaded backend."""

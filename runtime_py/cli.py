@@ -5,22 +5,21 @@ import dataclasses
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
 from runtime_py import render
-from runtime_py.bench import TimedBackend, compare_draft_lengths
+from runtime_py.answer import Answer, load
+from runtime_py.backends import default_num_threads
+from runtime_py.bench import Effort, TimedBackend, compare_draft_lengths, official_contestants
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.check import check_bundle
 from runtime_py.errors import RunError
-from runtime_py.sampling import SamplingLaw
-from runtime_py.speculative import Session, Step, Stops
-from runtime_py.tokenizer import Message, TextStream, Tokenizer
+from runtime_py.tokenizer import Message
 
 
 class ErrorLine(click.Group):
@@ -163,10 +162,10 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise RunError("the prompt is empty; say something with --prompt")
-    with _loaded(Bundle.open(bundle), draft_length, **options) as loaded:
+    with load(Bundle.open(bundle), draft_length, **options) as loaded:
         tokenizer = loaded.tokenizer
         prompt_ids = tokenizer.encode(text) if raw else tokenizer.encode_chat([_user(text)])
-        answer = _Answer(loaded, prompt_ids)
+        answer = Answer(loaded, prompt_ids)
         for piece in answer.stream():
             if not as_json:
                 click.echo(piece, nl=False)
@@ -184,7 +183,7 @@ def generate(
 @_runtime_options
 def chat(bundle: Path, draft_length: int | None, **options: Any) -> None:
     """Talk to the model. /reset forgets the conversation, /quit or Ctrl-D leaves."""
-    with _loaded(Bundle.open(bundle), draft_length, **options) as loaded:
+    with load(Bundle.open(bundle), draft_length, **options) as loaded:
         loaded.tokenizer.render_chat([_user("")])  # refuse now if there is no template
         messages: list[Message] = []
         while (line := _read_line()) is not None:
@@ -192,7 +191,7 @@ def chat(bundle: Path, draft_length: int | None, **options: Any) -> None:
                 messages.clear()
                 continue
             messages.append(_user(line))
-            answer = _Answer(loaded, loaded.tokenizer.encode_chat(messages))
+            answer = Answer(loaded, loaded.tokenizer.encode_chat(messages))
             try:
                 for piece in answer.stream():
                     click.echo(piece, nl=False)
@@ -225,116 +224,32 @@ def bench(
 ) -> None:
     """Measure tokens per second by draft length, and milliseconds by stage.
 
-    Draft lengths take turns, so that a busy machine disturbs all of them alike.
+    Where litert-lm-api is installed, Google's own runtime runs on the same file beside it. All take
+    turns, so that a busy machine disturbs all of them alike.
     """
     opened = Bundle.open(bundle)
     name = opened.pick_runtime(runtime)
     prompts = [ids.tolist() for ids in opened.reference().prompt_ids[:4]]
-    with closing(TimedBackend(opened.backend(name, threads))) as backend:
-        widths = backend.verify_widths if backend.has_drafter else (1,)
-        runs = compare_draft_lengths(
-            opened.session(backend),
-            backend,
-            prompts,
-            sorted({width - 1 for width in widths}),
+    texts = [opened.tokenizer().text_after_bos(ids) for ids in prompts]
+    with (
+        closing(TimedBackend(opened.backend(name, threads))) as backend,
+        official_contestants(
+            opened.model_path(name),
+            texts,
+            mtp=backend.has_drafter,
             max_new_tokens=max_new_tokens,
-            num_repeats=repeats,
-        )
-    rows = render.bench_rows(runs)
+            num_threads=threads or default_num_threads(),
+        ) as others,
+        render.progress(f"bench {name}", repeats * len(prompts), "rounds") as progress,
+    ):
+        effort = Effort(max_new_tokens=max_new_tokens, num_repeats=repeats)
+        session = opened.session(backend)
+        found = compare_draft_lengths(session, backend, prompts, effort, others, progress)
+    rows = render.bench_rows(found)
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle), "runtime": name, "rows": rows}))
     else:
         render.print_bench(rows, opened, name)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Loaded:
-    """A bundle with its graphs in memory and every choice made."""
-
-    session: Session
-    tokenizer: Tokenizer
-    law: SamplingLaw
-    stops: Stops
-    draft_length: int
-
-
-@contextmanager
-def _loaded(
-    bundle: Bundle,
-    draft_length: int | None,
-    *,
-    runtime: str | None,
-    threads: int | None,
-    max_new_tokens: int,
-    **law: Any,
-) -> Iterator[_Loaded]:
-    sampling = SamplingLaw(**law)
-    stops = Stops(
-        max_new_tokens=max_new_tokens, token_ids=frozenset(bundle.manifest.tokens.stop_token_ids)
-    )
-    tokenizer = bundle.tokenizer()
-    if draft_length is None:
-        draft_length = bundle.manifest.draft_length
-    with closing(bundle.backend(bundle.pick_runtime(runtime), threads)) as backend:
-        yield _Loaded(bundle.session(backend), tokenizer, sampling, stops, draft_length)
-
-
-class _Answer:
-    """One generation: its text as it comes, and its figures."""
-
-    def __init__(self, loaded: _Loaded, prompt_ids: list[int]) -> None:
-        self._loaded = loaded
-        self.prompt_ids = prompt_ids
-        self.steps: list[Step] = []
-        self.text = ""
-        self.prefill_s = 0.0  # until the first token is there
-        self.decode_s = 0.0  # from then on
-
-    def stream(self) -> Iterator[str]:
-        loaded = self._loaded
-        pieces = TextStream(loaded.tokenizer)
-        start = time.perf_counter()
-        for step in loaded.session.generate(
-            self.prompt_ids, loaded.law, loaded.stops, loaded.draft_length
-        ):
-            now = time.perf_counter()
-            if self.steps:
-                self.decode_s = now - start - self.prefill_s
-            else:
-                self.prefill_s = now - start
-            self.steps.append(step)
-            yield self._add(pieces.push(step.token_ids))
-        yield self._add(pieces.finish())
-
-    def _add(self, piece: str) -> str:
-        self.text += piece
-        return piece
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [token_id for step in self.steps for token_id in step.token_ids]
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        num_decoded = len(self.token_ids) - 1
-        return num_decoded / self.decode_s if num_decoded > 0 and self.decode_s else None
-
-    @property
-    def accepted_per_round(self) -> float | None:
-        rounds = [step.num_accepted for step in self.steps if step.num_drafted]
-        return sum(rounds) / len(rounds) if rounds else None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "text": self.text,
-            "token_ids": self.token_ids,
-            "num_prompt_tokens": len(self.prompt_ids),
-            "num_target_calls": len(self.steps),
-            "draft_length": self._loaded.draft_length,
-            "accepted_per_round": self.accepted_per_round,
-            "tokens_per_s": self.tokens_per_s,
-            "prefill_s": self.prefill_s,
-        }
 
 
 def _user(text: str) -> Message:

@@ -65,6 +65,11 @@ class Tokenizer:
         """Text, without the control tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def text_after_bos(self, token_ids: Sequence[int]) -> str:
+        """Text with its control tokens written out, but for the first, the beginning."""
+        kept = token_ids[1:] if token_ids[:1] == [self._bos_token_id] else token_ids
+        return str(self._tokenizer.decode(list(kept), skip_special_tokens=False))
+
     def _text_of(self, token_id: int | None) -> str:
         return "" if token_id is None else (self._tokenizer.id_to_token(token_id) or "")
 

@@ -1,5 +1,6 @@
 """What the speculative loop needs from a runtime; each backend module implements this once."""
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -7,6 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+
+_MAX_DEFAULT_THREADS = 4  # phones and boards have at most four fast cores
+
+
+def default_num_threads() -> int:
+    """The cores this process may use, at most 4."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
+    return min(_MAX_DEFAULT_THREADS, os.cpu_count() or 1)
 
 
 class Backend(Protocol):

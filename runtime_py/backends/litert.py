@@ -1,6 +1,5 @@
 """The LiteRT backend: the four graphs of one .litertlm over one shared KV buffer."""
 
-import os
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_py.backends import FloatArray
+from runtime_py.backends import FloatArray, default_num_threads
 from runtime_py.backends.litert_contract import (
     EMBEDDER,
     MTP_DRAFTER,
@@ -30,7 +29,6 @@ from runtime_py.litertlm import find_model, read_sections
 
 # What the official runtime writes: far below any score, and two of them still add up to a float32.
 _HIDDEN = np.float32(-0.7 * np.finfo(np.float32).max)
-_MAX_DEFAULT_THREADS = 4  # phones and boards have at most four fast cores
 
 
 class LiteRTBackend:
@@ -217,12 +215,6 @@ class LiteRTBackend:
             hidden.append(part[1].copy())
             done += width
         return np.concatenate(logits), np.concatenate(hidden)
-
-
-def default_num_threads() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
-    return min(_MAX_DEFAULT_THREADS, os.cpu_count() or 1)
 
 
 class _Lookup:

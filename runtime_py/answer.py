@@ -1,0 +1,109 @@
+"""One answer of a loaded bundle: its text as it comes, and its figures."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from runtime_py.bundle import Bundle
+from runtime_py.sampling import SamplingLaw
+from runtime_py.speculative import Session, Step, Stops
+from runtime_py.tokenizer import TextStream, Tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle with its graphs in memory and every choice made."""
+
+    session: Session
+    tokenizer: Tokenizer
+    law: SamplingLaw
+    stops: Stops
+    draft_length: int
+
+
+@contextmanager
+def load(
+    bundle: Bundle,
+    draft_length: int | None,
+    *,
+    runtime: str | None,
+    threads: int | None,
+    max_new_tokens: int,
+    **law: Any,
+) -> Iterator[Loaded]:
+    """Load a bundle as the command line's options say; None: the bundle's or device's own choice.
+
+    Raises:
+        RunError: for a bundle that cannot be run, or options out of range.
+    """
+    sampling = SamplingLaw(**law)
+    stops = Stops(
+        max_new_tokens=max_new_tokens, token_ids=frozenset(bundle.manifest.tokens.stop_token_ids)
+    )
+    tokenizer = bundle.tokenizer()
+    if draft_length is None:
+        draft_length = bundle.manifest.draft_length
+    with closing(bundle.backend(bundle.pick_runtime(runtime), threads)) as backend:
+        yield Loaded(bundle.session(backend), tokenizer, sampling, stops, draft_length)
+
+
+class Answer:
+    """One generation: its text as it comes, and its figures."""
+
+    def __init__(self, bundle: Loaded, prompt_ids: list[int]) -> None:
+        self._bundle = bundle
+        self.prompt_ids = prompt_ids
+        self.steps: list[Step] = []
+        self.text = ""
+        self.prefill_s = 0.0  # until the first token is there
+        self.decode_s = 0.0  # from then on
+
+    def stream(self) -> Iterator[str]:
+        """Pieces of text as soon as they are whole."""
+        bundle = self._bundle
+        pieces = TextStream(bundle.tokenizer)
+        start = time.perf_counter()
+        for step in bundle.session.generate(
+            self.prompt_ids, bundle.law, bundle.stops, bundle.draft_length
+        ):
+            now = time.perf_counter()
+            if self.steps:
+                self.decode_s = now - start - self.prefill_s
+            else:
+                self.prefill_s = now - start
+            self.steps.append(step)
+            yield self._add(pieces.push(step.token_ids))
+        yield self._add(pieces.finish())
+
+    def _add(self, piece: str) -> str:
+        self.text += piece
+        return piece
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token_id for step in self.steps for token_id in step.token_ids]
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        num_decoded = len(self.token_ids) - 1
+        return num_decoded / self.decode_s if num_decoded > 0 and self.decode_s else None
+
+    @property
+    def accepted_per_round(self) -> float | None:
+        rounds = [step.num_accepted for step in self.steps if step.num_drafted]
+        return sum(rounds) / len(rounds) if rounds else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "num_prompt_tokens": len(self.prompt_ids),
+            "num_target_calls": len(self.steps),
+            "draft_length": self._bundle.draft_length,
+            "accepted_per_round": self.accepted_per_round,
+            "tokens_per_s": self.tokens_per_s,
+            "prefill_s": self.prefill_s,
+        }
