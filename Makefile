@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= build/gemma4-tiny-raspberry-pi
 
-.PHONY: demo test check format bench slow clean
+.PHONY: demo test check architecture format bench slow clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+architecture: $(VENV)/installed
+	$(BIN)/pytest -q tests/test_architecture.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

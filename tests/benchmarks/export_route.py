@@ -26,13 +26,15 @@ from exporter.lower.litert.modules import (
 )
 from exporter.lower.litert.skeleton import Signature
 from exporter.quantize import load_recipe
+from exporter.text import read_text_files
 from tests.benchmarks.inputs import Graphs
 
 
 def ours(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path) -> None:
     shapes = _shapes(graphs)
     litert.lower(target, drafter, shapes, load_recipe(graphs.recipe), out)
-    litert.pack(out, target.folder, shapes.cache_length, graphs.recipe, out / "model.litertlm")
+    text = read_text_files(target.folder)
+    litert.pack(out, text, shapes.cache_length, graphs.recipe, out / "model.litertlm")
 
 
 def stock(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path) -> None:
