@@ -13,6 +13,7 @@ Random Numbers: As Easy as 1, 2, 3").
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,13 @@ TokenIds = npt.NDArray[np.int64]
 Word = npt.NDArray[np.uint64]
 Words = tuple[Word, Word, Word, Word]
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_MAX_GUMBEL = 36.75  # just above the largest noise there is
+_NUM_RANKED = 4096  # tokens sorted for top-p, unless they do not hold enough mass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,12 @@ def choose(logits: FloatArray, law: SamplingLaw, position: int) -> int:
     if law.greedy:
         return int(np.argmax(logits))
     token_ids, scaled = surviving_tokens(logits, law)
+    if token_ids.size > _NUM_RANKED:
+        # Noise is dear: leave out the tokens that no noise could lift above the likeliest one.
+        top = np.argmax(scaled)
+        reached = scaled[top] + gumbel(law.seed, position, token_ids[top : top + 1])[0]
+        kept = scaled >= reached - _MAX_GUMBEL
+        token_ids, scaled = token_ids[kept], scaled[kept]
     return int(token_ids[np.argmax(scaled + gumbel(law.seed, position, token_ids))])
 
 
@@ -93,12 +102,25 @@ def surviving_tokens(
         token_ids = np.arange(logits.size)
     scaled = logits[token_ids].astype(np.float64) / law.temperature
     if law.top_p < 1:
-        ranked = np.argsort(-scaled, kind="stable")
-        weights = np.exp(scaled[ranked] - scaled[ranked[0]])
-        mass_before = np.cumsum(weights) - weights
-        kept = np.sort(ranked[mass_before < law.top_p * weights.sum()])
+        kept = _likeliest(scaled, law.top_p)
         token_ids, scaled = token_ids[kept], scaled[kept]
     return token_ids, scaled
+
+
+def _likeliest(scaled: npt.NDArray[np.float64], top_p: float) -> TokenIds:
+    """Ascending indices of the smallest set of likeliest tokens whose mass reaches top_p."""
+    weights = np.exp(scaled - scaled.max())
+    wanted = top_p * weights.sum()
+    candidates = np.arange(scaled.size)
+    if scaled.size > _NUM_RANKED:
+        # Equals of the last one stay in, so that ranking the few is ranking all.
+        threshold = np.partition(scaled, -_NUM_RANKED)[-_NUM_RANKED]
+        few = np.flatnonzero(scaled >= threshold)
+        if weights[few].sum() >= wanted:
+            candidates = few
+    ranked = candidates[np.argsort(-scaled[candidates], kind="stable")]
+    mass = np.cumsum(weights[ranked])
+    return np.sort(ranked[mass - weights[ranked] < wanted])
 
 
 def gumbel(seed: int, position: int, token_ids: TokenIds) -> npt.NDArray[np.float64]:
@@ -120,15 +142,20 @@ def gumbel(seed: int, position: int, token_ids: TokenIds) -> npt.NDArray[np.floa
 
 def philox(counter: Words, key: tuple[int, int]) -> Words:
     """Philox4x32-10: four 32-bit words per counter, each held in a uint64."""
-    word0, word1, word2, word3 = counter
-    key0, key1 = key
-    for _ in range(_ROUNDS):
-        product0, product1 = word0 * _MULTIPLIERS[0], word2 * _MULTIPLIERS[1]
-        word0, word1, word2, word3 = (
-            (product1 >> _HALF) ^ word1 ^ np.uint64(key0),
-            product1 & _LOW,
-            (product0 >> _HALF) ^ word3 ^ np.uint64(key1),
-            product0 & _LOW,
-        )
-        key0, key1 = (key0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (key1 + _KEY_STEPS[1]) & 0xFFFFFFFF
-    return word0, word1, word2, word3
+    even = np.stack((counter[0], counter[2]))  # [2, N], the words that are multiplied
+    odd = np.stack((counter[1], counter[3]))
+    for round_key in _round_keys(key):
+        product = even * _MULTIPLIERS
+        even = (product >> _HALF)[::-1] ^ odd ^ round_key
+        odd = (product & _LOW)[::-1]
+    return even[0], odd[0], even[1], odd[1]
+
+
+@lru_cache(maxsize=4)
+def _round_keys(key: tuple[int, int]) -> Word:
+    """[10, 2, 1] the key of each round."""
+    rounds = range(_ROUNDS)
+    words = [
+        [[(k + i * s) & 0xFFFFFFFF] for k, s in zip(key, _KEY_STEPS, strict=True)] for i in rounds
+    ]
+    return np.array(words, np.uint64)

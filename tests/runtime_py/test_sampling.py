@@ -88,6 +88,18 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(logits, top_p):
     assert kept[1:].sum() < top_p + 1e-9
 
 
+@pytest.mark.parametrize("spread", [0.1, 3.0, 12.0])
+@pytest.mark.parametrize("law", [{}, {"top_p": 0.9}, {"top_p": 0.9999}, {"top_k": 6000}])
+def test_large_vocabularies_take_short_cuts_that_change_nothing(monkeypatch, law, spread):
+    logits = np.random.default_rng(1).normal(0, spread, 20_000).astype(np.float32).round(2)
+    law = SamplingLaw(temperature=0.9, seed=4, **law)
+    short = [choose(logits, law, position) for position in range(40)]
+    kept = surviving_tokens(logits, law)[0]
+    monkeypatch.setattr("runtime_py.sampling._NUM_RANKED", logits.size)
+    np.testing.assert_array_equal(surviving_tokens(logits, law)[0], kept)
+    assert [choose(logits, law, position) for position in range(40)] == short
+
+
 @settings(max_examples=30)
 @given(logits=logit_rows, position=st.integers(0, 1000))
 def test_temperature_zero_and_top_k_one_are_greedy(logits, position):
