@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from runtime_py.backends.litert import LiteRTBackend
 from runtime_py.bench import Run, TimedBackend, timed_run
+from runtime_py.official import OfficialEngine
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session
 from tests.benchmarks.inputs import Graphs, Work, num_threads, text_prompts
-from tests.benchmarks.official_engine import OfficialEngine
 from tests.benchmarks.record import Raw, Result, alternate, command, ratio
 
 OFFICIAL_DRAFT_LENGTH = 3  # its verify graph is 4 wide

@@ -8,7 +8,14 @@ import click
 
 from tests.benchmarks.inputs import ROOT, Work, python_command
 
-BENCHMARKS = ("stage_times", "loop_overhead", "kv_in_place", "against_official", "export_cost")
+BENCHMARKS = (
+    "stage_times",
+    "loop_overhead",
+    "kv_in_place",
+    "against_official",
+    "export_memory",
+    "export_cost",
+)
 
 
 @click.command()
