@@ -31,6 +31,7 @@ _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _MAX_GUMBEL = 36.75  # just above the largest noise there is
+_BLOCK = 256  # logits
 _NUM_RANKED = 4096  # tokens sorted for top-p, unless they do not hold enough mass
 
 
@@ -93,11 +94,7 @@ def surviving_tokens(
     Equal logits are ranked by token id, so the same logits always keep the same tokens.
     """
     if 0 < law.top_k < logits.size:
-        # Everything above the k-th largest logit, and as many of its equals as still fit.
-        threshold = np.partition(logits, -law.top_k)[-law.top_k]
-        above = np.flatnonzero(logits > threshold)
-        ties = np.flatnonzero(logits == threshold)[: law.top_k - above.size]
-        token_ids = np.sort(np.concatenate((above, ties)))
+        token_ids = _largest(logits, law.top_k)
     else:
         token_ids = np.arange(logits.size)
     scaled = logits[token_ids].astype(np.float64) / law.temperature
@@ -105,6 +102,21 @@ def surviving_tokens(
         kept = _likeliest(scaled, law.top_p)
         token_ids, scaled = token_ids[kept], scaled[kept]
     return token_ids, scaled
+
+
+def _largest(logits: FloatArray, k: int) -> TokenIds:
+    """Ascending ids of the k largest logits; among equals of the last, the lowest ids."""
+    candidates = np.arange(logits.size)
+    maxima = np.maximum.reduceat(logits, np.arange(0, logits.size, _BLOCK))
+    if maxima.size > k:
+        # k blocks reach this floor, so the k largest logits do too. Partitioning all would be slow
+        # for a centroid head, which gives almost every token the same logit.
+        candidates = np.flatnonzero(logits >= np.partition(maxima, -k)[-k])
+    values = logits[candidates]
+    threshold = np.partition(values, -k)[-k]
+    above = candidates[values > threshold]
+    ties = candidates[values == threshold][: k - above.size]
+    return np.sort(np.concatenate((above, ties)))
 
 
 def _likeliest(scaled: npt.NDArray[np.float64], top_p: float) -> TokenIds:

@@ -88,6 +88,20 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(logits, top_p):
     assert kept[1:].sum() < top_p + 1e-9
 
 
+@given(
+    seed=st.integers(0, 100),
+    size=st.integers(257, 3000),
+    num_values=st.sampled_from([1, 2, 5, 100, 10**6]),
+    top_k=st.integers(1, 20),
+)
+def test_top_k_is_that_of_a_stable_sort(seed, size, num_values, top_k):
+    """However many logits are equal, as behind a centroid head."""
+    logits = np.random.default_rng(seed).integers(0, num_values, size).astype(np.float32)
+    token_ids, _ = surviving_tokens(logits, SamplingLaw(temperature=1.0, top_k=top_k))
+    expected = np.sort(np.argsort(-logits, kind="stable")[:top_k])
+    np.testing.assert_array_equal(token_ids, expected)
+
+
 @pytest.mark.parametrize("spread", [0.1, 3.0, 12.0])
 @pytest.mark.parametrize("law", [{}, {"top_p": 0.9}, {"top_p": 0.9999}, {"top_k": 6000}])
 def test_large_vocabularies_take_short_cuts_that_change_nothing(monkeypatch, law, spread):
