@@ -101,7 +101,7 @@ def _load(folder: Path) -> Any:
 
     config = transformers.AutoConfig.from_pretrained(folder)
     name = (config.architectures or ["Gemma4ForCausalLM"])[0]
-    with _assistants_can_be_built(config), _quiet(transformers):
+    with all_layers_shared(type(config.get_text_config())), _quiet(transformers):
         try:
             loaded = getattr(transformers, name).from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
@@ -116,16 +116,18 @@ def _load(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _assistants_can_be_built(config: Any) -> Iterator[None]:
-    # transformers 5.23's kv_sharing_modes raises when ALL layers share, as they do in every
-    # assistant. Remove once a release constructs Gemma4AssistantForCausalLM.
-    config_class = type(config.get_text_config())
+def all_layers_shared(config_class: Any) -> Iterator[None]:
+    """Let transformers 5.23 build an assistant, whose layers are all shared.
+
+    `kv_sharing_modes` raises when no layer is left to produce the KV, although an assistant is
+    given it. Remove when Gemma4AssistantForCausalLM(config) works without this.
+    """
     original = config_class.kv_sharing_modes
 
-    def modes(text_config: Any) -> Any:
-        if text_config.num_kv_shared_layers == text_config.num_hidden_layers:
-            return ["reuse"] * text_config.num_hidden_layers
-        return original.fget(text_config)
+    def modes(config: Any) -> Any:
+        if config.num_kv_shared_layers == config.num_hidden_layers:
+            return ["reuse"] * config.num_hidden_layers
+        return original.fget(config)
 
     config_class.kv_sharing_modes = property(modes)
     try:

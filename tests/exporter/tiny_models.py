@@ -1,9 +1,7 @@
 """Small random Gemma 4 models from transformers, and the checkpoints they are saved as."""
 
-import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,8 @@ from transformers import (
     Gemma4UnifiedForConditionalGeneration,
     Gemma4UnifiedTextConfig,
 )
+
+from exporter.original import all_layers_shared
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -227,24 +227,3 @@ def randomised(model: Any, seed: int) -> Any:
             elif tensor.dim() == 2 and name.endswith(".weight"):
                 tensor.copy_(noise * 1.5 / tensor.shape[1] ** 0.5)
     return model.eval()
-
-
-@contextlib.contextmanager
-def all_layers_shared(config_class: Any) -> Iterator[None]:
-    """Lets transformers 5.23 build an assistant, whose layers are all shared.
-
-    `kv_sharing_modes` raises when no layer is left to produce the KV, although an assistant is
-    given it. Remove when Gemma4AssistantForCausalLM(config) works without this.
-    """
-    original = config_class.kv_sharing_modes
-
-    def modes(config: Any) -> list[str | None]:
-        if config.num_kv_shared_layers == config.num_hidden_layers:
-            return ["reuse"] * config.num_hidden_layers
-        return list(original.fget(config))
-
-    config_class.kv_sharing_modes = property(modes)
-    try:
-        yield
-    finally:
-        config_class.kv_sharing_modes = original
