@@ -13,6 +13,7 @@ from exporter.lower.litert import pack
 from exporter.lower.litert.inject import inject
 from exporter.lower.litert.skeleton import Signature, convert
 from exporter.quantize import WeightType
+from exporter.text import read_text_files
 
 ROWS, WIDTH = 96, 16
 
@@ -60,7 +61,7 @@ def packed_sections(folder, head_seed=0, head_name="table.weight", head_bits=8):
         "tokenizer.json": {},
     }.items():
         (folder / name).write_text(json.dumps(data))
-    out = pack(folder, folder, 64, "int8", folder / "model.litertlm")
+    out = pack(folder, read_text_files(folder), 64, "int8", folder / "model.litertlm")
     litertlm_builder.unpack(str(out), str(folder / "unpacked"))
     return {
         stem: next((folder / "unpacked").glob(f"*tf_lite_{stem}.tflite"))
