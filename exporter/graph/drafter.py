@@ -29,8 +29,8 @@ class CentroidHead(nn.Module):
         ordering = torch.empty(spec.vocab_size, dtype=torch.int32, device="meta")
         self.register_buffer("token_ordering", ordering)
 
-    def forward(self, hidden: Tensor, head_weight: Tensor) -> Tensor:
-        """hidden [1, 1, d], head_weight [V, d] -> logits [1, 1, V].
+    def forward(self, hidden: Tensor, head: Linear) -> Tensor:
+        """hidden [1, 1, d], head d -> V -> logits [1, 1, V].
 
         Every token outside the chosen clusters gets the smallest logit inside them, minus 1.
         """
@@ -39,7 +39,7 @@ class CentroidHead(nn.Module):
         chosen = self._top_k_indices(scores, self._top_k)
         clusters = self.token_ordering.reshape(scores.shape[0], -1)
         token_ids = clusters[chosen].reshape(-1)  # [top_k * V / num_centroids]
-        rows = nn.functional.embedding(token_ids, head_weight)
+        rows = head.rows(token_ids)
         logits = nn.functional.linear(flat.reshape(1, -1), rows).reshape(-1)
         everywhere = (torch.amin(logits) - 1.0).expand(self._vocab_size)
         return everywhere.scatter(0, token_ids.long(), logits).reshape(1, 1, -1)
@@ -64,7 +64,7 @@ class Drafter(nn.Module):
             self.masked_embedding = CentroidHead(spec, spec.centroids, primitives)
 
     def forward(
-        self, activations: Tensor, input_pos: Tensor, mask: Tensor, kv: KVCache
+        self, activations: Tensor, input_pos: Tensor, mask: Tensor | None, kv: KVCache
     ) -> tuple[Tensor, Tensor]:
         """Draft one token.
 
@@ -73,7 +73,8 @@ class Drafter(nn.Module):
                 last hidden state: the target's at the first step, projected_activations after.
             input_pos: [1] int32, the position of the last emitted token, which is the number of
                 committed rows; the same in every step of a round.
-            mask: [1, 1, 1, C] additive. Rows from input_pos on are hidden whatever it says.
+            mask: [1, 1, 1, C] additive. Rows from input_pos on are hidden whatever it says. None
+                where `kv` itself knows what is visible.
             kv: holds the donor layers' rows under the target's layer numbers.
 
         Returns:
@@ -95,4 +96,4 @@ class Drafter(nn.Module):
         head = cast(Linear, self.get_submodule(self.spec.head_name.removesuffix(".weight")))
         if self.spec.centroids is None:
             return cast(Tensor, head(hidden))
-        return cast(Tensor, self.masked_embedding(hidden, head.weight))
+        return cast(Tensor, self.masked_embedding(hidden, head))

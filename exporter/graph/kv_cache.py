@@ -20,10 +20,13 @@ class KVCache(Protocol):
     """The seam between the graph and a runtime's state. `layer` is always a target layer."""
 
     def write(self, layer: int, keys: Tensor, values: Tensor, input_pos: Tensor) -> None:
-        """Store keys and values [1, G, T, E] at the consecutive rows input_pos [T]."""
+        """Store keys and values [1, T, G, E] at the consecutive rows input_pos [T]."""
 
-    def attend(self, layer: int, queries: Tensor, mask: Tensor) -> Tensor:
-        """Queries [1, H, T, E] over all rows, mask [1, 1, T, C] additive -> [1, H, T, E]."""
+    def attend(self, layer: int, queries: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries [1, T, H, E] over the rows -> [1, T, H, E].
+
+        `mask` [1, 1, T, C] is additive; None where the cache itself knows what is visible.
+        """
 
 
 class TensorCache:
@@ -39,13 +42,16 @@ class TensorCache:
     def write(self, layer: int, keys: Tensor, values: Tensor, input_pos: Tensor) -> None:
         start = input_pos[0]
         k, v = key_name(layer), value_name(layer)
-        self.tensors[k] = self._update(self.tensors[k], keys, start, KEY_ROWS_DIM)
-        columns = values.transpose(2, 3)  # [1, G, E, T]
+        rows = keys.transpose(1, 2)  # [1, G, T, E]
+        self.tensors[k] = self._update(self.tensors[k], rows, start, KEY_ROWS_DIM)
+        columns = values.transpose(1, 2).transpose(2, 3)  # [1, G, E, T]
         self.tensors[v] = self._update(self.tensors[v], columns, start, VALUE_ROWS_DIM)
 
-    def attend(self, layer: int, queries: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, mask: Tensor | None) -> Tensor:
+        assert mask is not None, "a TensorCache does not know which rows are committed"
         keys, values = self.tensors[key_name(layer)], self.tensors[value_name(layer)]
-        return grouped_attention(queries, keys, values, mask)
+        mixed = grouped_attention(queries.transpose(1, 2), keys, values, mask)
+        return mixed.transpose(1, 2)
 
 
 def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

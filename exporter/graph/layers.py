@@ -20,7 +20,7 @@ class Step:
 
     input_pos: Tensor  # [T]
     rotations: Mapping[Kind, Rotation]
-    masks: Mapping[Kind, Tensor]  # [1, 1, T, C] each, additive
+    masks: Mapping[Kind, Tensor | None]  # [1, 1, T, C] each, additive; None: the cache knows
     kv: KVCache
 
 
@@ -38,6 +38,10 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight)
 
+    def rows(self, indices: Tensor) -> Tensor:
+        """indices [N] -> rows [N, I] of the weight: a head that is also an embedding table."""
+        return nn.functional.embedding(indices, self.weight)
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension; `scaled=False` has no weight."""
@@ -48,10 +52,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = meta_parameter(size) if scaled else None
         self._eps = eps
-        self._mean_square = primitives.mean_square
+        self.size = size
+        self.mean_square = primitives.mean_square
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = x * torch.rsqrt(self._mean_square(x) + self._eps)
+        normed = x * torch.rsqrt(self.mean_square(x) + self._eps)
         return normed if self.weight is None else normed * self.weight
 
 
@@ -103,16 +108,15 @@ class Attention(nn.Module):
             self.write(x, step)
         rotation, mask = step.rotations[self._layer.kind], step.masks[self._layer.kind]
         queries = rotate(self.q_norm(self._split(self.q_proj(x))), rotation)  # [1, T, H, E]
-        mixed = step.kv.attend(self._layer.kv_source, queries.transpose(1, 2), mask)
-        joined = mixed.transpose(1, 2).reshape(1, x.shape[1], -1)  # [1, T, H * E]
+        mixed = step.kv.attend(self._layer.kv_source, queries, mask)
+        joined = mixed.reshape(1, x.shape[1], -1)  # [1, T, H * E]
         return cast(Tensor, self.o_proj(joined))
 
     def write(self, x: Tensor, step: Step) -> None:
         keys = self._split(self.k_proj(x))  # [1, T, G, E]
         values = keys if self.v_proj is None else self._split(self.v_proj(x))
-        keys = rotate(self.k_norm(keys), step.rotations[self._layer.kind]).transpose(1, 2)
-        values = self.v_norm(values).transpose(1, 2)  # [1, G, T, E]
-        step.kv.write(self._layer.index, keys, values, step.input_pos)
+        keys = rotate(self.k_norm(keys), step.rotations[self._layer.kind])  # [1, T, G, E]
+        step.kv.write(self._layer.index, keys, self.v_norm(values), step.input_pos)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(1, x.shape[1], -1, self._layer.head_dim)

@@ -10,7 +10,12 @@ from exporter.graph.spec import Kind
 MASKED = -1e9
 
 
-def target_masks(mask: Tensor, input_pos: Tensor, window: int) -> dict[Kind, Tensor]:
+# A mask of None says that the KV cache itself knows which rows are visible.
+Masks = dict[Kind, Tensor | None]
+CACHE_KNOWS: Masks = {"full_attention": None, "sliding_attention": None}
+
+
+def target_masks(mask: Tensor | None, input_pos: Tensor, window: int) -> Masks:
     """The masks of both kinds of layers, never below MASKED.
 
     A row that hides everything must give finite numbers (a padded token writes its KV row too,
@@ -21,6 +26,8 @@ def target_masks(mask: Tensor, input_pos: Tensor, window: int) -> dict[Kind, Ten
         input_pos: [T], the position of each token.
         window: keys a sliding layer sees, its own included.
     """
+    if mask is None:
+        return CACHE_KNOWS
     rows = torch.arange(mask.shape[-1], dtype=input_pos.dtype).reshape(1, 1, 1, -1)
     positions = input_pos.reshape(1, 1, -1, 1)
     return {
@@ -29,7 +36,7 @@ def target_masks(mask: Tensor, input_pos: Tensor, window: int) -> dict[Kind, Ten
     }
 
 
-def drafter_masks(mask: Tensor, input_pos: Tensor, window: int) -> dict[Kind, Tensor]:
+def drafter_masks(mask: Tensor | None, input_pos: Tensor, window: int) -> Masks:
     """The drafter's masks: committed rows only, whatever the caller's mask says.
 
     Rows 0 .. input_pos - 1 are committed. Row input_pos may hold a rejected draft, and both
@@ -41,6 +48,8 @@ def drafter_masks(mask: Tensor, input_pos: Tensor, window: int) -> dict[Kind, Te
         input_pos: [1], the position of the last emitted token.
         window: the drafter's sliding_window.
     """
+    if mask is None:
+        return CACHE_KNOWS
     rows = torch.arange(mask.shape[-1], dtype=input_pos.dtype).reshape(1, 1, 1, -1)
     position = input_pos.reshape(1, 1, 1, 1)
     committed = mask + _hidden_unless(rows < position)

@@ -19,10 +19,10 @@ class Table(nn.Module):
     def __init__(self, num_rows: int, width: int, scale: float) -> None:
         super().__init__()
         self.weight = meta_parameter(num_rows, width)
-        self._scale = scale
+        self.scale = scale
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return nn.functional.embedding(token_ids, self.weight) * self._scale
+        return nn.functional.embedding(token_ids, self.weight) * self.scale
 
 
 class Embedder(nn.Module):
@@ -77,7 +77,7 @@ class Target(nn.Module):
         embeddings: Tensor,
         per_layer_embeddings: Tensor | None,
         input_pos: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         kv: KVCache,
     ) -> tuple[Tensor, Tensor]:
         """One call over T consecutive tokens; also writes their KV rows.
@@ -87,7 +87,7 @@ class Target(nn.Module):
             per_layer_embeddings: [1, T, L, P] from PerLayerEmbedder; None without PLE.
             input_pos: [T] int32, consecutive; token t is written to KV row input_pos[t].
             mask: [1, 1, T, C], 0 on rows 0 .. input_pos[t] and very negative elsewhere. The
-                sliding window is added here.
+                sliding window is added here. None where `kv` itself knows what is visible.
             kv: the rows 0 .. input_pos[0] - 1 must be committed.
 
         Returns:
@@ -107,7 +107,7 @@ class Target(nn.Module):
         embeddings: Tensor,
         per_layer_embeddings: Tensor | None,
         input_pos: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         kv: KVCache,
     ) -> None:
         """Like forward, but only writes KV rows: it ends at the last layer that owns any."""
@@ -119,7 +119,7 @@ class Target(nn.Module):
             x = self.layers[index](x, _slice(mixed, index), step)
         cast(DecoderLayer, self.layers[last]).write(x, step)
 
-    def _step(self, input_pos: Tensor, mask: Tensor, kv: KVCache) -> Step:
+    def _step(self, input_pos: Tensor, mask: Tensor | None, kv: KVCache) -> Step:
         return Step(
             input_pos=input_pos,
             rotations={kind: self.ropes[kind](input_pos) for kind in self.spec.ropes},

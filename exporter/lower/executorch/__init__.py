@@ -1,0 +1,5 @@
+"""Lowering to ExecuTorch: target and drafter in one .pte over one KV buffer."""
+
+from exporter.lower.executorch.lower import lower
+
+__all__ = ["lower"]

@@ -1,0 +1,112 @@
+"""The methods of the program: names, order and layout of every input and output."""
+
+import torch
+from torch import Tensor, nn
+
+from exporter.graph.drafter import Drafter
+from exporter.graph.layers import RMSNorm
+from exporter.graph.target import Embedder, PerLayerEmbedder, Target
+from exporter.lower.executorch.kv_cache import (
+    KVBuffers,
+    PresentRows,
+    drafter_views,
+    read_position,
+    target_views,
+)
+
+
+class MeanSquare(nn.Module):
+    """XNNPACK does not take aten.mean, which would cut the graph into pieces: a linear instead."""
+
+    averages: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        # A buffer: what an operator makes while tracing is not a constant to XNNPACK.
+        self.register_buffer("averages", torch.full((1, size), 1.0 / size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x * x, self.averages)
+
+
+def spell_means(module: nn.Module) -> None:
+    """Let every norm of `module` take its mean as XNNPACK wants it.
+
+    One instance each: the partitioner puts all linears that share a weight into one partition, and
+    fails ("dependency cycles") where other layers lie between them.
+    """
+    for norm in list(module.modules()):
+        if isinstance(norm, RMSNorm):
+            norm.mean_square = MeanSquare(norm.size)
+
+
+class TargetStep(nn.Module):
+    """token_ids [1, T] int64, position [1] int64 -> logits [1, T, V], activations [1, T, D].
+
+    Token t is written to KV row position + t.
+    """
+
+    def __init__(
+        self,
+        kv: KVBuffers,
+        embedder: Embedder,
+        per_layer_embedder: PerLayerEmbedder | None,
+        target: Target,
+    ) -> None:
+        super().__init__()
+        self.kv = kv
+        self.embedder = embedder
+        self.per_layer_embedder = per_layer_embedder
+        self.target = target
+
+    def forward(self, token_ids: Tensor, position: Tensor) -> tuple[Tensor, ...]:
+        embeddings, per_layer, input_pos, rows = self._inputs(token_ids, position)
+        logits, activations = self.target(embeddings, per_layer, input_pos, None, rows)
+        return logits, activations
+
+    def _inputs(
+        self, token_ids: Tensor, position: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, PresentRows]:
+        spec, capacity = self.target.spec, self.kv.cache_length
+        num_tokens = token_ids.shape[1]
+        start = read_position(position, 0, capacity - 1)
+        views = target_views(position, start, num_tokens, (spec.sliding_window, capacity))
+        table = self.per_layer_embedder
+        return (
+            self.embedder(token_ids),
+            None if table is None else table(token_ids),
+            position + torch.arange(num_tokens),
+            PresentRows(self.kv, spec.layers, views, start),
+        )
+
+
+class Fill(TargetStep):
+    """Like TargetStep, but makes no logits: -> kv_length [1] int64, the rows now present."""
+
+    def forward(self, token_ids: Tensor, position: Tensor) -> tuple[Tensor, ...]:
+        embeddings, per_layer, input_pos, rows = self._inputs(token_ids, position)
+        self.target.fill(embeddings, per_layer, input_pos, None, rows)
+        return (position + token_ids.shape[1],)
+
+
+class DraftStep(nn.Module):
+    """One draft step; writes nothing.
+
+    token_id [1, 1] int64, hidden [1, 1, D], position [1] int64 (that of the last emitted token, at
+    least 1) -> logits [1, 1, V], projected [1, 1, D].
+    """
+
+    def __init__(self, kv: KVBuffers, embedder: Embedder, target: Target, drafter: Drafter) -> None:
+        super().__init__()
+        self.kv = kv
+        self.embedder = embedder
+        self.drafter = drafter
+        self._layers = target.spec.layers
+
+    def forward(self, token_id: Tensor, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        start = read_position(position, 1, self.kv.cache_length)
+        views = drafter_views(position, start, self.drafter.spec.sliding_window)
+        rows = PresentRows(self.kv, self._layers, views, start)
+        activations = torch.cat((self.embedder(token_id), hidden), dim=-1)
+        logits, projected = self.drafter(activations, position, None, rows)
+        return logits, projected

@@ -1,0 +1,80 @@
+"""Traced methods to a .pte: everything here is ExecuTorch's own machinery, and its traps."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exporter.errors import ExportError
+
+PINNED = {"executorch": "1.5.1", "torchao": "0.18.0"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of the program before tracing."""
+
+    module: nn.Module
+    sample: tuple[Tensor, ...]
+    dynamic_shapes: tuple[Any, ...] | None
+
+
+def check_versions() -> None:
+    """Raise ExportError unless the installed tools are the ones this package was proved with."""
+    for package, needed in PINNED.items():
+        try:
+            found = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found = "none"
+        if found != needed:
+            raise ExportError(
+                f"lowering to ExecuTorch: found {package} {found}, needed {needed}; "
+                f"pip install {package}=={needed}"
+            )
+
+
+def write_program(methods: Mapping[str, Method], constants: Mapping[str, int], out: Path) -> None:
+    """Trace, delegate to XNNPACK and write the methods over one shared arena of buffers."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import (
+        EdgeCompileConfig,
+        ExecutorchBackendConfig,
+        to_edge_transform_and_lower,
+    )
+    from executorch.exir.passes import (
+        MemoryPlanningPass,
+        _quant_patterns_and_replacements,  # noqa: F401  embeddings
+    )
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers llama.*
+
+    planning = MemoryPlanningPass(alloc_graph_input=False, share_mutable_buffers=True)
+    config = ExecutorchBackendConfig(
+        memory_planning_pass=planning,
+        extract_delegate_segments=True,
+        emit_mutable_buffer_names=True,
+        # It folds buffers that a method only reads into constants: a drafter that sees no KV.
+        do_quant_fusion_and_const_prop=False,
+    )
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tools' own deprecations
+        traced = {name: trace(method) for name, method in methods.items()}
+        edge = to_edge_transform_and_lower(
+            traced,
+            partitioner={name: [XnnpackPartitioner()] for name in traced},
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            constant_methods=dict(constants),
+        )
+        program = edge.to_executorch(config)
+    with out.open("wb") as file:
+        program.write_to_file(file)
+
+
+def trace(method: Method) -> torch.export.ExportedProgram:
+    return torch.export.export(
+        method.module, method.sample, dynamic_shapes=method.dynamic_shapes, strict=False
+    )

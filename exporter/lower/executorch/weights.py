@@ -1,0 +1,184 @@
+"""Give modules their weights as the recipe says: integers where it says so, decided elsewhere."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
+from exporter.graph.drafter import Drafter
+from exporter.graph.layers import Linear
+from exporter.graph.target import Table
+from exporter.graph.weights import is_virtual, load_weights
+from exporter.quantize import WeightType, quantize
+
+logger = logging.getLogger(__name__)
+
+# XNNPACK sees one scale per row as one group per row, and wants groups of a multiple of this.
+FOUR_BIT_MULTIPLE = 32
+
+Checkpoint = TargetCheckpoint | DrafterCheckpoint
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A matrix as the recipe stores it."""
+
+    values: Tensor  # [O, I] int8, or [O, I / 2] uint8: two values a byte, the first in its low half
+    scales: Tensor  # [O] float32
+
+
+class QuantizedLinear(nn.Module):
+    """x [..., I] -> [..., O]; the input is quantized to int8 per token at run time."""
+
+    values: Tensor
+    scales: Tensor
+    zero_points: Tensor
+
+    def __init__(self, integers: Integers) -> None:
+        super().__init__()
+        packed = integers.values.dtype == torch.uint8
+        values = _unpacked(integers.values) if packed else integers.values
+        four_bits = packed and values.shape[1] % FOUR_BIT_MULTIPLE == 0
+        self._type: torch.dtype = torch.int4 if four_bits else torch.int8  # type: ignore[attr-defined]
+        self.register_buffer("values", values)
+        self.register_buffer("scales", integers.scales.reshape(-1, 1))
+        self.register_buffer("zero_points", torch.zeros(len(values), 1, dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torchao.quantization import IntxUnpackedToInt8Tensor
+
+        # Made in the call, so that tracing sees plain buffers and torchao's operators, which
+        # XNNPACK recognises as one dynamically quantized linear.
+        weight = IntxUnpackedToInt8Tensor(
+            self.values,
+            self.scales,
+            self.zero_points,
+            self._type,
+            (1, self.values.shape[1]),
+            torch.float32,
+            "int8_asym_per_token",
+        )
+        # XNNPACK's partitioner takes inputs of two dimensions or more.
+        y = nn.functional.linear(x if x.dim() > 1 else x.reshape(1, -1), weight)
+        return y.reshape(*x.shape[:-1], -1)
+
+
+class QuantizedTable(nn.Module):
+    """indices -> rows times a constant. Only the rows asked for are ever made floating point."""
+
+    values: Tensor
+    scales: Tensor
+
+    def __init__(self, integers: Integers, scale: float) -> None:
+        super().__init__()
+        # The operator wants the first value of a byte in the high half, and 8 added to both.
+        packed = integers.values.dtype == torch.uint8
+        values = _swapped(integers.values) if packed else integers.values
+        self.register_buffer("values", values)
+        self.register_buffer("scales", integers.scales)
+        self._scale = scale
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.rows(token_ids) * self._scale
+
+    def rows(self, indices: Tensor) -> Tensor:
+        operators = torch.ops.quantized_decomposed
+        four_bits = self.values.dtype == torch.uint8
+        gather = operators.embedding_4bit.dtype if four_bits else operators.embedding_byte.dtype
+        low, high = (-8, 7) if four_bits else (-128, 127)
+        positions = indices.to(torch.int64)  # the only type the operator takes
+        rows: Tensor = gather(
+            self.values, self.scales, None, low, high, positions, dtype=torch.float32
+        )
+        return rows
+
+
+class Loader:
+    """Loads the modules of one checkpoint; a matrix that two of them share is quantized once."""
+
+    def __init__(self, checkpoint: Checkpoint, types: Mapping[str, WeightType]) -> None:
+        self._checkpoint = checkpoint
+        self._types = types
+        self._integers: dict[str, Integers] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
+
+    def load(self, module: nn.Module) -> None:
+        """Replace every weight of a module that was built on the meta device.
+
+        A matrix of integers takes its whole layer's place; never is it float32 as a whole.
+        """
+        load_weights(module, self._checkpoint, virtual=True)
+        for name, parameter in list(module.named_parameters()):
+            if is_virtual(parameter):
+                self._replace(module, name)
+
+    def _replace(self, module: nn.Module, name: str) -> None:
+        path = name.removesuffix(".weight")
+        layer = module.get_submodule(path)
+        if self._types[name].bits == 32:
+            layer.weight = self._parameter(name)
+            return
+        integers = self._quantized(name)
+        if isinstance(layer, Table):
+            module.set_submodule(path, QuantizedTable(integers, layer.scale))
+        elif _is_gathered(module, name):
+            module.set_submodule(path, QuantizedTable(integers, 1.0))
+        else:
+            assert isinstance(layer, Linear)
+            if self._types[name].bits == 4 and layer.weight.shape[1] % FOUR_BIT_MULTIPLE:
+                logger.warning(
+                    "quantize    %s: %d columns, XNNPACK's 4-bit kernels want a multiple of %d; "
+                    "its 4-bit values take a byte each",
+                    name,
+                    layer.weight.shape[1],
+                    FOUR_BIT_MULTIPLE,
+                )
+            module.set_submodule(path, QuantizedLinear(integers))
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        if name not in self._parameters:
+            tensor = self._checkpoint.tensor(name)
+            self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        return self._parameters[name]
+
+    def _quantized(self, name: str) -> Integers:
+        if name not in self._integers:
+            self._integers[name] = quantized(self._checkpoint, name, self._types[name])
+        return self._integers[name]
+
+
+def quantized(checkpoint: Checkpoint, name: str, weight_type: WeightType) -> Integers:
+    """The whole matrix, made a chunk of rows at a time."""
+    num_rows, num_columns = checkpoint.shape(name)
+    packed = weight_type.bits == 4
+    values = np.empty(
+        (num_rows, num_columns // 2 if packed else num_columns), np.uint8 if packed else np.int8
+    )
+    scales = np.empty(num_rows, np.float32)
+    done = 0
+    for chunk in quantize(checkpoint, name, weight_type):
+        stop = done + len(chunk.scales)
+        scales[done:stop] = chunk.scales
+        values[done:stop] = np.frombuffer(chunk.data, values.dtype).reshape(stop - done, -1)
+        done = stop
+    return Integers(torch.from_numpy(values), torch.from_numpy(scales))
+
+
+def _is_gathered(module: nn.Module, name: str) -> bool:
+    """Whether a drafter's head is used as a table: the centroids choose its rows."""
+    if not isinstance(module, Drafter) or module.spec.centroids is None:
+        return False
+    return name == module.spec.head_name
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    halves = torch.stack((packed & 15, packed >> 4), dim=-1).reshape(len(packed), -1)
+    return (halves ^ 8).to(torch.int8) - 8  # two's complement of four bits
+
+
+def _swapped(packed: Tensor) -> Tensor:
+    return (((packed & 15) ^ 8) << 4) | ((packed >> 4) ^ 8)

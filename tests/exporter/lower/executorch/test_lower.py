@@ -1,0 +1,241 @@
+"""One program says what the graph says, over one KV buffer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.config import GraphShapes
+from exporter.lower.executorch import lower
+from exporter.lower.executorch.weights import QuantizedLinear, quantized
+from exporter.quantize import load_recipe, plan
+from tests.exporter.graph.eager import EagerModel
+from tests.exporter.lower.executorch.programs import Plan, Program, read_plans
+from tests.exporter.tiny_models import Shape, save_pair
+
+# Lowering takes minutes: time goes by the number of operators, in ExecuTorch's own passes.
+pytestmark = pytest.mark.slow
+
+CACHE_LENGTH = 24
+PREFILL_LENGTH = 9
+MODEL = Shape(
+    layers="sfsf", hidden_size=32, intermediate_size=64, kv_heads=1, shared=2, doubled=True,
+    per_layer=8, centroids=16, top_k=3, drafter_layers="sf",
+)  # fmt: skip
+# Of the largest logit, against the graph with the stored weights: what is left is the activations'
+# rounding to int8 and, with 4 bits, XNNPACK's bfloat16 scales.
+ERRORS = {"float32": 1e-4, "int8": 0.05, "int4": 0.05}
+# What XNNPACK does not take, and why it stays outside.
+UNDELEGATED = {
+    "aten::_local_scalar_dense": "reads the position, which the sizes depend on",
+    "aten::sym_size": "reads the number of tokens",
+    "executorch_prim::add": "sizes",
+    "executorch_prim::sub": "sizes",
+    "executorch_prim::mul": "sizes",
+    "executorch_prim::et_view": "no work: a reshape of dynamic size",
+    "aten::arange": "positions, once a call",
+    "aten::add": "positions, once a call",
+    "aten::sub": "distances for the window's mask, once a call",
+    "aten::clamp": "the window's first row, once a call",
+    "aten::ge": "the window's mask, once a call",
+    "aten::lt": "the window's mask, once a call",
+    "aten::logical_and": "the window's mask, once a call",
+    "aten::where": "the window's mask, once a call",
+    "aten::scalar_tensor": "the window's mask, once a call",
+    "aten::_to_copy": "integers to floating point, once a call",
+    "aten::embedding": "gathers rows of the tables",
+    "quantized_decomposed::embedding_byte": "gathers rows of the tables",
+    "quantized_decomposed::embedding_4bit": "gathers rows of the tables",
+    "aten::slice_copy": "halves for the rotation (XNNPACK slices no dynamic shape); window rows",
+    "aten::select_copy": "one layer's share of the per-layer embeddings",
+    "aten::unsqueeze_copy": "no work worth naming",
+    "llama::update_cache": "writes KV rows in place",
+    "llama::custom_sdpa": "attention over the rows present",
+    "aten::topk": "the centroid head",
+    "aten::index": "the centroid head",
+    "aten::mm": "the centroid head: its matrix is gathered",
+    "aten::amin": "the centroid head",
+    "aten::expand_copy": "the centroid head",
+    "aten::scatter": "the centroid head",
+}
+
+
+# Attention and the halves of the rotation cut a layer of the target into about three. A partition
+# with a dynamically quantized matrix does not grow into its neighbours, so integers cost more.
+DELEGATES = {
+    "float32": {"fill": 6, "forward": 15, "draft": 7},
+    "int8": {"fill": 11, "forward": 35, "draft": 8},
+    "int4": {"fill": 11, "forward": 34, "draft": 8},
+}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """One exported pair and the same pair run eagerly."""
+
+    path: Path
+    recipe: str
+    eager: EagerModel
+    plans: dict[str, Plan]
+
+
+@pytest.fixture(
+    scope="module",
+    params=["float32", "int8", "int4"],
+)  # fmt: skip
+def lowered(request, tmp_path_factory) -> Lowered:
+    folder = tmp_path_factory.mktemp("lowered")
+    target_folder, drafter_folder = save_pair(MODEL, 1, folder)
+    target = read_checkpoint(target_folder)
+    shapes = GraphShapes(
+        prefill_lengths=(PREFILL_LENGTH,), verify_widths=(2, 4), cache_length=CACHE_LENGTH
+    )
+    path = folder / "model.pte"
+    drafter, recipe = read_drafter(drafter_folder, target), load_recipe(request.param)
+    lower(target, drafter, shapes, recipe, path)
+    eager = EagerModel(target_folder, drafter_folder, CACHE_LENGTH)
+    for module in (eager.embedder, eager.per_layer_embedder, eager.target):
+        round_as_stored(module, target, plan(target, recipe))
+    round_as_stored(eager.drafter, drafter, plan(drafter, recipe, "drafter."))
+    return Lowered(path, request.param, eager, read_plans(path))
+
+
+def round_as_stored(module, checkpoint, types) -> None:
+    for name, parameter in module.named_parameters():
+        if types[name].bits == 32:
+            continue
+        stored = quantized(checkpoint, name, types[name])
+        table = QuantizedLinear(stored)
+        parameter.data = table.values * table.scales
+
+
+@pytest.fixture
+def token_ids() -> torch.Tensor:
+    return torch.randint(0, MODEL.vocab_size, (CACHE_LENGTH,), generator=torch.manual_seed(3))
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+def test_prefill_decode_verify_and_draft_equal_the_eager_graph(lowered, token_ids):
+    """Also far past the sliding window, which is 5 rows."""
+    eager, program, allowed = lowered.eager, Program(lowered.path), ERRORS[lowered.recipe]
+    eager.clear()
+    assert program.fill(token_ids[:PREFILL_LENGTH], 0) == PREFILL_LENGTH
+    eager.prefill(token_ids[:PREFILL_LENGTH], 0)
+    assert program.fill(token_ids[9:11], PREFILL_LENGTH) == 11
+    eager.prefill(token_ids[9:11], PREFILL_LENGTH)
+    position = 11
+    for width in (1, 4, 2, 1, 3):
+        chunk = token_ids[position : position + width]
+        logits, hidden = program.verify(chunk, position)
+        expected, expected_hidden = eager.verify(chunk, position)
+        assert error(logits, expected) < allowed
+        assert error(hidden, expected_hidden) < allowed
+        position += width
+        drafted, projected = program.draft(token_ids[position], hidden[-1], position)
+        wanted, wanted_projected = eager.draft(token_ids[position], hidden[-1], position)
+        assert error(projected, wanted_projected) < allowed
+        if lowered.recipe == "float32":  # integers may choose other clusters of tokens
+            assert error(drafted, wanted) < allowed
+
+
+@torch.no_grad()
+def test_the_first_token_of_all_and_the_last_row_of_the_cache(lowered, token_ids):
+    eager, program = lowered.eager, Program(lowered.path)
+    eager.clear()
+    for position in (0, *range(1, CACHE_LENGTH)):
+        logits, _ = program.verify(token_ids[position : position + 1], position)
+        expected, _ = eager.verify(token_ids[position : position + 1], position)
+        assert error(logits, expected) < ERRORS[lowered.recipe]
+
+
+def test_rejected_drafts_leave_no_trace(lowered, token_ids):
+    """Rows past the committed ones are stale: other tokens there change nothing."""
+    program = Program(lowered.path)
+    program.fill(token_ids[:8], 0)
+    clean, hidden = program.verify(token_ids[8:9], 8)
+    draft, _ = program.draft(token_ids[9], hidden[0], 9)
+    program.verify(token_ids[12:16], 9)
+    again, _ = program.verify(token_ids[8:9], 8)
+    assert torch.equal(clean, again)
+    assert torch.equal(draft, program.draft(token_ids[9], hidden[0], 9)[0])
+
+
+def test_what_forward_writes_changes_what_draft_returns(lowered, token_ids):
+    program = Program(lowered.path)
+    hidden = torch.linspace(-1, 1, MODEL.hidden_size)
+    program.fill(token_ids[:8], 0)
+    before, _ = program.draft(token_ids[8], hidden, 8)
+    program.verify(token_ids[16:18], 6)
+    after, _ = program.draft(token_ids[8], hidden, 8)
+    assert not torch.equal(before, after)
+
+
+def test_two_programs_do_not_see_each_others_rows(lowered, token_ids):
+    program, other = Program(lowered.path), Program(lowered.path)
+    hidden = torch.linspace(-1, 1, MODEL.hidden_size)
+    program.fill(token_ids[:8], 0)
+    before, _ = program.draft(token_ids[8], hidden, 8)
+    other.fill(token_ids[8:16], 0)
+    assert torch.equal(before, program.draft(token_ids[8], hidden, 8)[0])
+    assert not torch.equal(before, other.draft(token_ids[8], hidden, 8)[0])
+
+
+def test_the_program_says_what_it_holds(lowered):
+    program = Program(lowered.path)
+    constants = {
+        "format_version": 1,
+        "context_length": CACHE_LENGTH,
+        "vocab_size": MODEL.vocab_size,
+        "hidden_size": MODEL.hidden_size,
+        "max_prefill_length": PREFILL_LENGTH,
+        "max_verify_length": 4,
+        "has_drafter": 1,
+    }
+    assert program.method_names == {"fill", "forward", "draft"} | set(constants)
+    assert {name: program.constant(name) for name in constants} == constants
+
+
+def test_every_method_finds_the_rows_at_the_same_place(lowered):
+    places = [lowered.plans[name].buffers for name in ("fill", "forward", "draft")]
+    owners = [layer.index for layer in lowered.eager.spec.kv_layers]
+    assert set(places[0]) == {f"kv.{kind}_{index}" for kind in "kv" for index in owners}
+    assert places[0] == places[1] == places[2]
+
+
+def test_nothing_unexplained_stays_outside_xnnpack(lowered):
+    for method in lowered.plans.values():
+        assert not set(method.operators) - set(UNDELEGATED)
+
+
+def test_no_copy_of_the_whole_cache(lowered):
+    """Two writes per owning layer, in place; a window is copied once for all that share it."""
+    owners = len(lowered.eager.spec.kv_layers)
+    for name in ("fill", "forward"):
+        assert lowered.plans[name].operators["llama::update_cache"] == 2 * owners
+    assert "llama::update_cache" not in lowered.plans["draft"].operators
+    assert lowered.plans["draft"].operators["aten::slice_copy"] == 2
+    assert lowered.plans["forward"].operators["llama::custom_sdpa"] == len(MODEL.layers)
+
+
+def test_delegates_are_few(lowered):
+    """A norm that falls apart would make dozens of them."""
+    found = {name: method.num_delegates for name, method in lowered.plans.items()}
+    assert found == DELEGATES[lowered.recipe]
+
+
+def test_the_recipe_decides_the_types(lowered):
+    gathers = {
+        "float32": "aten::embedding",
+        "int8": "quantized_decomposed::embedding_byte",
+        "int4": "quantized_decomposed::embedding_4bit",
+    }
+    others = set(gathers.values()) - {gathers[lowered.recipe]}
+    operators = lowered.plans["forward"].operators
+    assert operators[gathers[lowered.recipe]] == 2
+    assert not others & set(operators)
