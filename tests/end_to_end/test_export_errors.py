@@ -240,7 +240,9 @@ def test_interrupted_in_the_middle(old_bundle, signal_number):
     time.sleep(1)
     process.send_signal(signal_number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
+    # CPython remembers an interrupt that passed through an exec() of text, of which importing torch
+    # does many, and then ends by the signal itself whatever exit code it is given.
+    assert process.returncode in (1, -signal.SIGINT)
     assert "Traceback" not in said
     assert "Aborted!" in said
     assert_old_bundle_and_no_debris(old_bundle)
