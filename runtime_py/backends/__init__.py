@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from runtime_py.errors import RunError
+
 FloatArray = npt.NDArray[np.float32]
 
 _MAX_DEFAULT_THREADS = 4  # phones and boards have at most four fast cores
@@ -74,3 +76,22 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def check_request(backend: Backend, token_ids: Sequence[int], position: int) -> None:
+    """Refuse rows past the KV buffer and tokens outside the vocabulary before native code runs.
+
+    Raises:
+        RunError: naming what was asked for and what the bundle has.
+    """
+    end = position + len(token_ids)
+    if not token_ids or position < 0 or end > backend.cache_length:
+        raise RunError(
+            f"{len(token_ids)} tokens at position {position}: the cache of this bundle holds "
+            f"rows 0 to {backend.cache_length - 1}; shorten the prompt or export with --context"
+        )
+    if min(token_ids) < 0 or max(token_ids) >= backend.vocab_size:
+        raise RunError(
+            f"token ids {min(token_ids)} to {max(token_ids)}, this bundle has 0 to "
+            f"{backend.vocab_size - 1}; use the tokenizer of the bundle"
+        )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime_py.backends import FloatArray, default_num_threads
+from runtime_py.backends import FloatArray, check_request, default_num_threads
 from runtime_py.backends.executorch_program import MethodSpec, Program, TensorSpec
 from runtime_py.errors import RunError
 
@@ -70,13 +70,13 @@ class ExecuTorchBackend:
         return bool(self._constants["has_drafter"])
 
     def prefill(self, token_ids: Sequence[int], position: int) -> None:
-        self._check_request(token_ids, position)
+        check_request(self, token_ids, position)
         longest = self._constants["max_prefill_length"]
         for done in range(0, len(token_ids), longest):
             self._run_target(FILL, token_ids[done : done + longest], position + done)
 
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
-        self._check_request(token_ids, position)
+        check_request(self, token_ids, position)
         if len(token_ids) > self.verify_widths[-1]:
             raise RunError(
                 f"{len(token_ids)} tokens to verify, this bundle takes {self.verify_widths[-1]}"
@@ -89,7 +89,7 @@ class ExecuTorchBackend:
     ) -> tuple[FloatArray, FloatArray]:
         if not self.has_drafter:
             raise RunError(f"{self._path}: no drafter in this bundle; export again with a drafter")
-        self._check_request((token_id,), position)
+        check_request(self, (token_id,), position)
         if position < 1:
             raise RunError("the drafter needs a committed row; its position is at least 1")
         self._draft_token[...] = token_id
@@ -106,19 +106,6 @@ class ExecuTorchBackend:
     def _run_target(self, method: str, token_ids: Sequence[int], position: int) -> list[FloatArray]:
         self._start[0] = position
         return self._program.run(method, (np.array([token_ids], np.int64), self._start))
-
-    def _check_request(self, token_ids: Sequence[int], position: int) -> None:
-        end = position + len(token_ids)
-        if not token_ids or position < 0 or end > self.cache_length:
-            raise RunError(
-                f"{len(token_ids)} tokens at position {position}: the cache of this bundle holds "
-                f"rows 0 to {self.cache_length - 1}; shorten the prompt or export with --context"
-            )
-        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
-            raise RunError(
-                f"token ids {min(token_ids)} to {max(token_ids)}, this bundle has 0 to "
-                f"{self.vocab_size - 1}; use the tokenizer of the bundle"
-            )
 
     def _read_constants(self) -> dict[str, int]:
         scalar = (TensorSpec("int64", ()),)

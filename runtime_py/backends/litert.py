@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_py.backends import FloatArray, default_num_threads
+from runtime_py.backends import FloatArray, check_request, default_num_threads
 from runtime_py.backends.litert_contract import (
     EMBEDDER,
     MTP_DRAFTER,
@@ -83,14 +83,14 @@ class LiteRTBackend:
         return self._drafter is not None
 
     def prefill(self, token_ids: Sequence[int], position: int) -> None:
-        self._check_request(token_ids, position)
+        check_request(self, token_ids, position)
         done = 0
         for step, num_tokens in self._prefill_plan(len(token_ids), position):
             step.run(token_ids[done : done + num_tokens], position + done)
             done += num_tokens
 
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
-        self._check_request(token_ids, position)
+        check_request(self, token_ids, position)
         num_tokens = len(token_ids)
         if num_tokens > self.verify_widths[-1]:
             raise RunError(
@@ -106,7 +106,7 @@ class LiteRTBackend:
     ) -> tuple[FloatArray, FloatArray]:
         if self._drafter is None:
             raise RunError(f"{self._path}: no drafter in this bundle; export again with a drafter")
-        self._check_request((token_id,), position)
+        check_request(self, (token_id,), position)
         return self._drafter.run(token_id, hidden, position)
 
     def close(self) -> None:
@@ -162,19 +162,6 @@ class LiteRTBackend:
         if model is None:
             raise RunError(f"{self._path}: no section {model_type}; export again")
         return _Lookup(model.bind(check_embedder(model.signatures, shape), {}))
-
-    def _check_request(self, token_ids: Sequence[int], position: int) -> None:
-        end = position + len(token_ids)
-        if not token_ids or position < 0 or end > self.cache_length:
-            raise RunError(
-                f"{len(token_ids)} tokens at position {position}: the cache of this bundle holds "
-                f"rows 0 to {self.cache_length - 1}; shorten the prompt or export with --context"
-            )
-        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
-            raise RunError(
-                f"token ids {min(token_ids)} to {max(token_ids)}, this bundle has 0 to "
-                f"{self.vocab_size - 1}; use the tokenizer of the bundle"
-            )
 
     def _prefill_plan(self, num_tokens: int, position: int) -> Iterator[tuple["_TargetStep", int]]:
         """Steps and how many tokens each takes."""
