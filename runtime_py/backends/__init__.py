@@ -95,3 +95,17 @@ def check_request(backend: Backend, token_ids: Sequence[int], position: int) -> 
             f"token ids {min(token_ids)} to {max(token_ids)}, this bundle has 0 to "
             f"{backend.vocab_size - 1}; use the tokenizer of the bundle"
         )
+
+
+def check_draft(backend: Backend, token_id: int, position: int) -> None:
+    """As check_request; a draft also needs a committed row to read.
+
+    Raises:
+        RunError: naming what was asked for and what the bundle has.
+    """
+    check_request(backend, (token_id,), position)
+    if position < 1:
+        raise RunError(
+            f"a draft at position {position}: the drafter reads committed rows; prefill or verify "
+            "a token first, then draft at position 1 or later"
+        )

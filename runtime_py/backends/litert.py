@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_py.backends import FloatArray, check_request, default_num_threads
+from runtime_py.backends import FloatArray, check_draft, check_request, default_num_threads
 from runtime_py.backends.litert_contract import (
     EMBEDDER,
     MTP_DRAFTER,
@@ -106,7 +106,7 @@ class LiteRTBackend:
     ) -> tuple[FloatArray, FloatArray]:
         if self._drafter is None:
             raise RunError(f"{self._path}: no drafter in this bundle; export again with a drafter")
-        check_request(self, (token_id,), position)
+        check_draft(self, token_id, position)
         return self._drafter.run(token_id, hidden, position)
 
     def close(self) -> None:
