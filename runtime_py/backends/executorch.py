@@ -1,18 +1,32 @@
-"""The ExecuTorch backend: the methods of one .pte over one shared KV buffer."""
+"""The ExecuTorch backend: the methods of one .pte over one shared KV buffer.
 
+No weight is in two methods, because XNNPACK repacks the weights of each method for itself:
+
+    fill   (token_ids [1, T], position [1]) -> (hidden [1, T, D], per_layer [1, T, R, P])
+           writes the KV rows position .. position + T - 1; T at most max_prefill_length
+    finish (hidden, per_layer, position) -> (logits [1, T, V], activations [1, T, D])
+           the layers after fill's, which own no KV rows; T at most max_verify_length
+    draft  (token_id [1, 1], hidden [1, 1, D], position [1])
+           -> (logits [1, 1, V], projected [1, 1, D])
+
+Integers are int64, the others float32. per_layer is there for models with per-layer embeddings
+only. Numbers such as max_prefill_length are methods without inputs.
+"""
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from runtime_py.backends import FloatArray, check_request, default_num_threads
+from runtime_py.backends import FloatArray, check_draft, check_request, default_num_threads
 from runtime_py.backends.executorch_program import MethodSpec, Program, TensorSpec
 from runtime_py.errors import RunError
 
-FILL = "fill"  # KV rows only
-FORWARD = "forward"  # KV rows, logits and hidden states
+FILL = "fill"
+FINISH = "finish"
 DRAFT = "draft"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _CONSTANTS = (
     "format_version",
     "context_length",
@@ -41,10 +55,12 @@ class ExecuTorchBackend:
         self._program = Program(path, num_threads or default_num_threads())
         try:
             self._constants = self._read_constants()
-            self._check_methods()
+            between = self._check_target()
+            self._check_drafter()
         except BaseException:
             self._program.close()
             raise
+        self._between = [_Between(spec) for spec in between]
         self._start = np.zeros(1, np.int64)
         self._draft_token = np.zeros((1, 1), np.int64)
         self._draft_hidden = np.zeros((1, 1, self.hidden_size), np.float32)
@@ -73,7 +89,7 @@ class ExecuTorchBackend:
         check_request(self, token_ids, position)
         longest = self._constants["max_prefill_length"]
         for done in range(0, len(token_ids), longest):
-            self._run_target(FILL, token_ids[done : done + longest], position + done)
+            self._fill(token_ids[done : done + longest], position + done)
 
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
         check_request(self, token_ids, position)
@@ -81,7 +97,9 @@ class ExecuTorchBackend:
             raise RunError(
                 f"{len(token_ids)} tokens to verify, this bundle takes {self.verify_widths[-1]}"
             )
-        logits, hidden = self._run_target(FORWARD, token_ids, position)
+        filled = self._fill(token_ids, position)
+        inputs = [own.keep(found) for own, found in zip(self._between, filled, strict=True)]
+        logits, hidden = self._program.run(FINISH, (*inputs, self._start))
         return logits[0], hidden[0]
 
     def draft(
@@ -89,9 +107,7 @@ class ExecuTorchBackend:
     ) -> tuple[FloatArray, FloatArray]:
         if not self.has_drafter:
             raise RunError(f"{self._path}: no drafter in this bundle; export again with a drafter")
-        check_request(self, (token_id,), position)
-        if position < 1:
-            raise RunError("the drafter needs a committed row; its position is at least 1")
+        check_draft(self, token_id, position)
         self._draft_token[...] = token_id
         self._draft_hidden[...] = hidden  # a copy: it may lie where the outputs will
         self._start[0] = position
@@ -103,9 +119,9 @@ class ExecuTorchBackend:
         """Free the program; neither the backend nor arrays it returned can be used afterwards."""
         self._program.close()
 
-    def _run_target(self, method: str, token_ids: Sequence[int], position: int) -> list[FloatArray]:
+    def _fill(self, token_ids: Sequence[int], position: int) -> list[FloatArray]:
         self._start[0] = position
-        return self._program.run(method, (np.array([token_ids], np.int64), self._start))
+        return self._program.run(FILL, (np.array([token_ids], np.int64), self._start))
 
     def _read_constants(self) -> dict[str, int]:
         scalar = (TensorSpec("int64", ()),)
@@ -125,30 +141,39 @@ class ExecuTorchBackend:
                 raise RunError(f"{self._path}: {name} is {values[name]}; export again")
         return values
 
-    def _check_methods(self) -> None:
+    def _check_target(self) -> tuple[TensorSpec, ...]:
+        """What goes from fill to finish, at finish's widest."""
         sizes = self._constants
-        hidden_size, vocab_size = sizes["hidden_size"], sizes["vocab_size"]
         prefill_length, verify_length = sizes["max_prefill_length"], sizes["max_verify_length"]
-        position = TensorSpec("int64", (1,))
-
-        def token_ids(length: int) -> TensorSpec:
-            return TensorSpec("int64", (1, length))
-
-        def floats(length: int, size: int) -> TensorSpec:
-            return TensorSpec("float32", (1, length, size))
-
-        self._check(FILL, (token_ids(prefill_length), position), (position,))
-        self._check(
-            FORWARD,
-            (token_ids(verify_length), position),
-            (floats(verify_length, vocab_size), floats(verify_length, hidden_size)),
-        )
-        if self.has_drafter:
-            self._check(
-                DRAFT,
-                (token_ids(1), floats(1, hidden_size), position),
-                (floats(1, vocab_size), floats(1, hidden_size)),
+        if verify_length > prefill_length:
+            raise RunError(
+                f"{self._path}: max_verify_length is {verify_length}, above max_prefill_length "
+                f"{prefill_length}; export again"
             )
+        position = TensorSpec("int64", (1,))
+        hidden = _floats(verify_length, self.hidden_size)
+        between = (hidden, *self._per_layer(verify_length))
+        self._check(
+            FILL,
+            (TensorSpec("int64", (1, prefill_length)), position),
+            tuple(_floats(prefill_length, *spec.shape[2:]) for spec in between),
+        )
+        self._check(FINISH, (*between, position), (_floats(verify_length, self.vocab_size), hidden))
+        return between
+
+    def _per_layer(self, length: int) -> tuple[TensorSpec, ...]:
+        """per_layer [1, T, R, P] if fill gives it, which alone says what R and P are."""
+        fill = self._program.methods.get(FILL)
+        if fill is None or len(fill.outputs) != 2 or len(fill.outputs[1].shape) != 4:
+            return ()
+        return (_floats(length, *fill.outputs[1].shape[2:]),)
+
+    def _check_drafter(self) -> None:
+        if not self.has_drafter:
+            return
+        token_id, position = TensorSpec("int64", (1, 1)), TensorSpec("int64", (1,))
+        hidden = _floats(1, self.hidden_size)
+        self._check(DRAFT, (token_id, hidden, position), (_floats(1, self.vocab_size), hidden))
 
     def _check(
         self, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
@@ -163,6 +188,24 @@ class ExecuTorchBackend:
                 f"{_text(found.outputs)}, needed {_text(inputs)} and {_text(outputs)}; "
                 "export again with the matching gemma-export"
             )
+
+
+class _Between:
+    """Our copy of one of fill's outputs: finish's run overwrites the memory they lie in."""
+
+    def __init__(self, widest: TensorSpec) -> None:
+        self._size = math.prod(widest.shape[2:])  # of one token
+        self._values = np.empty(math.prod(widest.shape), np.float32)
+
+    def keep(self, output: FloatArray) -> FloatArray:
+        """A copy [1, T, ...] that is contiguous for every T; valid until the next one."""
+        copy = self._values[: output.shape[1] * self._size].reshape(output.shape)
+        copy[...] = output
+        return copy
+
+
+def _floats(length: int, *sizes: int) -> TensorSpec:
+    return TensorSpec("float32", (1, length, *sizes))
 
 
 def _text(specs: tuple[TensorSpec, ...]) -> str:

@@ -177,10 +177,10 @@ void load_method(gx_program& loaded, LoadedMethod& method, const LogCatcher& log
       Span<Span<uint8_t>>(method.spans.data(), method.spans.size()));
   method.manager = std::make_unique<MemoryManager>(method.memory.get(), method.planned.get(),
                                                    method.scratch.get());
-  // Not with weight_cache_enabled, although fill and forward then shared what XNNPACK repacks:
-  // 1.5.1 names a packed weight by its integers alone, so of two layers with equal integers and
-  // different scales the second computes with the scales of the first, in silence. The cache is
-  // the process's, so the two need not even be in one file.
+  // Not with weight_cache_enabled, although methods then shared what XNNPACK repacks: 1.5.1 names
+  // a packed weight by its integers alone, so of two layers with equal integers and different
+  // scales the second computes with the scales of the first, in silence. The cache is the
+  // process's, so the two need not even be in one file. Instead no weight is in two methods.
   auto result = loaded.program->load_method(
       method.name.c_str(), method.manager.get(), nullptr, nullptr, nullptr,
       Span<const Kernel>(loaded.kernels.data(), loaded.kernels.size()));

@@ -138,7 +138,7 @@ def test_closing_one_backend_leaves_the_other_alone(open_bundle):
     first.close()
     logits, _ = second.verify(TOKEN_IDS[:2], 0)
     np.testing.assert_allclose(logits, REFERENCE["logits"][:2], **TOLERANCE)
-    with pytest.raises(RunError, match="no method forward"):
+    with pytest.raises(RunError, match="no method fill"):
         first.verify(TOKEN_IDS[:1], 0)
 
 
@@ -178,7 +178,7 @@ def test_more_tokens_than_fit_one_call_are_refused(backend):
 
 
 def test_a_draft_without_a_committed_row_is_refused(backend):
-    with pytest.raises(RunError, match="at least 1"):
+    with pytest.raises(RunError, match="position 1 or later"):
         backend.draft(1, REFERENCE["hidden"][0], 0)
 
 
@@ -220,8 +220,11 @@ def test_the_kept_bundle_is_what_its_generator_writes(open_bundle, tmp_path):
 @pytest.mark.parametrize(
     ("drafter", "constants", "message"),
     [
-        (True, {"format_version": 2}, "have version 2, this runtime reads 1"),
+        (True, {"format_version": 1}, "have version 1, this runtime reads 2"),
         (True, {"vocab_size": 0}, "vocab_size is 0"),
+        (True, {"vocab_size": 49}, r"method finish takes .* needed .* float32\[1, 4, 49\]"),
+        (True, {"max_verify_length": 3}, r"method finish takes float32\[1, 4, 16\]"),
+        (True, {"max_verify_length": 9}, "max_verify_length is 9, above max_prefill_length 8"),
         (True, {"max_prefill_length": 9}, r"method fill takes int64\[1, 8\]"),
         (False, {"has_drafter": 1}, "no method draft"),
     ],
@@ -247,3 +250,18 @@ def test_a_bundle_without_drafter_decodes_but_does_not_draft(open_bundle, tmp_pa
     np.testing.assert_allclose(logits[0], REFERENCE["logits"][0], **TOLERANCE)
     with pytest.raises(RunError, match="no drafter in this bundle"):
         backend.draft(1, REFERENCE["hidden"][0], 1)
+
+
+@pytest.mark.slow
+def test_a_model_without_per_layer_embeddings_runs(open_bundle, tmp_path):
+    pytest.importorskip("executorch.exir")
+    from tests.runtime_py.backends import toy_executorch
+
+    toy_executorch.write_bundle(tmp_path / "toy.pte", per_layer=False)
+    one_by_one, prefilled = (open_bundle(tmp_path / "toy.pte") for _ in range(2))
+    for position, token_id in enumerate(TOKEN_IDS[:12]):
+        expected, _ = one_by_one.verify([token_id], position)
+    assert np.abs(expected[0] - REFERENCE["logits"][11]).max() > 1e-3
+    prefilled.prefill(TOKEN_IDS[:9], 0)
+    logits, _ = prefilled.verify(TOKEN_IDS[9:12], 9)
+    np.testing.assert_allclose(logits[2], expected[0], **TOLERANCE)

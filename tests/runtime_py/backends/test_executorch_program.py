@@ -45,9 +45,10 @@ def resident_kib():
 
 def test_methods_tell_their_tensors(program):
     assert sorted(program.methods)[:2] == ["context_length", "draft"]
-    forward = program.methods["forward"]
-    assert [(spec.dtype, spec.shape) for spec in (*forward.inputs, *forward.outputs)] == [
-        ("int64", (1, 4)),
+    finish = program.methods["finish"]
+    assert [(spec.dtype, spec.shape) for spec in (*finish.inputs, *finish.outputs)] == [
+        ("float32", (1, 4, 16)),
+        ("float32", (1, 4, 2, 4)),
         ("int64", (1,)),
         ("float32", (1, 4, 48)),
         ("float32", (1, 4, 16)),
@@ -56,17 +57,16 @@ def test_methods_tell_their_tensors(program):
 
 
 def test_a_run_takes_any_length_within_the_bounds(program):
-    for num_tokens in (4, 1, 3):
-        logits, _ = program.run("forward", (tokens(*range(num_tokens)), START))
-        assert logits.shape == (1, num_tokens, 48)
-    (end,) = program.run("fill", (tokens(1, 2, 3), START + 5))
-    assert end.tolist() == [8]
+    for num_tokens in (8, 1, 3):
+        hidden, per_layer = program.run("fill", (tokens(*range(num_tokens)), START))
+        assert hidden.shape == (1, num_tokens, 16)
+        assert per_layer.shape == (1, num_tokens, 2, 4)
 
 
 @pytest.mark.parametrize(
     "inputs",
     [
-        (tokens(1, 2, 3, 4, 5), START),  # longer than the bound
+        (tokens(*range(9)), START),  # longer than the bound
         (tokens(1), START.astype(np.float32)),
         (np.float32([[1.0]]), START),
         (tokens(1)[0], START),  # a rank too few
@@ -76,25 +76,25 @@ def test_a_run_takes_any_length_within_the_bounds(program):
     ],
 )
 def test_wrong_inputs_are_an_error_and_the_program_lives_on(program, inputs):
-    with pytest.raises(RunError, match=r"forward: |wrong number") as raised:
-        program.run("forward", inputs)
+    with pytest.raises(RunError, match=r"fill: |wrong number") as raised:
+        program.run("fill", inputs)
     assert "\n" not in str(raised.value)
-    program.run("forward", (tokens(1), START))
+    program.run("fill", (tokens(1), START))
 
 
 def test_rows_past_the_end_of_the_cache_are_not_written(program):
     """The backend checks before; here the kernel itself refuses."""
-    with pytest.raises(RunError, match="forward: "):
-        program.run("forward", (tokens(1, 2, 3), START + 22))
-    program.run("forward", (tokens(1, 2), START + 22))
+    with pytest.raises(RunError, match="fill: "):
+        program.run("fill", (tokens(1, 2, 3), START + 22))
+    program.run("fill", (tokens(1, 2), START + 22))
 
 
 def test_an_unknown_method_is_an_error(program):
     with pytest.raises(RunError, match="no method backward"):
         program.run("backward", ())
     program.close()
-    with pytest.raises(RunError, match="no method forward"):
-        program.run("forward", (tokens(1), START))
+    with pytest.raises(RunError, match="no method fill"):
+        program.run("fill", (tokens(1), START))
 
 
 def test_a_file_cut_anywhere_is_one_line(tmp_path):
@@ -159,8 +159,8 @@ def test_a_hundred_loads_do_not_grow(tmp_path):
 
     def use():
         program = Program(BUNDLE, 1)
-        program.run("fill", (tokens(1, 2, 3), START))
-        program.run("forward", (tokens(4, 5), START + 3))
+        filled = program.run("fill", (tokens(1, 2, 3), START))
+        program.run("finish", (*(output.copy() for output in filled), START))
         program.close()
         with pytest.raises(RunError):
             Program(damaged, 1)
@@ -200,8 +200,8 @@ def test_the_functions_mind_no_wrong_index(program, library):
     assert library.gx_describe(handle, fill, 0, 2, Tensor()) == -1
     assert library.gx_describe(handle, fill, 0, -1, Tensor()) == -1
     assert library.gx_describe(handle, fill, 0, 0, None) == -1
-    assert library.gx_run(handle, fill, None, 2, None, 1, None, 0) == -1
-    assert library.gx_run(handle, fill, (Tensor * 2)(), 2, (Tensor * 1)(), 1, None, 0) == -1
+    assert library.gx_run(handle, fill, None, 2, None, 2, None, 0) == -1
+    assert library.gx_run(handle, fill, (Tensor * 2)(), 2, (Tensor * 2)(), 2, None, 0) == -1
 
 
 @pytest.mark.slow

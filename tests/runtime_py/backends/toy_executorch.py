@@ -1,8 +1,9 @@
 """Makes toy.pte, a toy target and drafter with the methods that the ExecuTorch backend expects.
 
-Layer 0 attends causally, layer 1 through a mask; the drafter reads the rows of layer 1. The token
-embedding is int8, so that the quantized kernels are needed. The file is kept in git, so that the
-backend is tested where torch is not installed.
+Layers 0 and 1 own KV rows and belong to `fill`; layers 2 and 3 reuse those rows and belong to
+`finish`. Even layers attend causally, odd ones through a mask; the drafter reads the rows of layer
+1. The embeddings are int8, so that the quantized kernels are needed. The file is kept in git, so
+that the backend is tested where torch is not installed.
 `python -m tests.runtime_py.backends.toy_executorch` writes it and what the eager modules compute.
 """
 
@@ -30,7 +31,9 @@ CACHE_LENGTH = 24
 PREFILL_LENGTH = 8
 VERIFY_LENGTH = 4
 WINDOW = 5
-NUM_LAYERS = 2
+NUM_OWNERS = 2  # the layers that write KV rows; layer i reads those of layer i % NUM_OWNERS
+NUM_LAYERS = 4
+PER_LAYER_SIZE = 4
 BUNDLE = Path(__file__).parent / "toy.pte"
 REFERENCE = Path(__file__).parent / "toy_executorch_reference.npz"
 
@@ -52,39 +55,50 @@ def _normalise(x: Tensor) -> Tensor:
 
 
 class Kv(nn.Module):
-    """Rows [1, C, 1, E] of both layers; one module under one name in all methods."""
+    """Rows [1, C, 1, E] of the owning layers; one module under one name in all methods."""
 
     def __init__(self) -> None:
         super().__init__()
-        for index in range(NUM_LAYERS):
+        for index in range(NUM_OWNERS):
             self.register_buffer(f"k_{index}", torch.zeros(1, CACHE_LENGTH, 1, HEAD_SIZE))
             self.register_buffer(f"v_{index}", torch.zeros(1, CACHE_LENGTH, 1, HEAD_SIZE))
 
 
-class Toy(nn.Module):
-    """Weights of target and drafter."""
+class Table(nn.Module):
+    """An int8 embedding: token_ids [1, T] -> float32 [1, T, size]."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, size: int) -> None:
         super().__init__()
-        table = (_random("table", VOCAB_SIZE, HIDDEN_SIZE) * 400).round().clamp(-127, 127)
+        table = (_random(name, VOCAB_SIZE, size) * 100 * math.sqrt(size)).round().clamp(-127, 127)
         self.register_buffer("table", table.to(torch.int8))
         self.register_buffer("scales", torch.full((VOCAB_SIZE,), 0.01))
-        layers = range(NUM_LAYERS)
-        self.queries = nn.ModuleList(_linear(f"q{i}", HIDDEN_SIZE, HIDDEN_SIZE) for i in layers)
-        self.keys = nn.ModuleList(_linear(f"k{i}", HIDDEN_SIZE, HEAD_SIZE) for i in layers)
-        self.values = nn.ModuleList(_linear(f"v{i}", HIDDEN_SIZE, HEAD_SIZE) for i in layers)
-        self.mlps = nn.ModuleList(_linear(f"m{i}", HIDDEN_SIZE, HIDDEN_SIZE) for i in layers)
-        self.head = _linear("head", HIDDEN_SIZE, VOCAB_SIZE)
-        self.draft_in = _linear("draft_in", 2 * HIDDEN_SIZE, HIDDEN_SIZE)
-        self.draft_query = _linear("draft_query", HIDDEN_SIZE, HIDDEN_SIZE)
-        self.draft_head = _linear("draft_head", HIDDEN_SIZE, VOCAB_SIZE)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor) -> Tensor:
         lookup = torch.ops.quantized_decomposed.embedding_byte.dtype
         embedded: Tensor = lookup(
             self.table, self.scales, None, -128, 127, token_ids, dtype=torch.float32
         )
         return embedded
+
+
+class Toy(nn.Module):
+    """Weights of target and drafter."""
+
+    def __init__(self, *, per_layer: bool = True) -> None:
+        super().__init__()
+        self.uses_per_layer = per_layer
+        self.table = Table("table", HIDDEN_SIZE)
+        self.per_layer_table = Table("per_layer", NUM_LAYERS * PER_LAYER_SIZE)
+        owners, layers = range(NUM_OWNERS), range(NUM_LAYERS)
+        self.keys = nn.ModuleList(_linear(f"k{i}", HIDDEN_SIZE, HEAD_SIZE) for i in owners)
+        self.values = nn.ModuleList(_linear(f"v{i}", HIDDEN_SIZE, HEAD_SIZE) for i in owners)
+        self.queries = nn.ModuleList(_linear(f"q{i}", HIDDEN_SIZE, HIDDEN_SIZE) for i in layers)
+        self.mlps = nn.ModuleList(_linear(f"m{i}", HIDDEN_SIZE, HIDDEN_SIZE) for i in layers)
+        self.mixers = nn.ModuleList(_linear(f"p{i}", PER_LAYER_SIZE, HIDDEN_SIZE) for i in layers)
+        self.head = _linear("head", HIDDEN_SIZE, VOCAB_SIZE)
+        self.draft_in = _linear("draft_in", 2 * HIDDEN_SIZE, HIDDEN_SIZE)
+        self.draft_query = _linear("draft_query", HIDDEN_SIZE, HIDDEN_SIZE)
+        self.draft_head = _linear("draft_head", HIDDEN_SIZE, VOCAB_SIZE)
 
 
 def _bounded(position: Tensor, smallest: int, largest: int) -> int:
@@ -94,40 +108,64 @@ def _bounded(position: Tensor, smallest: int, largest: int) -> int:
     return start
 
 
-class Forward(nn.Module):
-    def __init__(self, toy: Toy, kv: Kv) -> None:
-        super().__init__()
-        self.toy, self.kv = toy, kv
+class Layers(nn.Module):
+    """Consecutive layers of the target; those below NUM_OWNERS write KV rows."""
 
-    def rows(self, token_ids: Tensor, position: Tensor) -> Tensor:
-        num_tokens = token_ids.shape[1]
+    def __init__(self, toy: Toy, kv: Kv, layers: range) -> None:
+        super().__init__()
+        self.toy, self.kv, self.layers = toy, kv, layers
+
+    def run(self, x: Tensor, per_layer: list[Tensor], position: Tensor) -> Tensor:
+        """x [1, T, D] and, if any, one [1, T, P] for each of the layers -> [1, T, D]."""
+        num_tokens = x.shape[1]
         start = _bounded(position, 0, CACHE_LENGTH - 1)
         torch._check(start + num_tokens <= CACHE_LENGTH)
         distance = (position + torch.arange(num_tokens))[:, None] - torch.arange(CACHE_LENGTH)
         mask = torch.where((distance >= 0) & (distance < WINDOW), 0.0, -torch.inf)
-        x = self.toy.embed(token_ids)
-        for index in range(NUM_LAYERS):
+        for place, layer in enumerate(self.layers):
+            if per_layer:
+                x = x + self.toy.mixers[layer](per_layer[place])
             normed = _normalise(x)
-            keys, values = getattr(self.kv, f"k_{index}"), getattr(self.kv, f"v_{index}")
-            for linear, cache in ((self.toy.keys, keys), (self.toy.values, values)):
-                rows = linear[index](normed).reshape(1, num_tokens, 1, HEAD_SIZE)
-                torch.ops.llama.update_cache(rows, cache, start)
-            queries = self.toy.queries[index](normed)
+            if layer < NUM_OWNERS:
+                self.write(layer, normed, start)
+            keys = self.kv.get_buffer(f"k_{layer % NUM_OWNERS}")
+            values = self.kv.get_buffer(f"v_{layer % NUM_OWNERS}")
+            queries = self.toy.queries[layer](normed)
             queries = queries.reshape(1, num_tokens, NUM_HEADS, HEAD_SIZE)
-            seen = (start, None, 0.0, True) if index == 0 else (start, mask, 0.0, False)
+            seen = (start, None, 0.0, True) if layer % 2 == 0 else (start, mask, 0.0, False)
             mixed = torch.ops.llama.custom_sdpa(queries, keys, values, *seen, 0.35)
-            x = x + self.toy.mlps[index](torch.tanh(mixed.reshape(1, num_tokens, HIDDEN_SIZE)))
-        return _normalise(x)
+            x = x + self.toy.mlps[layer](torch.tanh(mixed.reshape(1, num_tokens, HIDDEN_SIZE)))
+        return x
 
-    def forward(self, token_ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.rows(token_ids, position)
+    def write(self, layer: int, normed: Tensor, start: int) -> None:
+        for name, linears in (("k", self.toy.keys), ("v", self.toy.values)):
+            rows = linears[layer](normed).reshape(1, normed.shape[1], 1, HEAD_SIZE)
+            torch.ops.llama.update_cache(rows, self.kv.get_buffer(f"{name}_{layer}"), start)
+
+
+class Fill(Layers):
+    def __init__(self, toy: Toy, kv: Kv) -> None:
+        super().__init__(toy, kv, range(NUM_OWNERS))
+
+    def forward(self, token_ids: Tensor, position: Tensor) -> tuple[Tensor, ...]:
+        x = self.toy.table(token_ids)
+        if not self.toy.uses_per_layer:
+            return (self.run(x, [], position),)
+        rows = self.toy.per_layer_table(token_ids)
+        rows = rows.reshape(1, token_ids.shape[1], NUM_LAYERS, PER_LAYER_SIZE)
+        x = self.run(x, [rows[:, :, layer] for layer in self.layers], position)
+        return x, rows[:, :, NUM_OWNERS:].clone()
+
+
+class Finish(Layers):
+    def __init__(self, toy: Toy, kv: Kv) -> None:
+        super().__init__(toy, kv, range(NUM_OWNERS, NUM_LAYERS))
+
+    def forward(self, hidden: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        *per_layer, position = rest
+        rows = [per_layer[0][:, :, i] for i in range(len(self.layers))] if per_layer else []
+        x = _normalise(self.run(hidden, rows, position))
         return self.toy.head(x), x
-
-
-class Fill(Forward):
-    def forward(self, token_ids: Tensor, position: Tensor) -> Tensor:
-        self.rows(token_ids, position)
-        return position + token_ids.shape[1]
 
 
 class Draft(nn.Module):
@@ -137,7 +175,7 @@ class Draft(nn.Module):
 
     def forward(self, token_id: Tensor, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         start = _bounded(position, 1, CACHE_LENGTH)
-        x = self.toy.draft_in(torch.cat([self.toy.embed(token_id), hidden], -1))
+        x = self.toy.draft_in(torch.cat([self.toy.table(token_id), hidden], -1))
         queries = self.toy.draft_query(x).reshape(1, 1, NUM_HEADS, HEAD_SIZE)
         mixed = torch.ops.llama.custom_sdpa(
             queries, self.kv.k_1, self.kv.v_1, start - 1, None, 0.0, True, 0.35
@@ -147,29 +185,37 @@ class Draft(nn.Module):
 
 
 def write_bundle(
-    path: Path, *, drafter: bool = True, constants: dict[str, int] | None = None
+    path: Path,
+    *,
+    drafter: bool = True,
+    per_layer: bool = True,
+    constants: dict[str, int] | None = None,
 ) -> None:
     """The toy program; `constants` replaces some of its numbers."""
-    toy, kv = Toy().eval(), Kv()
+    toy, kv = Toy(per_layer=per_layer).eval(), Kv()
     tokens = torch.ones(1, 2, dtype=torch.int64)
     position = torch.ones(1, dtype=torch.int64)
-
-    def dynamic(module: nn.Module, longest: int) -> torch.export.ExportedProgram:
-        length = torch.export.Dim("length", min=1, max=longest)
-        return torch.export.export(
-            module, (tokens, position), dynamic_shapes=({1: length}, None), strict=False
-        )
-
+    hidden = torch.zeros(1, 2, HIDDEN_SIZE)
+    rows = [torch.zeros(1, 2, NUM_LAYERS - NUM_OWNERS, PER_LAYER_SIZE)] if per_layer else []
+    prefill = {1: torch.export.Dim("length", min=1, max=PREFILL_LENGTH)}
+    verify = {1: torch.export.Dim("length", min=1, max=VERIFY_LENGTH)}
     with torch.no_grad():
         methods = {
-            "fill": dynamic(Fill(toy, kv), PREFILL_LENGTH),
-            "forward": dynamic(Forward(toy, kv), VERIFY_LENGTH),
+            "fill": torch.export.export(
+                Fill(toy, kv), (tokens, position), dynamic_shapes=(prefill, None), strict=False
+            ),
+            "finish": torch.export.export(
+                Finish(toy, kv),
+                (hidden, *rows, position),
+                dynamic_shapes=(verify, (*(verify for _ in rows), None)),
+                strict=False,
+            ),
         }
         if drafter:
-            sample = (tokens[:, :1], torch.zeros(1, 1, HIDDEN_SIZE), position)
+            sample = (tokens[:, :1], hidden[:, :1], position)
             methods["draft"] = torch.export.export(Draft(toy, kv), sample, strict=False)
     numbers = {
-        "format_version": 1,
+        "format_version": 2,
         "context_length": CACHE_LENGTH,
         "vocab_size": VOCAB_SIZE,
         "hidden_size": HIDDEN_SIZE,
@@ -236,7 +282,8 @@ def record(path: Path) -> None:
         VOCAB_SIZE, (1, CACHE_LENGTH), generator=torch.Generator().manual_seed(1)
     )
     with torch.no_grad():
-        logits, hidden = Forward(toy, kv)(token_ids, torch.zeros(1, dtype=torch.int64))
+        start = torch.zeros(1, dtype=torch.int64)
+        logits, hidden = Finish(toy, kv)(*Fill(toy, kv)(token_ids, start), start)
         draft = Draft(toy, kv)
         drafts = [
             draft(token_ids[:, i : i + 1], hidden[:, i - 1 : i], torch.tensor([i]))
