@@ -1,32 +1,37 @@
-"""Find the torch-free ExecuTorch libraries and the shim over them, and load both into the process.
+"""Find ExecuTorch's torch-free libraries and the shim over them, and load both into the process.
 
 The libraries come from an installed executorch package, which is not imported (that would import
-torch), or else from the gemma-export-executorch wheel. The shim comes from that wheel, if it was
-built for the same version, or else is compiled once into the user's cache directory.
+torch). The shim comes compiled with this package, for the pinned release on Linux x86-64 and
+aarch64; for anything else it is compiled once into the user's cache directory.
+
+A device has no use for what executorch's wheel asks for besides: after the base install,
+`pip install --no-deps executorch==1.5.1` (74 MB) brings all that is needed here.
 """
 
 import ctypes
 import functools
-import importlib.util
 import os
 import platform
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-from runtime_py.backends.executorch_shim.build import (
+from runtime_py.backends.executorch_shim.compiler import BuildError, compile_shim, source_digest
+from runtime_py.backends.executorch_shim.installed import (
     LIBRARIES,
-    PACKAGE,
-    SHIM_NAME,
-    BuildError,
-    compile_shim,
-    source_digest,
-    written_at_once,
+    PINNED_VERSION,
+    Installed,
+    find_executorch,
+)
+from runtime_py.backends.executorch_shim.prebuilt import (
+    ARCHITECTURES,
+    find_prebuilt,
+    has_wheels,
 )
 from runtime_py.errors import RunError
 
 MAX_RANK = 8
 _VERSION = 1  # GX_VERSION of shim.h
+_PINNED = f"executorch=={PINNED_VERSION}"
+_ANOTHER = "choose another runtime of the bundle with --runtime"
 _QUANTIZED = "libexecutorch_kernels_quantized.so"
 _QUANTIZED_OPERATOR = b"quantized_decomposed::embedding_byte.out"
 
@@ -60,14 +65,6 @@ _SIGNATURES = {
 }
 
 
-@dataclass(frozen=True)
-class _Installed:
-    """An installed package: executorch's own, or our wheel."""
-
-    folder: Path
-    version: str  # of executorch
-
-
 @functools.cache
 def load_library() -> ctypes.CDLL:
     """The shim, with the signatures of its functions set. Loaded once per process.
@@ -75,28 +72,24 @@ def load_library() -> ctypes.CDLL:
     Raises:
         RunError: if the libraries are not installed, or the shim can be neither found nor built.
     """
-    ours = _installed(PACKAGE)
-    executorch = _installed("executorch") or ours
+    executorch = find_executorch()
     if executorch is None:
-        raise RunError(
-            "this bundle needs ExecuTorch; pip install 'gemma-export[executorch]', or choose "
-            "another of its runtimes with --runtime"
-        )
+        step = _next_step("pip install 'gemma-export[executorch]'")
+        raise RunError(f"this bundle needs ExecuTorch; {step}")
     try:
         # By full path and first: what the shim and the later ones need is then found by name.
         for name in LIBRARIES:
             if name != _QUANTIZED:
-                ctypes.CDLL(str(executorch.folder / "lib" / name))
-        shim = ctypes.CDLL(str(_shim_path(executorch, ours)))
+                ctypes.CDLL(str(executorch.lib / name))
+        shim = ctypes.CDLL(str(_shim_path(executorch)))
         _declare(shim)
         # A process that exports has these kernels already, and none may be registered twice.
         if not shim.gx_has_operator(_QUANTIZED_OPERATOR):
-            ctypes.CDLL(str(executorch.folder / "lib" / _QUANTIZED))
+            ctypes.CDLL(str(executorch.lib / _QUANTIZED))
     except (OSError, AttributeError) as error:
-        raise RunError(
-            f"ExecuTorch {executorch.version} in {executorch.folder} does not load ({error}); "
-            "pip install --force-reinstall 'gemma-export[executorch]'"
-        ) from error
+        step = _next_step(f"pip install --force-reinstall --no-deps {_PINNED}")
+        found = f"ExecuTorch {executorch.version} in {executorch.folder}"
+        raise RunError(f"{found} does not load ({error}); {step}") from error
     return shim
 
 
@@ -108,30 +101,34 @@ def _declare(shim: ctypes.CDLL) -> None:
         raise OSError(f"its shim has version {shim.gx_version()}, needed {_VERSION}")
 
 
-def _installed(package: str) -> _Installed | None:
-    spec = importlib.util.find_spec(package)  # does not import a package at the top
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / "lib" / LIBRARIES[0]).is_file():
-            return _Installed(Path(folder), metadata.version(package.replace("_", "-")))
-    return None
+def _next_step(way: str) -> str:
+    """What the user can do: `way` on a machine that ExecuTorch has wheels for."""
+    if has_wheels():
+        return f"{way}, or {_ANOTHER}"
+    machine = (
+        f"{platform.system()} {platform.machine()} with {platform.libc_ver()[0] or 'no glibc'}"
+    )
+    needed = f"Linux with glibc on {' or '.join(ARCHITECTURES)}"
+    return f"its wheels are for {needed}, this machine is {machine}: {_ANOTHER}"
 
 
-def _shim_path(executorch: _Installed, ours: _Installed | None) -> Path:
-    if ours is not None and ours.version == executorch.version:
-        return ours.folder / SHIM_NAME
+def _shim_path(executorch: Installed) -> Path:
+    return find_prebuilt(executorch.version) or _compiled(executorch)
+
+
+def _compiled(executorch: Installed) -> Path:
     about = f"{executorch.version}-{platform.machine()}-{source_digest()}"
     path = _cache_directory() / f"shim-{about}.so"
     if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with written_at_once(path) as writing:
-            compile_shim(executorch.folder, writing)
+        compile_shim(executorch, path)
     except (BuildError, OSError) as error:
-        wheel = PACKAGE.replace("_", "-")
+        step = _next_step(f"pip install --no-deps {_PINNED}, which needs no compiler")
         raise RunError(
-            f"the shim for ExecuTorch {executorch.version} does not build ({error}); "
-            f"pip install {wheel}=={executorch.version}, which brings it, or install g++"
+            f"no shim is compiled for ExecuTorch {executorch.version} on this machine, and it does "
+            f"not compile here ({error}); install g++, or {step}"
         ) from error
     return path
 

@@ -1,27 +1,33 @@
-"""Finding, building and loading the shim."""
+"""Finding, compiling and loading the shim, and the compiled ones that the package brings."""
 
+import platform
+import re
+import shutil
 import subprocess
 import sys
-import zipfile
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from runtime_py.backends import executorch_library
 from runtime_py.backends.executorch_library import load_library
-from runtime_py.backends.executorch_shim.build import (
-    LIBRARIES,
-    PACKAGE,
-    SHIM_NAME,
-    BuildError,
-    build_wheel,
-    compile_shim,
+from runtime_py.backends.executorch_shim import prebuilt
+from runtime_py.backends.executorch_shim.compiler import BuildError, compile_shim
+from runtime_py.backends.executorch_shim.installed import (
+    PINNED_VERSION,
+    Installed,
+    find_executorch,
 )
 from runtime_py.errors import RunError
 
-FOLDER = Path(__file__).parent
-BUNDLE = FOLDER / "toy.pte"
-SHIM = Path(executorch_library.__file__).parent / "executorch_shim"
+ROOT = Path(__file__).parents[3]
+ELF_MACHINES = {"aarch64": 0xB7, "x86_64": 0x3E}
+# Of manylinux_2_28, which ExecuTorch's own wheels are. Debian 11 has 31, 28 and 12, Debian 12 more.
+NEWEST = {b"GLIBC_2.": 28, b"GLIBCXX_3.4.": 25, b"CXXABI_1.3.": 11}
+REBUILD = "python -m runtime_py.backends.executorch_shim.build"
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
 @pytest.fixture
@@ -35,122 +41,195 @@ def fresh_load(monkeypatch, tmp_path):
 
 @pytest.fixture
 def executorch():
-    found = executorch_library._installed("executorch")
+    found = find_executorch()
     if found is None:
         pytest.skip("executorch is not installed")
     return found
 
 
-def only_executorch(monkeypatch, executorch):
-    """As if our wheel were not installed."""
-    monkeypatch.setattr(
-        executorch_library,
-        "_installed",
-        lambda package: executorch if package == "executorch" else None,
-    )
+@pytest.fixture
+def on_machine(monkeypatch):
+    def pretend(machine, libc="glibc"):
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+        monkeypatch.setattr(platform, "libc_ver", lambda: (libc, "2.36"))
+
+    return pretend
 
 
-def test_without_executorch_the_next_step_is_named(monkeypatch, fresh_load):
-    monkeypatch.setattr(executorch_library, "_installed", lambda _: None)
+@pytest.fixture(params=prebuilt.ARCHITECTURES)
+def shim(request):
+    return prebuilt.FOLDER / prebuilt.shim_name(request.param)
+
+
+def test_without_executorch_the_next_step_is_named(monkeypatch, fresh_load, on_machine):
+    monkeypatch.setattr(executorch_library, "find_executorch", lambda: None)
+    on_machine("aarch64")
     with pytest.raises(RunError, match=r"pip install 'gemma-export\[executorch\]'"):
         fresh_load()
 
 
-def test_without_compiler_and_wheel_the_next_step_is_named(monkeypatch, fresh_load, executorch):
-    only_executorch(monkeypatch, executorch)
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(RunError, match="pip install gemma-export-executorch==") as raised:
+@pytest.mark.parametrize(("machine", "libc"), [("riscv64", "glibc"), ("x86_64", "")])
+def test_a_machine_without_wheels_is_not_told_to_install_one(
+    monkeypatch, fresh_load, on_machine, machine, libc
+):
+    monkeypatch.setattr(executorch_library, "find_executorch", lambda: None)
+    on_machine(machine, libc)
+    with pytest.raises(RunError, match="choose another runtime") as raised:
         fresh_load()
-    assert "no g++ on this machine" in str(raised.value)
+    assert f"{machine} with {libc or 'no glibc'}" in str(raised.value)
+    assert "pip install" not in str(raised.value)
 
 
-@pytest.mark.slow
-def test_the_shim_is_built_once(monkeypatch, fresh_load, executorch, tmp_path):
-    only_executorch(monkeypatch, executorch)
-    fresh_load()
-    (built,) = (tmp_path / "gemma-export" / "executorch").iterdir()
-    assert built.suffix == ".so"
-    monkeypatch.setenv("PATH", "")
-    load_library.cache_clear()
-    fresh_load()
-
-
-def test_what_does_not_compile_is_one_line(tmp_path):
-    (tmp_path / "include").mkdir()
-    with pytest.raises(BuildError) as raised:
-        compile_shim(tmp_path, tmp_path / "out.so")
+def test_libraries_that_do_not_load_are_one_line(monkeypatch, fresh_load, tmp_path):
+    """As those of another libc or processor."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libexecutorch.so").write_bytes(b"\x7fELF" + bytes(60))
+    broken = Installed(tmp_path, PINNED_VERSION)
+    monkeypatch.setattr(executorch_library, "find_executorch", lambda: broken)
+    with pytest.raises(RunError, match=r"does not load \(.*; .* --runtime$") as raised:
+        fresh_load()
     assert "\n" not in str(raised.value)
 
 
-def test_a_wheel_of_something_else_is_refused(tmp_path):
-    with pytest.raises(BuildError, match="no wheel of executorch"):
-        build_wheel(tmp_path / "numpy-2.0.0-cp311-cp311-linux_x86_64.whl", "g++", tmp_path)
+@pytest.mark.parametrize("architecture", prebuilt.ARCHITECTURES)
+def test_the_pinned_release_needs_no_compiler(on_machine, architecture):
+    on_machine(architecture)
+    found = prebuilt.find_prebuilt(PINNED_VERSION)
+    assert found == prebuilt.FOLDER / prebuilt.shim_name(architecture)
+
+
+@pytest.mark.skipif(not prebuilt.has_wheels(), reason="no shim is made for this machine")
+def test_this_machine_loads_the_compiled_shim(monkeypatch, fresh_load, executorch, tmp_path):
+    if executorch.version != PINNED_VERSION:
+        pytest.skip(f"executorch {executorch.version} is installed")
+    monkeypatch.setenv("PATH", "")
+    fresh_load()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shim_for_something_else_is_not_taken(on_machine, tmp_path):
+    folder = tmp_path / "prebuilt"
+    shutil.copytree(prebuilt.FOLDER, folder)
+    on_machine("x86_64")
+    assert prebuilt.find_prebuilt(PINNED_VERSION, folder) is not None
+    assert prebuilt.find_prebuilt("1.5.0", folder) is None
+    for machine, libc in (("riscv64", "glibc"), ("armv7l", "glibc"), ("x86_64", "")):
+        on_machine(machine, libc)
+        assert prebuilt.find_prebuilt(PINNED_VERSION, folder) is None
+    on_machine("x86_64")
+    path = folder / prebuilt.shim_name("x86_64")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert prebuilt.find_prebuilt(PINNED_VERSION, folder) is None
+    path.unlink()
+    assert prebuilt.find_prebuilt(PINNED_VERSION, folder) is None
+
+
+def test_a_shim_of_other_sources_is_not_taken(monkeypatch, on_machine):
+    on_machine("aarch64")
+    monkeypatch.setattr(prebuilt, "source_digest", lambda: "0" * 16)
+    assert prebuilt.find_prebuilt(PINNED_VERSION) is None
+
+
+def test_without_shim_and_compiler_the_next_step_is_named(monkeypatch, fresh_load, executorch):
+    monkeypatch.setattr(executorch_library, "find_prebuilt", lambda _: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RunError, match=r"no g\+\+ on this machine.*install g\+\+, or") as raised:
+        fresh_load()
+    assert f"ExecuTorch {executorch.version}" in str(raised.value)
+
+
+@needs_compiler
+def test_without_a_shim_it_is_compiled_once(executorch, tmp_path):  # noqa: ARG001
+    """In fresh interpreters: a process should have one shim."""
+    program = (
+        "import sys\n"
+        "from runtime_py.backends import executorch_library\n"
+        "executorch_library.find_prebuilt = lambda _: None\n"
+        "library = executorch_library.load_library()\n"
+        "sys.stdout.write(library._name)\n"
+    )
+
+    def load(**environment):
+        command = [sys.executable, "-c", program]
+        environment |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return Path(done.stdout)
+
+    built = load(PATH="/usr/bin:/bin")
+    assert built.parent == tmp_path / "gemma-export" / "executorch"
+    assert load(PATH="") == built
+    assert list(built.parent.iterdir()) == [built]
+
+
+@needs_compiler
+def test_what_does_not_compile_is_one_line(tmp_path):
+    (tmp_path / "include").mkdir()
+    with pytest.raises(BuildError) as raised:
+        compile_shim(Installed(tmp_path, PINNED_VERSION), tmp_path / "out.so")
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["include"]
+
+
+def test_the_shims_are_made_from_these_sources():
+    made_from = prebuilt.read_made_from()
+    for key, needed in prebuilt.what_it_is_made_from(PINNED_VERSION).items():
+        assert made_from.get(key) == needed, (
+            f"{prebuilt.FOLDER}: made from {key} {made_from.get(key)}, now {needed}; "
+            f"rebuild with {REBUILD} and commit"
+        )
+
+
+def test_the_pinned_release_is_that_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    assert extras["executorch"] == [f"executorch=={PINNED_VERSION}"]
+
+
+def test_the_package_has_the_shims_and_their_sources():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["runtime_py"]
+    packed = {path for pattern in patterns for path in (ROOT / "runtime_py").glob(pattern)}
+    folder = prebuilt.FOLDER.parent
+    assert {path for path in folder.rglob("*.*") if path.suffix not in (".py", ".pyc")} <= packed
+
+
+def test_a_shim_is_small_and_for_its_processor(shim):
+    content = shim.read_bytes()
+    assert content[:5] == b"\x7fELF\x02"
+    assert ELF_MACHINES[shim.stem.rpartition("-")[2]] == int.from_bytes(content[18:20], "little")
+    assert len(content) < 200_000
+
+
+def test_a_shim_asks_for_no_newer_libraries_than_executorch_does(shim):
+    content = shim.read_bytes()
+    for prefix, newest in NEWEST.items():
+        found = {int(number) for number in re.findall(re.escape(prefix) + rb"(\d+)", content)}
+        assert max(found, default=0) <= newest, f"{shim}: {prefix.decode()}{max(found)}"
+    assert b"GLIBC_2." in content
+    assert b"libtorch" not in content
+    assert b"libc10" not in content
+
+
+def test_a_shim_names_no_path(shim):
+    paths = re.findall(rb"[\w.-]*/[\w./+-]+", shim.read_bytes())
+    assert {path for path in paths if path.isascii() and len(path) > 8} == {b"runtime/platform/"}
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
+def test_on_x86_the_attention_is_chosen_by_the_processor():
+    shim = prebuilt.FOLDER / prebuilt.shim_name("x86_64")
+    command = ["readelf", "--relocs", "--wide", str(shim)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "R_X86_64_IRELATIV" in done.stdout
 
 
 @pytest.mark.slow
-def test_a_wheel_has_the_shim_and_the_libraries(tmp_path, executorch):
-    name = f"executorch-{executorch.version}-cp311-cp311-manylinux_2_28_x86_64.whl"
-    with zipfile.ZipFile(tmp_path / name, "w") as archive:
-        for path in (executorch.folder / "include").rglob("*.h"):
-            archive.write(path, Path("executorch", path.relative_to(executorch.folder)))
-        for library in LIBRARIES:
-            archive.write(executorch.folder / "lib" / library, f"executorch/lib/{library}")
-    wheel = build_wheel(tmp_path / name, "g++", tmp_path / "dist")
-    assert wheel.name == f"{PACKAGE}-{executorch.version}-py3-none-manylinux_2_28_x86_64.whl"
-    target = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*command, "--target", str(target), str(wheel)], check=True)
-    assert {path.name for path in (target / PACKAGE).iterdir()} >= {"lib", SHIM_NAME}
-    symbols = subprocess.run(
-        ["objdump", "-T", str(target / PACKAGE / SHIM_NAME)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    versions = {word[7:-1] for word in symbols.split() if word.startswith("(GLIBC_2.")}
-    assert max(int(version.split(".")[0]) for version in versions) <= 28  # of manylinux_2_28
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("watch", ["sanitizers", "valgrind"])
-def test_a_hundred_rounds_under_watch(tmp_path, executorch, watch):
-    """Load twice, run, run past the end, unload, and load damaged files."""
-    sanitized = watch == "sanitizers"
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize=vptr"] if sanitized else []
-    include, lib = executorch.folder / "include", executorch.folder / "lib"
-    c10 = include / "executorch" / "runtime" / "core" / "portable_type" / "c10"
-    driver_object, driver = tmp_path / "driver.o", tmp_path / "driver"
-    source = FOLDER / "executorch_driver.c"
-    subprocess.run(
-        ["gcc", "-g", *flags, f"-I{SHIM}", "-c", str(source), "-o", str(driver_object)], check=True
-    )
-    defines = ["C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "ET_USE_THREADPOOL"]
-    # No clones: their choice is made before a sanitizer has begun.
-    subprocess.run(
-        [
-            *("g++", "-g", "-O1", "-std=c++17", *flags, "-DGX_NO_CLONES"),
-            *(f"-D{name}" for name in defines),
-            *("-isystem", str(include), "-isystem", str(c10)),
-            *(str(path) for path in sorted(SHIM.glob("*.cpp"))),
-            *(str(driver_object), f"-L{lib}", f"-Wl,-rpath,{lib}", "-Wl,--no-as-needed"),
-            *(f"-l{name[3:-3]}" for name in LIBRARIES),
-            *("-o", str(driver)),
-        ],
-        check=True,
-    )
-    content = BUNDLE.read_bytes()
-    damaged = {
-        "cut.pte": content[:-1],
-        "empty.pte": b"",
-        "lacking.pte": content.replace(b"llama::custom_sdpa", b"llama::custom_spda"),
-    }
-    for name, data in damaged.items():
-        (tmp_path / name).write_bytes(data)
-    valgrind = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full"]
-    valgrind += ["--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"]
-    command = [str(driver), "100" if sanitized else "5", str(BUNDLE)]
-    command += [str(tmp_path / name) for name in damaged]
-    done = subprocess.run(
-        command if sanitized else valgrind + command, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+@needs_compiler
+def test_two_builds_give_the_same_bytes(tmp_path, executorch):
+    built = []
+    for name in ("one", "another_place"):
+        folder = tmp_path / name
+        folder.symlink_to(executorch.folder)
+        compile_shim(Installed(folder, executorch.version), tmp_path / f"{name}.so")
+        built.append((tmp_path / f"{name}.so").read_bytes())
+    assert built[0] == built[1]

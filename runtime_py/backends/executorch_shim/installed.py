@@ -1,0 +1,40 @@
+"""The executorch package as it lies on the disk; it is never imported, which would import torch."""
+
+import importlib.util
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+PINNED_VERSION = "1.5.1"  # the shim's sources are written for exactly this release
+# In the order in which they are loaded. None of them links torch.
+LIBRARIES = (
+    "libexecutorch.so",
+    "libexecutorch_threadpool.so",
+    "libexecutorch_kernels_optimized.so",
+    "libexecutorch_backend_xnnpack.so",
+    "libexecutorch_kernels_quantized.so",
+)
+
+
+@dataclass(frozen=True)
+class Installed:
+    folder: Path
+    version: str
+
+    @property
+    def include(self) -> Path:
+        return self.folder / "include"
+
+    @property
+    def lib(self) -> Path:
+        return self.folder / "lib"
+
+
+def find_executorch() -> Installed | None:
+    """The executorch of this environment, if it brings the C++ libraries."""
+    spec = importlib.util.find_spec("executorch")  # does not import a package at the top
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        found = Path(folder)
+        if (found / "lib" / LIBRARIES[0]).is_file():
+            return Installed(found, metadata.version("executorch"))
+    return None
