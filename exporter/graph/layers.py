@@ -86,7 +86,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Attention over a KV cache; a layer that owns no rows has no key and value projections."""
+    """Attention over a KV cache; a layer that owns no rows has no key and value projections.
+
+    A layer that owns rows writes them with `write` before it attends.
+    """
 
     def __init__(
         self, layer: LayerSpec, hidden_size: int, eps: float, primitives: Primitives
@@ -104,8 +107,6 @@ class Attention(nn.Module):
         self.o_proj = Linear(queries, hidden_size)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        if self._layer.owns_kv:
-            self.write(x, step)
         rotation, mask = step.rotations[self._layer.kind], step.masks[self._layer.kind]
         queries = rotate(self.q_norm(self._split(self.q_proj(x))), rotation)  # [1, T, H, E]
         mixed = step.kv.attend(self._layer.kv_source, queries, mask)
@@ -164,7 +165,23 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, per_layer_input: Tensor | None, step: Step) -> Tensor:
         """x [1, T, D], per_layer_input [1, T, P] -> [1, T, D]."""
-        mixed = self.self_attn(self.input_layernorm(x), step)
+        normed = self.input_layernorm(x)
+        if self._layer.owns_kv:
+            self.self_attn.write(normed, step)
+        return self._mix(x, normed, per_layer_input, step)
+
+    def write(self, x: Tensor, step: Step) -> None:
+        """Only the KV rows: all that prefill needs of the last layer that owns any."""
+        self.self_attn.write(self.input_layernorm(x), step)
+
+    def after_write(self, x: Tensor, per_layer_input: Tensor | None, step: Step) -> Tensor:
+        """The rest of `forward`, in a call of its own."""
+        return self._mix(x, self.input_layernorm(x), per_layer_input, step)
+
+    def _mix(
+        self, x: Tensor, normed: Tensor, per_layer_input: Tensor | None, step: Step
+    ) -> Tensor:
+        mixed = self.self_attn(normed, step)
         x = x + self.post_attention_layernorm(mixed)
         fed = self.mlp(self.pre_feedforward_layernorm(x))
         x = x + self.post_feedforward_layernorm(fed)
@@ -172,7 +189,3 @@ class DecoderLayer(nn.Module):
             gated = gelu_tanh(self.per_layer_input_gate(x)) * per_layer_input
             x = x + self.post_per_layer_input_norm(self.per_layer_projection(gated))
         return x * self.layer_scalar
-
-    def write(self, x: Tensor, step: Step) -> None:
-        """Only the KV rows: all that prefill needs of the last layer that owns any."""
-        self.self_attn.write(self.input_layernorm(x), step)

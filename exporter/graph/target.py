@@ -52,7 +52,7 @@ class PerLayerEmbedder(nn.Module):
 
 
 class Target(nn.Module):
-    """The decoder stack. `forward` makes logits, `fill` only writes KV rows."""
+    """The decoder stack: `forward` is `fill`, which writes all KV rows, then `finish`."""
 
     def __init__(self, spec: TargetSpec, primitives: Primitives = DEFAULT) -> None:
         super().__init__()
@@ -94,13 +94,8 @@ class Target(nn.Module):
             logits [1, T, V] and activations [1, T, D]: the normed hidden states, which are the
             drafter's last_hidden.
         """
-        step = self._step(input_pos, mask, kv)
-        mixed = self._mix(embeddings, per_layer_embeddings)
-        x = embeddings
-        for index, layer in enumerate(self.layers):
-            x = layer(x, _slice(mixed, index), step)
-        activations = self.norm(x)
-        return self._logits(activations), activations
+        x, rest = self.fill(embeddings, per_layer_embeddings, input_pos, mask, kv)
+        return self.finish(x, rest, input_pos, mask, kv)
 
     def fill(
         self,
@@ -109,15 +104,43 @@ class Target(nn.Module):
         input_pos: Tensor,
         mask: Tensor | None,
         kv: KVCache,
-    ) -> None:
-        """Like forward, but only writes KV rows: it ends at the last layer that owns any."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Write all KV rows, which ends in the last layer that owns any: all that prefill needs.
+
+        Returns:
+            what `finish` goes on with: that layer's input [1, T, D], and what the gates from it on
+            multiply [1, T, R, P], R layers of them; None without PLE.
+        """
         step = self._step(input_pos, mask, kv)
         mixed = self._mix(embeddings, per_layer_embeddings)
-        x = embeddings
-        last = self.spec.kv_layers[-1].index
+        x, last = embeddings, self._last_owner
         for index in range(last):
             x = self.layers[index](x, _slice(mixed, index), step)
         cast(DecoderLayer, self.layers[last]).write(x, step)
+        return x, None if mixed is None else mixed[:, :, last:, :]
+
+    def finish(
+        self, x: Tensor, rest: Tensor | None, input_pos: Tensor, mask: Tensor | None, kv: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """What `fill` left out; writes nothing.
+
+        Args:
+            x: [1, T, D] and
+            rest: [1, T, R, P], as `fill` returned them.
+
+        Returns:
+            as `forward`.
+        """
+        step, last = self._step(input_pos, mask, kv), self._last_owner
+        x = cast(DecoderLayer, self.layers[last]).after_write(x, _slice(rest, 0), step)
+        for index in range(last + 1, len(self.layers)):
+            x = self.layers[index](x, _slice(rest, index - last), step)
+        activations = self.norm(x)
+        return self._logits(activations), activations
+
+    @property
+    def _last_owner(self) -> int:
+        return self.spec.kv_layers[-1].index
 
     def _step(self, input_pos: Tensor, mask: Tensor | None, kv: KVCache) -> Step:
         return Step(
