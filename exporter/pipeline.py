@@ -19,9 +19,17 @@ from exporter.checkpoint import (
 )
 from exporter.config import ExportConfig, GraphShapes
 from exporter.errors import ExportError
-from exporter.lower import litert
+from exporter.lower import executorch, litert
 from exporter.original import Original
-from exporter.quantize import Recipe, load_recipe, size_bytes
+from exporter.quantize import (
+    DRAFTER_PREFIX,
+    Recipe,
+    WeightType,
+    load_recipe,
+    plan,
+    report,
+    size_bytes,
+)
 from exporter.reference import Prompt, ReferenceSize, read_prompts, record_reference
 from exporter.text import OriginalTokenizer, TextFiles, read_text_files
 from runtime_py.manifest import Manifest, ModelEntry, RuntimeEntry, RuntimeName
@@ -59,6 +67,12 @@ class Inputs:
     prompts: list[Prompt]
     recipe: Recipe
 
+    @property
+    def checkpoints(self) -> dict[str, AnyCheckpoint]:
+        """By the prefix that their tensors have in a recipe."""
+        drafter = {} if self.drafter is None else {DRAFTER_PREFIX: self.drafter}
+        return {"": self.target, **drafter}
+
 
 def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
     """Make the bundle `config.output`.
@@ -73,9 +87,11 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
     with staged(config.output, config.overwrite) as folder:
         reference = record(config, inputs, bar)
         runtimes: dict[RuntimeName, RuntimeEntry] = {}
+        for prefix, checkpoint in inputs.checkpoints.items():
+            report(checkpoint, inputs.recipe, prefix)
         for name in config.runtimes:
             runtimes[name] = RuntimeEntry(
-                model=LOWER[name](inputs, config.shapes, folder, bar),
+                model=LOWER[name].lower(inputs, config.shapes, folder, bar),
                 recipe=inputs.recipe.name,
                 tolerances=inputs.recipe.tolerances,
             )
@@ -109,10 +125,20 @@ def read_inputs(config: ExportConfig) -> Inputs:
             f"{source.model}: the model was made for {longest} tokens, --context asks for "
             f"{config.shapes.cache_length}; lower it"
         )
+    for name in config.runtimes:
+        LOWER[name].check(_types(inputs))
     logger.info("checkpoint  %s, %.2f M weights", source.model, _num_weights(target) / 1e6)
     if drafter is not None:
         logger.info("checkpoint  %s, %.2f M weights", source.drafter, _num_weights(drafter) / 1e6)
     return inputs
+
+
+def _types(inputs: Inputs) -> dict[str, WeightType]:
+    return {
+        prefix + name: kind
+        for prefix, checkpoint in inputs.checkpoints.items()
+        for name, kind in plan(checkpoint, inputs.recipe, prefix).items()
+    }
 
 
 def _num_weights(checkpoint: AnyCheckpoint) -> int:
@@ -121,9 +147,10 @@ def _num_weights(checkpoint: AnyCheckpoint) -> int:
 
 def refuse_small_disk(config: ExportConfig, inputs: Inputs) -> None:
     """The graphs are written once, then packed into the bundle: twice the weights for a moment."""
-    weights = _packed_bytes(inputs.target, inputs.recipe, "")
-    if inputs.drafter is not None:
-        weights += _packed_bytes(inputs.drafter, inputs.recipe, "drafter.")
+    weights = sum(
+        _packed_bytes(checkpoint, inputs.recipe, prefix)
+        for prefix, checkpoint in inputs.checkpoints.items()
+    )
     needed = 2 * weights * len(config.runtimes)
     folder = next(path for path in config.output.absolute().parents if path.is_dir())
     free = shutil.disk_usage(folder).free
@@ -135,10 +162,8 @@ def refuse_small_disk(config: ExportConfig, inputs: Inputs) -> None:
 
 
 def _packed_bytes(checkpoint: AnyCheckpoint, recipe: Recipe, prefix: str) -> int:
-    return sum(
-        size_bytes(checkpoint.shape(name), recipe.bits(prefix + name, checkpoint.shape(name)))
-        for name in checkpoint.names()
-    )
+    types = plan(checkpoint, recipe, prefix)
+    return sum(size_bytes(checkpoint.shape(name), kind) for name, kind in types.items())
 
 
 def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
@@ -236,6 +261,35 @@ def _lower_litert(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -
     return name
 
 
-LOWER: Mapping[RuntimeName, Callable[[Inputs, GraphShapes, Path, Bar], str]] = {
-    "litert": _lower_litert
+def _lower_executorch(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -> str:
+    out = folder / "model.pte"
+    start = time.monotonic()
+    with bar("lower", 100, "%") as progress:
+        executorch.lower(
+            inputs.target,
+            inputs.drafter,
+            shapes,
+            inputs.recipe,
+            out,
+            lambda done, total: progress(100 * done // total),
+        )
+    logger.info(
+        "lower       executorch, 1 program, %.1f MB, %.0f s",
+        out.stat().st_size / 1e6,
+        time.monotonic() - start,
+    )
+    return out.name
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What the pipeline asks of a runtime's package."""
+
+    check: Callable[[Mapping[str, WeightType]], None]  # refuses what cannot be, before any work
+    lower: Callable[[Inputs, GraphShapes, Path, Bar], str]  # -> the file the runtime loads
+
+
+LOWER: Mapping[RuntimeName, Lowering] = {
+    "litert": Lowering(litert.check, _lower_litert),
+    "executorch": Lowering(executorch.check, _lower_executorch),
 }

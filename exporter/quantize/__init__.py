@@ -1,9 +1,18 @@
 """Weights to integers and scales: the recipe says which, the arithmetic is ai-edge-quantizer's."""
 
 from exporter.quantize.arithmetic import QuantizedRows, quantize, quantize_rows
-from exporter.quantize.recipe import Recipe, WeightType, load_recipe, plan, size_bytes
+from exporter.quantize.recipe import (
+    DRAFTER_PREFIX,
+    Recipe,
+    WeightType,
+    load_recipe,
+    plan,
+    report,
+    size_bytes,
+)
 
 __all__ = [
+    "DRAFTER_PREFIX",
     "QuantizedRows",
     "Recipe",
     "WeightType",
@@ -11,5 +20,6 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_rows",
+    "report",
     "size_bytes",
 ]

@@ -1,6 +1,9 @@
-"""Symmetric quantization per row, bit for bit ai-edge-quantizer's, a chunk of rows at a time."""
+"""Symmetric quantization, a chunk of rows at a time.
 
-from collections.abc import Iterator, Sequence
+One scale per row is bit for bit ai-edge-quantizer's.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +14,7 @@ import torch
 from exporter.quantize.recipe import WeightType
 
 CHUNK_BYTES = 32 << 20  # float32 bytes of the rows held at once
+Floats = npt.NDArray[np.float32]
 SMALLEST_BOUND = 1e-9  # ai-edge-quantizer's: a row of zeros still gets a scale
 
 
@@ -18,7 +22,7 @@ SMALLEST_BOUND = 1e-9  # ai-edge-quantizer's: a row of zeros still gets a scale
 class QuantizedRows:
     """Consecutive rows of one tensor as they are stored."""
 
-    scales: npt.NDArray[np.float32]  # [rows]; empty for float32
+    scales: Floats  # [rows], [rows, groups], or empty for float32
     data: bytes
 
 
@@ -38,33 +42,53 @@ def quantize(source: RowSource, name: str, weight_type: WeightType) -> Iterator[
         yield QuantizedRows(*quantize_rows(rows, weight_type))
 
 
-def quantize_rows(
-    rows: torch.Tensor, weight_type: WeightType
-) -> tuple[npt.NDArray[np.float32], bytes]:
+def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, bytes]:
     """Scales and packed values of some rows.
 
     Args:
         rows: [R, C] float32; C must be even for 4 bits.
         weight_type: 8 bits use -127..127 and 4 bits -8..7; the scale is max |row| / 127 or / 7.
-            Two 4-bit values share a byte, the first in its low half.
+            Two 4-bit values share a byte, the first in its low half. The scales of groups are
+            rounded to bfloat16, because XNNPACK computes with those.
 
     Returns:
-        (scales [R], or [0] for float32; the values of the rows one after the other).
+        (scales [R], [R, C / group_size] for groups, [0] for float32; the values of the rows one
+        after the other).
 
     Source: ai-edge-quantizer 0.10.0, uniform_quantize_tensor.py (tensor_zp_scale_from_min_max,
     uniform_quantize), symmetric, channelwise.
     """
-    values: npt.NDArray[np.float32] = rows.detach().to(torch.float32).contiguous().numpy()
+    values: Floats = rows.detach().to(torch.float32).contiguous().numpy()
     if weight_type.bits == 32:
         return np.empty(0, np.float32), values.tobytes()
-    highest = 2 ** (weight_type.bits - 1) - 1
-    lowest = -highest if weight_type.bits == 8 else -highest - 1
-    bound = np.maximum(np.abs(values.min(axis=1)), np.abs(values.max(axis=1)))
-    scales = np.maximum(bound, np.float32(SMALLEST_BOUND)) / np.float32(highest)
-    quotients = values / scales[:, None]
-    np.rint(quotients, out=quotients)
-    np.clip(quotients, lowest, highest, out=quotients)
-    integers = quotients.astype(np.int8).reshape(-1)
+    if weight_type.group_size:
+        groups = values.reshape(-1, weight_type.group_size)
+        scales, integers = _quantize(groups, weight_type.bits, _bfloat16)
+        scales = scales.reshape(len(values), -1)
+    else:
+        scales, integers = _quantize(values, weight_type.bits, _as_it_is)
     if weight_type.bits == 8:
         return scales, integers.tobytes()
     return scales, ((integers[0::2] & 15) | (integers[1::2] << 4)).tobytes()
+
+
+def _quantize(
+    rows: Floats, bits: int, rounded: Callable[[Floats], Floats]
+) -> tuple[Floats, npt.NDArray[np.int8]]:
+    highest = 2 ** (bits - 1) - 1
+    lowest = -highest if bits == 8 else -highest - 1
+    bound = np.maximum(np.abs(rows.min(axis=1)), np.abs(rows.max(axis=1)))
+    scales = rounded(np.maximum(bound, np.float32(SMALLEST_BOUND)) / np.float32(highest))
+    quotients = rows / scales[:, None]
+    np.rint(quotients, out=quotients)
+    np.clip(quotients, lowest, highest, out=quotients)
+    return scales, quotients.astype(np.int8).reshape(-1)
+
+
+def _as_it_is(scales: Floats) -> Floats:
+    return scales
+
+
+def _bfloat16(scales: Floats) -> Floats:
+    rounded: Floats = torch.from_numpy(scales).to(torch.bfloat16).to(torch.float32).numpy()
+    return rounded

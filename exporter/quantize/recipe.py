@@ -17,9 +17,9 @@ from runtime_py.manifest import Tolerances
 logger = logging.getLogger(__name__)
 
 BITS = (32, 8, 4)
-GRANULARITIES = ("channel",)
 RECIPE_KEYS = {"description", "rule", "check"}
-RULE_KEYS = {"pattern", "bits", "granularity"}
+RULE_KEYS = {"pattern", "bits", "group_size"}
+GROUP_MULTIPLE = 32  # XNNPACK's 4-bit kernels take groups of a multiple of it
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class WeightType:
     """How one tensor is stored: 32 is float32; 8 and 4 are symmetric integers with scales."""
 
     bits: int
-    granularity: str = "channel"  # one scale per output row
+    group_size: int = 0  # neighbours in a row that share a scale; 0: the whole row
 
 
 FLOAT32 = WeightType(32)
@@ -49,11 +49,11 @@ class Recipe:
     rules: tuple[Rule, ...]
     tolerances: Tolerances  # what `gemma-run check` demands of a bundle made with it
 
-    def bits(self, name: str, shape: Sequence[int]) -> WeightType:
-        """The type `name` is stored as.
+    def weight_type(self, name: str, shape: Sequence[int]) -> WeightType:
+        """The type `name` is stored as; a row that groups do not divide has one scale instead.
 
         Args:
-            name: the normalised tensor name; drafter names carry the prefix "drafter.".
+            name: the normalised tensor name; drafter names carry DRAFTER_PREFIX.
             shape: vectors and scalars (norms, layer scalars) always stay float32.
 
         Raises:
@@ -61,14 +61,21 @@ class Recipe:
         """
         if len(shape) != 2:
             return FLOAT32
+        rule = self.rule(name)
+        bits, group_size = rule.weight_type.bits, rule.weight_type.group_size
+        if bits == 4 and shape[1] % 2:
+            raise ExportError(
+                f"recipe {self.name}: {name} has {shape[1]} columns, 4-bit rows need an even "
+                f'number; put a rule with bits = 8 for it before "{rule.pattern}"'
+            )
+        divided = group_size and shape[1] % group_size == 0
+        return rule.weight_type if divided else WeightType(bits)
+
+    def rule(self, name: str) -> Rule:
+        """The first rule that matches, or an ExportError."""
         for rule in self.rules:
             if fnmatchcase(name, rule.pattern):
-                if rule.weight_type.bits == 4 and shape[1] % 2:
-                    raise ExportError(
-                        f"recipe {self.name}: {name} has {shape[1]} columns, 4-bit rows need an "
-                        'even number; put a rule with bits = 8 for it before "' + rule.pattern + '"'
-                    )
-                return rule.weight_type
+                return rule
         raise ExportError(
             f"recipe {self.name}: no rule matches {name}; end the recipe with a rule for "
             'pattern = "*"'
@@ -82,18 +89,35 @@ class TensorSource(Protocol):
     def shape(self, name: str, /) -> Sequence[int]: ...
 
 
+DRAFTER_PREFIX = "drafter."  # how a recipe names the drafter's tensors
+
+
 def plan(source: TensorSource, recipe: Recipe, prefix: str = "") -> dict[str, WeightType]:
     """Every tensor of a checkpoint with the type it will be stored as.
 
-    `prefix` is put before the names when rules are matched ("drafter." for a drafter).
+    `prefix` is put before the names when rules are matched (DRAFTER_PREFIX for a drafter).
     """
-    types = {name: recipe.bits(prefix + name, source.shape(name)) for name in source.names()}
+    return {name: recipe.weight_type(prefix + name, source.shape(name)) for name in source.names()}
+
+
+def report(source: TensorSource, recipe: Recipe, prefix: str = "") -> None:
+    """Log what `plan` makes of a checkpoint, and which rows the recipe's groups do not divide."""
+    types = plan(source, recipe, prefix)
     total = sum(size_bytes(source.shape(name), kind) for name, kind in types.items())
     whose = prefix.removesuffix(".") or "target"
     logger.info(
         "quantize    %s, %s, %d tensors, %.1f MB", recipe.name, whose, len(types), total / 1e6
     )
-    return types
+    undivided = [
+        f"{name} ({source.shape(name)[1]} columns)"
+        for name, kind in types.items()
+        if len(source.shape(name)) == 2 and recipe.rule(prefix + name).weight_type != kind
+    ]
+    if undivided:
+        logger.warning(
+            "quantize    one scale per row, because groups do not divide it: %s",
+            ", ".join(undivided),
+        )
 
 
 def size_bytes(shape: Sequence[int], weight_type: WeightType) -> int:
@@ -152,18 +176,30 @@ def _parse_rule(name: str, rule: dict[str, Any]) -> Rule:
     missing = {"pattern", "bits"} - set(rule)
     if missing:
         raise ExportError(f"recipe {name}: a [[rule]] lacks {', '.join(sorted(missing))}; add it")
-    granularity = rule.get("granularity", "channel")
+    group_size = rule.get("group_size", 0)
     if not isinstance(rule["pattern"], str):
         raise ExportError(
             f"recipe {name}: pattern = {rule['pattern']}; give a glob in quotation marks"
         )
     if type(rule["bits"]) is not int or rule["bits"] not in BITS:
         raise ExportError(f"recipe {name}: bits = {rule['bits']}; choose one of {BITS}")
-    if granularity not in GRANULARITIES:
+    _check_groups(name, rule["bits"], group_size)
+    return Rule(rule["pattern"], WeightType(rule["bits"], group_size))
+
+
+def _check_groups(name: str, bits: int, group_size: object) -> None:
+    if group_size == 0:
+        return
+    if type(group_size) is not int or group_size < 0 or group_size % GROUP_MULTIPLE:
         raise ExportError(
-            f'recipe {name}: granularity = "{granularity}"; choose one of {GRANULARITIES}'
+            f"recipe {name}: group_size = {group_size}; give a multiple of {GROUP_MULTIPLE}, or "
+            "leave it out for one scale per row"
         )
-    return Rule(rule["pattern"], WeightType(rule["bits"], granularity))
+    if bits != 4:
+        raise ExportError(
+            f"recipe {name}: group_size = {group_size} with bits = {bits}; only 4-bit weights "
+            "have groups"
+        )
 
 
 def _refuse_unknown(name: str, where: str, data: dict[str, Any], known: set[str]) -> None:

@@ -1,22 +1,33 @@
 """Target and drafter to one .pte file."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
 from exporter.config import GraphShapes
 from exporter.graph.drafter import Drafter
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.executorch.kv_cache import KVBuffers
-from exporter.lower.executorch.modules import DraftStep, Fill, TargetStep, spell_means
-from exporter.lower.executorch.program import Method, check_versions, write_program
+from exporter.lower.executorch.modules import DraftStep, Fill, Finish, spell_means
+from exporter.lower.executorch.program import PINNED, Method, OnStep, write_program
 from exporter.lower.executorch.weights import Loader
-from exporter.quantize import Recipe, plan
+from exporter.lower.versions import check_versions
+from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
 
-FORMAT_VERSION = 1
-DRAFTER_PREFIX = "drafter."  # how a recipe names the drafter's tensors
+FORMAT_VERSION = 2
+
+
+def check(_types: Mapping[str, WeightType]) -> None:
+    """Refuse to begin with other tools than the pinned ones; any type can be stored.
+
+    Raises:
+        ExportError: naming the tool and how to install it.
+    """
+    check_versions("ExecuTorch", PINNED)
 
 
 def lower(
@@ -25,26 +36,29 @@ def lower(
     shapes: GraphShapes,
     recipe: Recipe,
     out: Path,
+    on_step: OnStep = lambda _done, _total: None,
 ) -> None:
-    """Write the program `out` with the methods fill, forward and, with a drafter, draft.
+    """Write the program `out` with the methods fill, finish and, with a drafter, draft.
 
     Args:
         target: the checkpoint of the target.
         drafter: read against `target`, or None.
-        shapes: fill takes up to the longest prefill, forward up to the widest verify.
+        shapes: fill takes up to the longest prefill, finish up to the widest verify.
         recipe: how every tensor is stored.
         out: the .pte file to write.
+        on_step: called as the work goes on, with the steps done, of how many in all.
 
     Raises:
         ExportError: if the installed tools are not the pinned ones, or the recipe does not fit.
     """
-    check_versions()
+    check({})
+    verify_length = max((1, *shapes.verify_widths))
+    prefill_length = max((verify_length, *shapes.prefill_lengths))
     kv = KVBuffers(target.spec.kv_layers, shapes.cache_length)
     embedder, table, decoder = _load_target(target, recipe)
-    step, fill = TargetStep(kv, embedder, table, decoder), Fill(kv, embedder, table, decoder)
     methods = {
-        "forward": _target_method(step, max((1, *shapes.verify_widths))),
-        "fill": _target_method(fill, max(shapes.prefill_lengths)),
+        "fill": _fill_method(Fill(kv, embedder, table, decoder), prefill_length),
+        "finish": _finish_method(Finish(kv, decoder), verify_length),
     }
     if drafter is not None:
         module = Drafter(drafter.spec)
@@ -56,11 +70,11 @@ def lower(
         "context_length": shapes.cache_length,
         "vocab_size": target.spec.vocab_size,
         "hidden_size": target.spec.hidden_size,
-        "max_prefill_length": max(shapes.prefill_lengths),
-        "max_verify_length": max((1, *shapes.verify_widths)),
+        "max_prefill_length": prefill_length,
+        "max_verify_length": verify_length,
         "has_drafter": int(drafter is not None),
     }
-    write_program(methods, constants, out)
+    write_program(methods, constants, out, on_step)
 
 
 def _load_target(
@@ -77,12 +91,30 @@ def _load_target(
     return embedder, table, decoder
 
 
-def _target_method(module: nn.Module, max_tokens: int) -> Method:
-    # Traced with more than one token: a width of 1 would be taken for a constant.
-    sample = (torch.zeros(1, max(2, max_tokens), dtype=torch.int64), torch.tensor([1]))
+def _fill_method(module: Fill, max_tokens: int) -> Method:
+    sample = (torch.zeros(1, max_tokens, dtype=torch.int64), torch.tensor([1]))
+    return Method(module, *_dynamic(sample, max_tokens))
+
+
+def _finish_method(module: Finish, max_tokens: int) -> Method:
+    spec = module.target.spec
+    sample = [torch.zeros(1, max_tokens, spec.hidden_size)]
+    if spec.per_layer_size:
+        num_layers = len(spec.layers) - spec.kv_layers[-1].index
+        sample.append(torch.zeros(1, max_tokens, num_layers, spec.per_layer_size))
+    inputs, dynamic_shapes = _dynamic((*sample, torch.tensor([1])), max_tokens)
+    # One level deeper for `*inputs`.
+    return Method(module, inputs, None if dynamic_shapes is None else (dynamic_shapes,))
+
+
+def _dynamic(
+    sample: tuple[Tensor, ...], max_tokens: int
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
+    """The sample and its dynamic shapes: dimension 1 of everything but the position."""
     if max_tokens == 1:
-        return Method(module, (sample[0][:, :1], sample[1]), None)
-    return Method(module, sample, ({1: torch.export.Dim("T", min=1, max=max_tokens)}, None))
+        return sample, None
+    num_tokens = torch.export.Dim("T", min=1, max=max_tokens)
+    return sample, (*({1: num_tokens} for _ in sample[:-1]), None)
 
 
 def _draft_method(module: DraftStep) -> Method:

@@ -40,10 +40,12 @@ def spell_means(module: nn.Module) -> None:
             norm.mean_square = MeanSquare(norm.size)
 
 
-class TargetStep(nn.Module):
-    """token_ids [1, T] int64, position [1] int64 -> logits [1, T, V], activations [1, T, D].
+class Fill(nn.Module):
+    """token_ids [1, T] int64, position [1] int64 -> what `Finish` takes, but for the position.
 
-    Token t is written to KV row position + t.
+    Writes the KV rows position .. position + T - 1. Together the two are one target call; cut in
+    two so that prefill pays for nothing else, and no weight belongs to two methods: XNNPACK packs
+    the weights of every method by itself.
     """
 
     def __init__(
@@ -60,33 +62,37 @@ class TargetStep(nn.Module):
         self.target = target
 
     def forward(self, token_ids: Tensor, position: Tensor) -> tuple[Tensor, ...]:
-        embeddings, per_layer, input_pos, rows = self._inputs(token_ids, position)
-        logits, activations = self.target(embeddings, per_layer, input_pos, None, rows)
-        return logits, activations
-
-    def _inputs(
-        self, token_ids: Tensor, position: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor, PresentRows]:
-        spec, capacity = self.target.spec, self.kv.cache_length
-        num_tokens = token_ids.shape[1]
-        start = read_position(position, 0, capacity - 1)
-        views = target_views(position, start, num_tokens, (spec.sliding_window, capacity))
+        rows, input_pos = _rows_of_target(self.kv, self.target, position, token_ids.shape[1])
         table = self.per_layer_embedder
-        return (
-            self.embedder(token_ids),
-            None if table is None else table(token_ids),
-            position + torch.arange(num_tokens),
-            PresentRows(self.kv, spec.layers, views, start),
-        )
+        per_layer = None if table is None else table(token_ids)
+        x, rest = self.target.fill(self.embedder(token_ids), per_layer, input_pos, None, rows)
+        return (x,) if rest is None else (x, rest)
 
 
-class Fill(TargetStep):
-    """Like TargetStep, but makes no logits: -> kv_length [1] int64, the rows now present."""
+class Finish(nn.Module):
+    """hidden [1, T, D], with PLE also rest [1, T, R, P], position -> logits, activations.
 
-    def forward(self, token_ids: Tensor, position: Tensor) -> tuple[Tensor, ...]:
-        embeddings, per_layer, input_pos, rows = self._inputs(token_ids, position)
-        self.target.fill(embeddings, per_layer, input_pos, None, rows)
-        return (position + token_ids.shape[1],)
+    logits [1, T, V], activations [1, T, D]. Writes nothing.
+    """
+
+    def __init__(self, kv: KVBuffers, target: Target) -> None:
+        super().__init__()
+        self.kv = kv
+        self.target = target
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        x, *rest, position = inputs
+        rows, input_pos = _rows_of_target(self.kv, self.target, position, x.shape[1])
+        return self.target.finish(x, rest[0] if rest else None, input_pos, None, rows)
+
+
+def _rows_of_target(
+    kv: KVBuffers, target: Target, position: Tensor, num_tokens: int
+) -> tuple[PresentRows, Tensor]:
+    spec = target.spec
+    start = read_position(position, 0, kv.cache_length - 1)
+    views = target_views(position, start, num_tokens, (spec.sliding_window, kv.cache_length))
+    return PresentRows(kv, spec.layers, views, start), position + torch.arange(num_tokens)
 
 
 class DraftStep(nn.Module):

@@ -1,18 +1,15 @@
 """Traced methods to a .pte: everything here is ExecuTorch's own machinery, and its traps."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from exporter.errors import ExportError
-
-PINNED = {"executorch": "1.5.1", "torchao": "0.18.0"}
+PINNED = {"executorch": "1.5.1"}
 
 
 @dataclass(frozen=True)
@@ -24,21 +21,15 @@ class Method:
     dynamic_shapes: tuple[Any, ...] | None
 
 
-def check_versions() -> None:
-    """Raise ExportError unless the installed tools are the ones this package was proved with."""
-    for package, needed in PINNED.items():
-        try:
-            found = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found = "none"
-        if found != needed:
-            raise ExportError(
-                f"lowering to ExecuTorch: found {package} {found}, needed {needed}; "
-                f"pip install {package}=={needed}"
-            )
+OnStep = Callable[[int, int], None]  # steps done, of how many in all
 
 
-def write_program(methods: Mapping[str, Method], constants: Mapping[str, int], out: Path) -> None:
+def write_program(
+    methods: Mapping[str, Method],
+    constants: Mapping[str, int],
+    out: Path,
+    on_step: OnStep,
+) -> None:
     """Trace, delegate to XNNPACK and write the methods over one shared arena of buffers."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import (
@@ -62,16 +53,24 @@ def write_program(methods: Mapping[str, Method], constants: Mapping[str, int], o
     )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tools' own deprecations
-        traced = {name: trace(method) for name, method in methods.items()}
+        num_steps = len(methods) + 3
+        traced: dict[str, torch.export.ExportedProgram] = {}
+        for name, method in methods.items():
+            on_step(len(traced), num_steps)
+            traced[name] = trace(method)
+        on_step(len(traced), num_steps)
         edge = to_edge_transform_and_lower(
             traced,
             partitioner={name: [XnnpackPartitioner()] for name in traced},
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
             constant_methods=dict(constants),
         )
+        on_step(num_steps - 2, num_steps)
         program = edge.to_executorch(config)
+        on_step(num_steps - 1, num_steps)
     with out.open("wb") as file:
         program.write_to_file(file)
+    on_step(num_steps, num_steps)
 
 
 def trace(method: Method) -> torch.export.ExportedProgram:

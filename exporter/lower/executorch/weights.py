@@ -1,6 +1,5 @@
 """Give modules their weights as the recipe says: integers where it says so, decided elsewhere."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,11 +14,6 @@ from exporter.graph.target import Table
 from exporter.graph.weights import is_virtual, load_weights
 from exporter.quantize import WeightType, quantize
 
-logger = logging.getLogger(__name__)
-
-# XNNPACK sees one scale per row as one group per row, and wants groups of a multiple of this.
-FOUR_BIT_MULTIPLE = 32
-
 Checkpoint = TargetCheckpoint | DrafterCheckpoint
 
 
@@ -28,7 +22,7 @@ class Integers:
     """A matrix as the recipe stores it."""
 
     values: Tensor  # [O, I] int8, or [O, I / 2] uint8: two values a byte, the first in its low half
-    scales: Tensor  # [O] float32
+    scales: Tensor  # [O] or, for groups, [O, I / group size], float32
 
 
 class QuantizedLinear(nn.Module):
@@ -41,30 +35,36 @@ class QuantizedLinear(nn.Module):
     def __init__(self, integers: Integers) -> None:
         super().__init__()
         packed = integers.values.dtype == torch.uint8
-        values = _unpacked(integers.values) if packed else integers.values
-        four_bits = packed and values.shape[1] % FOUR_BIT_MULTIPLE == 0
-        self._type: torch.dtype = torch.int4 if four_bits else torch.int8  # type: ignore[attr-defined]
-        self.register_buffer("values", values)
-        self.register_buffer("scales", integers.scales.reshape(-1, 1))
-        self.register_buffer("zero_points", torch.zeros(len(values), 1, dtype=torch.int8))
+        self._range = (-8, 7) if packed else (-128, 127)
+        self.register_buffer("values", _unpacked(integers.values) if packed else integers.values)
+        self.register_buffer("scales", integers.scales)
+        self.register_buffer("zero_points", torch.zeros_like(integers.scales, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        from torchao.quantization import IntxUnpackedToInt8Tensor
-
-        # Made in the call, so that tracing sees plain buffers and torchao's operators, which
-        # XNNPACK recognises as one dynamically quantized linear.
-        weight = IntxUnpackedToInt8Tensor(
-            self.values,
-            self.scales,
-            self.zero_points,
-            self._type,
-            (1, self.values.shape[1]),
-            torch.float32,
-            "int8_asym_per_token",
-        )
-        # XNNPACK's partitioner takes inputs of two dimensions or more.
-        y = nn.functional.linear(x if x.dim() > 1 else x.reshape(1, -1), weight)
+        # XNNPACK recognises exactly this chain as one dynamically quantized linear; with one scale
+        # per row also with 4-bit values (qc4w), where torchao's spelling becomes one group per row
+        # with a bfloat16 scale (QuantParams in ExecuTorch's quant_params.py).
+        operators = torch.ops.quantized_decomposed
+        x2d = x.reshape(-1, x.shape[-1]) if x.dim() == 1 else x  # it takes two dimensions or more
+        scales, zero_points = operators.choose_qparams_per_token_asymmetric(x2d, torch.int8)
+        token = (scales, zero_points, -128, 127, torch.int8)
+        quantized_x = operators.quantize_per_token(x2d, *token)
+        rounded_x = operators.dequantize_per_token(quantized_x, *token, torch.float32)
+        y = nn.functional.linear(rounded_x, self._weight())
         return y.reshape(*x.shape[:-1], -1)
+
+    def _weight(self) -> Tensor:
+        operators = torch.ops.quantized_decomposed
+        stored = (self.values, self.scales, self.zero_points)
+        weight: Tensor
+        if self.scales.dim() == 1:
+            weight = operators.dequantize_per_channel(*stored, 0, *self._range, torch.int8)
+        else:
+            group_size = self.values.shape[1] // self.scales.shape[1]
+            weight = operators.dequantize_per_channel_group(
+                *stored, *self._range, torch.int8, group_size, torch.float32
+            )
+        return weight
 
 
 class QuantizedTable(nn.Module):
@@ -129,14 +129,6 @@ class Loader:
             module.set_submodule(path, QuantizedTable(integers, 1.0))
         else:
             assert isinstance(layer, Linear)
-            if self._types[name].bits == 4 and layer.weight.shape[1] % FOUR_BIT_MULTIPLE:
-                logger.warning(
-                    "quantize    %s: %d columns, XNNPACK's 4-bit kernels want a multiple of %d; "
-                    "its 4-bit values take a byte each",
-                    name,
-                    layer.weight.shape[1],
-                    FOUR_BIT_MULTIPLE,
-                )
             module.set_submodule(path, QuantizedLinear(integers))
 
     def _parameter(self, name: str) -> nn.Parameter:
@@ -158,7 +150,8 @@ def quantized(checkpoint: Checkpoint, name: str, weight_type: WeightType) -> Int
     values = np.empty(
         (num_rows, num_columns // 2 if packed else num_columns), np.uint8 if packed else np.int8
     )
-    scales = np.empty(num_rows, np.float32)
+    groups = (num_columns // weight_type.group_size,) if weight_type.group_size else ()
+    scales = np.empty((num_rows, *groups), np.float32)
     done = 0
     for chunk in quantize(checkpoint, name, weight_type):
         stop = done + len(chunk.scales)

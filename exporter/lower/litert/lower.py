@@ -10,6 +10,7 @@ from torch import nn
 
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
 from exporter.config import GraphShapes
+from exporter.errors import ExportError
 from exporter.graph.drafter import Drafter
 from exporter.graph.spec import TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
@@ -22,10 +23,9 @@ from exporter.lower.litert.modules import (
     target_signatures,
 )
 from exporter.lower.litert.skeleton import Signature, convert
-from exporter.quantize import Recipe, WeightType, plan, size_bytes
-
-DRAFTER_PREFIX = "drafter."  # how a recipe names the drafter's tensors
-
+from exporter.lower.litert.toolchain import PINNED
+from exporter.lower.versions import check_versions
+from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan, size_bytes
 
 OnBytes = Callable[[str, int, int], None]  # file at work, weight bytes written, of how many in all
 
@@ -55,6 +55,24 @@ class _Job:
             inject(skeleton, names, self.checkpoint, self.types, out, on_bytes)
 
 
+def check(types: Mapping[str, WeightType]) -> None:
+    """Refuse what this lowering cannot do, before any work.
+
+    Args:
+        types: of target and drafter together, by tensor name.
+
+    Raises:
+        ExportError: if the installed tools are not the pinned ones, or a type cannot be stored.
+    """
+    check_versions("LiteRT", PINNED)
+    for name, kind in types.items():
+        if kind.group_size:
+            raise ExportError(
+                f"{name}: groups of {kind.group_size} weights, LiteRT graphs have one scale per "
+                "row; use --quantize int4, or --runtime executorch"
+            )
+
+
 def lower(
     target: TargetCheckpoint,
     drafter: DrafterCheckpoint | None,
@@ -77,11 +95,14 @@ def lower(
         The files written, all .tflite.
 
     Raises:
-        ExportError: if the installed tools are not the pinned ones, or the recipe does not fit.
+        ExportError: as `check` does, or if the recipe does not fit.
     """
-    jobs = _target_jobs(target, shapes, plan(target, recipe))
+    types = plan(target, recipe)
+    check(types)
+    jobs = _target_jobs(target, shapes, types)
     if drafter is not None:
         types = plan(drafter, recipe, DRAFTER_PREFIX)
+        check(types)
         jobs.append(_drafter_job(drafter, target.spec, shapes, types))
     total = sum(job.size_bytes for job in jobs)
     done = 0

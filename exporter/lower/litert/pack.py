@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.lower.litert.modules import OFFICIAL_VERIFY_WIDTH
 from exporter.lower.litert.tied_table import attach, detach
-from exporter.lower.litert.toolchain import PINNED, check_versions
+from exporter.lower.litert.toolchain import PINNED
 from exporter.text import TextFiles
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,7 @@ def pack(folder: Path, text: TextFiles, cache_length: int, recipe_name: str, out
         cache_length: KV rows the graphs were traced with.
         recipe_name: goes into the version stamp.
         out: usually model.litertlm.
-
-    Raises:
-        ExportError: if the installed tools are not the pinned ones.
     """
-    check_versions()
     import litert_lm_builder
 
     types = litert_lm_builder.TfLiteModelType

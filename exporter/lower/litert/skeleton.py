@@ -11,7 +11,6 @@ from torch import nn
 
 from exporter.errors import ExportError
 from exporter.lower.litert.toolchain import (
-    check_versions,
     externalize,
     quiet,
     virtual_constants,
@@ -41,11 +40,7 @@ def convert(
 
     Returns:
         The names by weight number, as `inject` needs them.
-
-    Raises:
-        ExportError: if the installed tools are not the pinned ones.
     """
-    check_versions()
     import litert_torch
 
     started = time.monotonic()

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -25,20 +24,6 @@ PINNED = {
 EXTERNAL_GROUP = "virtual_weights"
 RESOURCE_NAME = "gemma_export_weight"
 RESOURCE_PATTERN = re.compile(rf"dense_resource<{RESOURCE_NAME}_(\d+)_(?:_\d+)?>")
-
-
-def check_versions() -> None:
-    """Raise ExportError unless the installed tools are the ones this package was proved with."""
-    for package, needed in PINNED.items():
-        try:
-            found = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found = "none"
-        if found != needed:
-            raise ExportError(
-                f"lowering to LiteRT: found {package} {found}, needed {needed}; "
-                f"pip install {package}=={needed}"
-            )
 
 
 @contextmanager

@@ -49,6 +49,22 @@ def test_integers_and_scales_are_those_of_ai_edge_quantizer(rows, bits):
     np.testing.assert_array_equal(unpack(data, bits, rows.shape), expected)
 
 
+@given(rows=MATRICES.map(lambda rows: np.tile(rows, 32)))
+@settings(max_examples=100, deadline=None)
+def test_a_group_is_a_row_of_its_own_with_a_bfloat16_scale(rows):
+    scales, data = quantize_rows(torch.from_numpy(rows), WeightType(4, 32))
+
+    groups = torch.from_numpy(rows.reshape(-1, 32))
+    row_scales, _ = quantize_rows(groups, WeightType(4))
+    expected = torch.from_numpy(row_scales).bfloat16().float().numpy()
+    assert scales.shape == (len(rows), rows.shape[1] // 32)
+    np.testing.assert_array_equal(scales.reshape(-1), expected)
+    integers = unpack(data, 4, groups.shape)
+    error = np.abs(integers * expected[:, None] - groups.numpy()).max(axis=1)
+    # Half a step, and what rounding the scale took off the largest value.
+    assert (error <= 0.5 * expected * 1.001 + 7 * np.abs(expected - row_scales)).all()
+
+
 def test_float32_rows_are_stored_as_they_are():
     rows = torch.randn(3, 5)
     scales, data = quantize_rows(rows, WeightType(32))

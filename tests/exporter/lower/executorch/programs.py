@@ -27,12 +27,13 @@ class Program:
     def constant(self, name: str) -> int:
         return self._methods[name].execute([])[0]
 
-    def fill(self, token_ids: Tensor, position: int) -> int:
-        return int(self._run("fill", token_ids.reshape(1, -1), torch.tensor([position]))[0])
+    def fill(self, token_ids: Tensor, position: int) -> list[Tensor]:
+        """hidden [1, T, D] and, with per-layer embeddings, rest [1, T, R, P]."""
+        return self._run("fill", token_ids.reshape(1, -1), torch.tensor([position]))
 
     def verify(self, token_ids: Tensor, position: int) -> tuple[Tensor, Tensor]:
         """As EagerModel.verify: logits [T, V], activations [T, D]."""
-        found = self._run("forward", token_ids.reshape(1, -1), torch.tensor([position]))
+        found = self._run("finish", *self.fill(token_ids, position), torch.tensor([position]))
         return found[0][0], found[1][0]
 
     def draft(self, token_id: Tensor, hidden: Tensor, position: int) -> tuple[Tensor, Tensor]:
