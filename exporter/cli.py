@@ -17,7 +17,7 @@ from runtime_py import render
 from runtime_py.errors import RunError
 from runtime_py.manifest import Manifest, RuntimeName
 
-RUNTIMES: tuple[RuntimeName, ...] = ("litert",)
+RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch")
 
 
 class ErrorLine(click.Command):

@@ -25,7 +25,16 @@ def _open_litert(model: Path, num_threads: int | None) -> Backend:
     return LiteRTBackend(model, num_threads=num_threads)
 
 
-BACKENDS: dict[RuntimeName, Callable[[Path, int | None], Backend]] = {"litert": _open_litert}
+def _open_executorch(model: Path, num_threads: int | None) -> Backend:
+    from runtime_py.backends.executorch import ExecuTorchBackend
+
+    return ExecuTorchBackend(model, num_threads=num_threads)
+
+
+BACKENDS: dict[RuntimeName, Callable[[Path, int | None], Backend]] = {
+    "litert": _open_litert,
+    "executorch": _open_executorch,
+}
 
 
 @dataclass(frozen=True)

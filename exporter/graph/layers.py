@@ -178,9 +178,7 @@ class DecoderLayer(nn.Module):
         """The rest of `forward`, in a call of its own."""
         return self._mix(x, self.input_layernorm(x), per_layer_input, step)
 
-    def _mix(
-        self, x: Tensor, normed: Tensor, per_layer_input: Tensor | None, step: Step
-    ) -> Tensor:
+    def _mix(self, x: Tensor, normed: Tensor, per_layer_input: Tensor | None, step: Step) -> Tensor:
         mixed = self.self_attn(normed, step)
         x = x + self.post_attention_layernorm(mixed)
         fed = self.mlp(self.pre_feedforward_layernorm(x))
