@@ -2,9 +2,11 @@
 
     python -m tests.benchmarks.export_route STACK GRAPHS_JSON OUT
 
-Routes: `ours` is what gemma-export does. `stock` converts the same modules with their real weights
-by plain litert_torch and quantizes the files with ai-edge-quantizer; `stock-light` does it with
-litert_torch's lightweight_conversion. `imports` only loads the packages.
+Routes: `ours` is what gemma-export does for LiteRT, `executorch` what it does for ExecuTorch.
+`stock` converts the same modules with their real weights by plain litert_torch and quantizes the
+files with ai-edge-quantizer; `stock-light` does it with litert_torch's lightweight_conversion.
+`imports` only loads LiteRT's packages. OUT also gets `weight_bytes`: what the weights themselves
+take as the recipe stores them.
 """
 
 import json
@@ -25,7 +27,7 @@ from exporter.lower.litert.modules import (
     target_signatures,
 )
 from exporter.lower.litert.skeleton import Signature
-from exporter.quantize import load_recipe
+from exporter.quantize import DRAFTER_PREFIX, load_recipe, plan, size_bytes
 from exporter.text import read_text_files
 from tests.benchmarks.inputs import Graphs
 
@@ -34,7 +36,17 @@ def ours(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, o
     shapes = _shapes(graphs)
     litert.lower(target, drafter, shapes, load_recipe(graphs.recipe), out)
     text = read_text_files(target.folder)
-    litert.pack(out, text, shapes.cache_length, graphs.recipe, out / "model.litertlm")
+    litert.pack(out, text, shapes.cache_length, graphs.recipe, out / graphs.model)
+
+
+def executorch(
+    target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path
+) -> None:
+    # Here, because the memory of the other routes is measured.
+    from exporter.lower.executorch import lower
+
+    recipe = load_recipe(graphs.recipe)
+    lower(target, drafter, _shapes(graphs), recipe, out / graphs.model)
 
 
 def stock(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path) -> None:
@@ -94,7 +106,22 @@ def _shapes(graphs: Graphs) -> GraphShapes:
     )
 
 
-ROUTES = {"imports": imports, "ours": ours, "stock": stock, "stock-light": stock}
+def _weight_bytes(target: TargetCheckpoint, drafter: DrafterCheckpoint, recipe_name: str) -> int:
+    recipe = load_recipe(recipe_name)
+    return sum(
+        size_bytes(checkpoint.shape(name), kind)
+        for checkpoint, prefix in ((target, ""), (drafter, DRAFTER_PREFIX))
+        for name, kind in plan(checkpoint, recipe, prefix).items()
+    )
+
+
+ROUTES = {
+    "executorch": executorch,
+    "imports": imports,
+    "ours": ours,
+    "stock": stock,
+    "stock-light": stock,
+}
 
 
 def main() -> None:
@@ -103,6 +130,7 @@ def main() -> None:
     drafter = read_drafter(stack / "drafter", target)
     out.mkdir(parents=True, exist_ok=True)
     ROUTES[graphs.route](target, drafter, graphs, out)
+    (out / "weight_bytes").write_text(str(_weight_bytes(target, drafter, graphs.recipe)))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ class Graphs:
         lengths = "-".join(map(str, (*self.prefill_lengths, 0, *self.verify_widths)))
         return f"{self.route}-{self.recipe}-{lengths}-{self.cache_length}"
 
+    @property
+    def model(self) -> str:
+        """The file that the runtime loads."""
+        return "model.pte" if self.route == "executorch" else "model.litertlm"
+
 
 class Work:
     """A folder of models, each in a place of its own for the sources it was made by."""
@@ -62,12 +67,16 @@ class Work:
         return out
 
     def lowered(self, stack: Path, graphs: Graphs) -> Path:
-        """The folder of a stack's .tflite files and its model.litertlm."""
+        """The folder of a stack's model file, the .tflite files in it, and `weight_bytes`."""
         out = stack / f"{graphs.name}-{_digest('exporter')}"
         if not (out / "made").exists():
             run_module("tests.benchmarks.export_route", *route_options(stack, graphs, out))
             (out / "made").touch()
         return out
+
+    def model(self, stack: Path, graphs: Graphs) -> Path:
+        """The file of a lowered stack that the runtime loads."""
+        return self.lowered(stack, graphs) / graphs.model
 
 
 def tiny_options(recipe: str, out: Path) -> list[object]:
@@ -83,13 +92,14 @@ def route_options(stack: Path, graphs: Graphs, out: Path) -> list[object]:
     return [stack, json.dumps(graphs.__dict__), out]
 
 
-def run_module(module: str, *arguments: object) -> None:
-    """`python -m module ...` in a process of its own, so that this one stays small."""
+def run_module(module: str, *arguments: object) -> str:
+    """`python -m module ...` in a process of its own, so that this one stays small: its stdout."""
     done = subprocess.run(
         python_command(module, arguments), cwd=ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{module} failed:\n{done.stderr[-4000:]}")
+    return done.stdout
 
 
 def python_command(module: str, arguments: Sequence[object]) -> list[str]:

@@ -21,8 +21,8 @@ from tests.benchmarks.inputs import Work
 
 RESULTS = Path(__file__).with_name("results")
 TOOLS = (
-    *("ai-edge-litert", "ai-edge-quantizer", "litert-converter", "litert-lm-api", "litert-torch"),
-    *("numpy", "torch", "transformers"),
+    *("ai-edge-litert", "ai-edge-quantizer", "executorch", "litert-converter", "litert-lm-api"),
+    *("litert-torch", "numpy", "torch", "transformers"),
 )
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
