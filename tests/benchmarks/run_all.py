@@ -10,6 +10,7 @@ from tests.benchmarks.inputs import ROOT, Work, python_command
 
 BENCHMARKS = (
     "stage_times",
+    "runtimes",
     "loop_overhead",
     "kv_in_place",
     "against_official",

@@ -1,0 +1,26 @@
+"""Open a model file with its runtime; the other runtime is not imported."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime_py.backends import Backend
+
+# (model, threads, folder for what LiteRT repacks) -> the loaded model.
+Open = Callable[[Path, int, Path], Backend]
+
+
+def import_backend(model: Path) -> Open:
+    """What opens a file of this kind, by its name."""
+    if model.suffix == ".pte":
+        from runtime_py.backends.executorch import ExecuTorchBackend
+
+        return lambda path, threads, _: ExecuTorchBackend(path, num_threads=threads)
+    from runtime_py.backends.litert import LiteRTBackend
+
+    return lambda path, threads, weight_caches: LiteRTBackend(
+        path, num_threads=threads, cache_dir=weight_caches
+    )
+
+
+def open_backend(model: Path, num_threads: int, weight_caches: Path) -> Backend:
+    return import_backend(model)(model, num_threads, weight_caches)
