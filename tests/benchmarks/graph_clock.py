@@ -1,27 +1,39 @@
-"""Time inside the native graph calls of a LiteRTBackend, and nothing else."""
+"""Time inside the native graph calls of a backend, and nothing else."""
 
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from runtime_py.backends import Backend
+from runtime_py.backends.executorch import ExecuTorchBackend
 from runtime_py.backends.litert import LiteRTBackend
 
 
 class GraphClock:
-    """Adds up the seconds that a backend spends in LiteRT's own run call.
+    """Adds up the seconds that a backend spends in its runtime's own run call.
 
     Not in it: filling masks and embeddings, handing inputs over, Python around the call. The
-    backend has no hook for this, and does not need one in use: its signatures are reached into.
+    backends have no hook for this, and do not need one in use: they are reached into.
     """
 
-    def __init__(self, backend: LiteRTBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.seconds = 0.0
         self.num_calls = 0
-        for signature in _signatures(backend):
-            signature._model = _Watched(self, signature._model)
+        if isinstance(backend, LiteRTBackend):
+            for signature in _signatures(backend):
+                signature._model = _Watched(self, signature._model)
+        else:
+            assert isinstance(backend, ExecuTorchBackend)
+            program: Any = backend._program
+            program._library = _WatchedLibrary(self, program._library)
 
     def reset(self) -> None:
         self.seconds, self.num_calls = 0.0, 0
+
+    def add(self, start: float) -> None:
+        """One call that began at `start` and ends now."""
+        self.seconds += time.perf_counter() - start
+        self.num_calls += 1
 
 
 class _Watched:
@@ -36,8 +48,24 @@ class _Watched:
         filled = [buffer.capsule for buffer in outputs]
         start = time.perf_counter()
         self._native.RunByIndex(index, lent, filled)
-        self._clock.seconds += time.perf_counter() - start
-        self._clock.num_calls += 1
+        self._clock.add(start)
+
+
+class _WatchedLibrary:
+    """Stands in for the shim over ExecuTorch."""
+
+    def __init__(self, clock: GraphClock, library: Any) -> None:
+        self._clock = clock
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def gx_run(self, *arguments: Any) -> int:
+        start = time.perf_counter()
+        status: int = self._library.gx_run(*arguments)
+        self._clock.add(start)
+        return status
 
 
 def _signatures(backend: LiteRTBackend) -> Iterator[Any]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from runtime_py.backends.litert import LiteRTBackend
 from runtime_py.bench import TimedBackend
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
+from tests.benchmarks.backends import open_backend
 from tests.benchmarks.graph_clock import GraphClock
 from tests.benchmarks.inputs import Graphs, Work, num_threads
 from tests.benchmarks.record import Raw, Result, alternate, command
@@ -33,9 +33,7 @@ class Loaded:
     weight_caches: Path
 
     def __post_init__(self) -> None:
-        backend = LiteRTBackend(
-            self.path, num_threads=self.num_threads, cache_dir=self.weight_caches
-        )
+        backend = open_backend(self.path, self.num_threads, self.weight_caches)
         self.clock = GraphClock(backend)
         self.backend = TimedBackend(backend)
 
@@ -62,19 +60,18 @@ class Shares:
 def measure(work: Work, num_repeats: int) -> Result:
     """Time generations against the native run calls in them."""
     raw: Raw = {}
-    threads = {"tiny int8": 1} | dict.fromkeys(
-        ("stack int8", "stack int4", "stack int4, full vocabulary"), num_threads()
-    )
+    int8, int4 = Graphs(recipe="int8"), Graphs(recipe="int4")
+    executorch = Graphs(recipe="int8", route="executorch")
     models = {
-        "tiny int8": lambda: work.tiny_bundle("int8"),
-        "stack int8": lambda: work.lowered(work.stack(), Graphs(recipe="int8")),
-        "stack int4": lambda: work.lowered(work.stack(), Graphs(recipe="int4")),
-        "stack int4, full vocabulary": lambda: work.lowered(
-            work.stack(vocab_size=FULL_VOCAB), Graphs(recipe="int4")
-        ),
+        "tiny int8": lambda: work.tiny_bundle("int8") / "model.litertlm",
+        "stack int8": lambda: work.model(work.stack(), int8),
+        "stack int8, ExecuTorch": lambda: work.model(work.stack(), executorch),
+        "stack int4": lambda: work.model(work.stack(), int4),
+        "stack int4, full vocabulary": lambda: work.model(work.stack(vocab_size=FULL_VOCAB), int4),
     }
-    for name, folder in models.items():
-        loaded = Loaded(folder() / "model.litertlm", threads[name], work.weight_caches)
+    threads = dict.fromkeys(models, num_threads()) | {"tiny int8": 1}
+    for name, model in models.items():
+        loaded = Loaded(model(), threads[name], work.weight_caches)
         raw |= _time(name, loaded, num_repeats)
         loaded.backend.close()
     settings = {
@@ -82,7 +79,7 @@ def measure(work: Work, num_repeats: int) -> Result:
         "stack": "6 layers of E2B's widths, 3 of them shared, vocabulary 8192 or 262144, "
         "2048 KV rows; the whole E2B has 35 layers, so its share outside is smaller",
         "tokens": NUM_TOKENS,
-        "outside": "1 - seconds in LiteRT's run calls / seconds of the generation, prefill "
+        "outside": "1 - seconds in the runtime's run calls / seconds of the generation, prefill "
         "included; in the backend: masks, embeddings, copies; in the loop: choosing, accepting",
     }
     return Result(settings=settings, raw=raw, ratios={})
