@@ -97,6 +97,21 @@ def check_request(backend: Backend, token_ids: Sequence[int], position: int) -> 
         )
 
 
+def check_verify(backend: Backend, token_ids: Sequence[int], position: int) -> None:
+    """As check_request; the tokens must also fit the widest verify graph.
+
+    Raises:
+        RunError: naming what was asked for and what the bundle has.
+    """
+    check_request(backend, token_ids, position)
+    widest = backend.verify_widths[-1]
+    if len(token_ids) > widest:
+        raise RunError(
+            f"{len(token_ids)} tokens to verify, the widest graph of this bundle takes {widest}; "
+            "draft fewer tokens at a time"
+        )
+
+
 def check_draft(backend: Backend, token_id: int, position: int) -> None:
     """As check_request; a draft also needs a committed row to read.
 

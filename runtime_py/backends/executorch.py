@@ -19,7 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime_py.backends import FloatArray, check_draft, check_request, default_num_threads
+from runtime_py.backends import (
+    FloatArray,
+    check_draft,
+    check_request,
+    check_verify,
+    default_num_threads,
+)
 from runtime_py.backends.executorch_program import MethodSpec, Program, TensorSpec
 from runtime_py.errors import RunError
 
@@ -92,11 +98,7 @@ class ExecuTorchBackend:
             self._fill(token_ids[done : done + longest], position + done)
 
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
-        check_request(self, token_ids, position)
-        if len(token_ids) > self.verify_widths[-1]:
-            raise RunError(
-                f"{len(token_ids)} tokens to verify, this bundle takes {self.verify_widths[-1]}"
-            )
+        check_verify(self, token_ids, position)
         filled = self._fill(token_ids, position)
         inputs = [own.keep(found) for own, found in zip(self._between, filled, strict=True)]
         logits, hidden = self._program.run(FINISH, (*inputs, self._start))

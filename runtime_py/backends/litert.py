@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime_py.backends import FloatArray, check_draft, check_request, default_num_threads
+from runtime_py.backends import (
+    FloatArray,
+    check_draft,
+    check_request,
+    check_verify,
+    default_num_threads,
+)
 from runtime_py.backends.litert_contract import (
     EMBEDDER,
     MTP_DRAFTER,
@@ -90,14 +96,9 @@ class LiteRTBackend:
             done += num_tokens
 
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
-        check_request(self, token_ids, position)
-        num_tokens = len(token_ids)
-        if num_tokens > self.verify_widths[-1]:
-            raise RunError(
-                f"{num_tokens} tokens to verify, the widest graph takes {self.verify_widths[-1]}"
-            )
+        check_verify(self, token_ids, position)
         for width, step in self._verify.items():
-            if width >= num_tokens and position + width <= self.cache_length:
+            if width >= len(token_ids) and position + width <= self.cache_length:
                 return step.run(token_ids, position)
         return self._verify_in_parts(token_ids, position)
 
