@@ -1,40 +1,89 @@
-"""The backend on toy.pte, against what toy_executorch.py's eager modules computed."""
+"""What only the ExecuTorch backend has; test_backends.py holds the laws of every backend."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime_py.backends import executorch_library
+from runtime_py.backends import executorch
 from runtime_py.backends.executorch import ExecuTorchBackend
+from runtime_py.backends.executorch_library import load_library
+from runtime_py.backends.executorch_program import MethodSpec, TensorSpec
 from runtime_py.errors import RunError
-from runtime_py.sampling import GREEDY, SamplingLaw
-from runtime_py.speculative import Session, Stops
+from tests.runtime_py.backends.toys import EXECUTORCH
 
-FOLDER = Path(__file__).parent
-BUNDLE = FOLDER / "toy.pte"
-REFERENCE = np.load(FOLDER / "toy_executorch_reference.npz")
+REFERENCE = EXECUTORCH.expected()
 TOKEN_IDS = [int(token_id) for token_id in REFERENCE["token_ids"]]
-CACHE_LENGTH = len(TOKEN_IDS)
 TOLERANCE = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order; values are about 1
 
+PATH = Path("some.pte")
+D, V, R, P = 16, 48, 2, 4
+NUMBERS = {
+    "format_version": 2,
+    "context_length": 24,
+    "vocab_size": V,
+    "hidden_size": D,
+    "max_prefill_length": 8,
+    "max_verify_length": 4,
+    "has_drafter": 1,
+}
+POSITION = ("int64", 1)
+METHODS = {
+    "fill": ([("int64", 1, 8), POSITION], [("float32", 1, 8, D), ("float32", 1, 8, R, P)]),
+    "finish": (
+        [("float32", 1, 4, D), ("float32", 1, 4, R, P), POSITION],
+        [("float32", 1, 4, V), ("float32", 1, 4, D)],
+    ),
+    "draft": (
+        [("int64", 1, 1), ("float32", 1, 1, D), POSITION],
+        [("float32", 1, 1, V), ("float32", 1, 1, D)],
+    ),
+}
 
-@pytest.fixture(autouse=True, scope="module")
-def library():
-    try:
-        executorch_library.load_library()
-    except RunError as error:
-        pytest.skip(str(error))
+
+def tensors(specs):
+    return tuple(TensorSpec(dtype, tuple(shape)) for dtype, *shape in specs)
+
+
+@pytest.fixture
+def open_described(monkeypatch):
+    """Open a program that has these methods and numbers, and no more than their descriptions."""
+    closed = []
+
+    class Described:
+        def __init__(self, methods, numbers):
+            self._numbers = numbers
+            described = methods | {name: ([], [("int64",)]) for name in numbers}
+            self.methods = {
+                name: MethodSpec(index, tensors(inputs), tensors(outputs))
+                for index, (name, (inputs, outputs)) in enumerate(described.items())
+            }
+
+        def run(self, name, inputs):
+            assert not inputs
+            return [np.int64(self._numbers[name])]
+
+        def close(self):
+            closed.append(True)
+
+    def open_one(methods, numbers):
+        monkeypatch.setattr(executorch, "Program", lambda *_: Described(methods, numbers))
+        return ExecuTorchBackend(PATH, num_threads=1)
+
+    open_one.closed = closed
+    return open_one
 
 
 @pytest.fixture
 def open_bundle():
     opened = []
 
-    def open_one(path=BUNDLE):
-        opened.append(ExecuTorchBackend(path, num_threads=1))
+    def open_one(path=EXECUTORCH.bundle):
+        try:
+            load_library()
+        except RunError as error:
+            pytest.skip(str(error))
+        opened.append(EXECUTORCH.open(path))
         return opened[-1]
 
     yield open_one
@@ -42,214 +91,120 @@ def open_bundle():
         backend.close()
 
 
-@pytest.fixture
-def backend(open_bundle):
-    return open_bundle()
+def test_a_program_of_the_contract_is_taken(open_described):
+    assert open_described(METHODS, NUMBERS).verify_widths == (1, 2, 3, 4)
 
 
-def test_sizes_are_those_of_the_file(backend):
-    assert backend.vocab_size == 48
-    assert backend.hidden_size == 16
-    assert backend.cache_length == CACHE_LENGTH
-    assert backend.verify_widths == (1, 2, 3, 4)
-    assert backend.has_drafter
-
-
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4])
-def test_verify_equals_the_eager_modules_up_to_the_last_row(backend, num_tokens):
-    for position in range(0, CACHE_LENGTH, num_tokens):
-        token_ids = TOKEN_IDS[position : position + num_tokens]
-        logits, hidden = backend.verify(token_ids, position)
-        rows = slice(position, position + len(token_ids))
-        np.testing.assert_allclose(logits, REFERENCE["logits"][rows], **TOLERANCE)
-        np.testing.assert_allclose(hidden, REFERENCE["hidden"][rows], **TOLERANCE)
-
-
-@pytest.mark.parametrize("num_tokens", range(1, CACHE_LENGTH))
-def test_prefill_of_any_length_equals_one_by_one(backend, num_tokens):
-    backend.prefill(TOKEN_IDS[:num_tokens], 0)
-    logits, _ = backend.verify([TOKEN_IDS[num_tokens]], num_tokens)
-    np.testing.assert_allclose(logits[0], REFERENCE["logits"][num_tokens], **TOLERANCE)
-
-
-@pytest.mark.parametrize("num_before", range(1, CACHE_LENGTH - 1))
-def test_prefill_goes_on_where_it_stopped(backend, num_before):
-    backend.prefill(TOKEN_IDS[:num_before], 0)
-    backend.prefill(TOKEN_IDS[num_before:-1], num_before)
-    logits, _ = backend.verify(TOKEN_IDS[-1:], CACHE_LENGTH - 1)
-    np.testing.assert_allclose(logits[0], REFERENCE["logits"][-1], **TOLERANCE)
-
-
-def test_stale_rows_are_neither_seen_nor_kept(backend):
-    backend.prefill(TOKEN_IDS[:6], 0)
-    backend.verify([47, 46, 45, 44], 6)
-    for position in range(6, 10):
-        drafted, _ = backend.draft(TOKEN_IDS[position], REFERENCE["hidden"][position - 1], position)
-        expected = REFERENCE["draft_logits"][position - 1]
-        np.testing.assert_allclose(drafted, expected, **TOLERANCE)
-        logits, _ = backend.verify([TOKEN_IDS[position]], position)
-        np.testing.assert_allclose(logits[0], REFERENCE["logits"][position], **TOLERANCE)
-
-
-def test_a_position_can_go_back(backend):
-    backend.prefill(TOKEN_IDS[:20], 0)
-    logits, _ = backend.verify(TOKEN_IDS[5:8], 5)
-    np.testing.assert_allclose(logits, REFERENCE["logits"][5:8], **TOLERANCE)
-
-
-def test_draft_equals_the_eager_drafter_also_on_its_own_output(backend):
-    backend.prefill(TOKEN_IDS[:10], 0)
-    for _ in range(2):  # the second time after a step that must have written no row
-        logits, hidden = backend.draft(TOKEN_IDS[10], REFERENCE["hidden"][9], 10)
-        np.testing.assert_allclose(logits, REFERENCE["draft_logits"][9], **TOLERANCE)
-        np.testing.assert_allclose(hidden, REFERENCE["draft_hidden"][9], **TOLERANCE)
-        kept = hidden.copy()
-        fed_back = backend.draft(3, hidden, 10)[0].copy()
-        np.testing.assert_array_equal(backend.draft(3, kept, 10)[0], fed_back)
-
-
-@pytest.mark.parametrize("write", ["prefill", "verify"])
-def test_what_the_target_writes_changes_what_the_drafter_reads(backend, write):
-    hidden = REFERENCE["hidden"][3]
-
-    def drafted(token_ids):
-        getattr(backend, write)(token_ids, 0)
-        return backend.draft(7, hidden, 4)[0].copy()
-
-    first = drafted(TOKEN_IDS[:4])
-    assert np.abs(drafted([1, 2, 3, 4]) - first).max() > 1e-3
-    np.testing.assert_array_equal(drafted(TOKEN_IDS[:4]), first)
-
-
-def test_two_backends_share_no_kv(open_bundle):
-    first, second = open_bundle(), open_bundle()
-    first.prefill(TOKEN_IDS[:8], 0)
-    second.prefill([1] * 8, 0)
-    drafted, _ = first.draft(TOKEN_IDS[8], REFERENCE["hidden"][7], 8)
-    np.testing.assert_allclose(drafted, REFERENCE["draft_logits"][7], **TOLERANCE)
-    logits, _ = first.verify(TOKEN_IDS[8:9], 8)
-    np.testing.assert_allclose(logits[0], REFERENCE["logits"][8], **TOLERANCE)
-
-
-def test_closing_one_backend_leaves_the_other_alone(open_bundle):
-    first, second = open_bundle(), open_bundle()
-    first.verify(TOKEN_IDS[:1], 0)
-    first.close()
-    first.close()
-    logits, _ = second.verify(TOKEN_IDS[:2], 0)
-    np.testing.assert_allclose(logits, REFERENCE["logits"][:2], **TOLERANCE)
-    with pytest.raises(RunError, match="no method fill"):
-        first.verify(TOKEN_IDS[:1], 0)
-
-
-@pytest.mark.parametrize("draft_length", [1, 2, 3])
-@pytest.mark.parametrize("law", [GREEDY, SamplingLaw(temperature=1.0, seed=5)])
-def test_speculative_tokens_equal_plain_decode(backend, draft_length, law):
-    stops = Stops(max_new_tokens=CACHE_LENGTH)  # more than fits: up to the last row
-
-    def tokens(num_drafts):
-        session = Session(backend, CACHE_LENGTH)
-        steps = session.generate(TOKEN_IDS[:5], law, stops, num_drafts)
-        return [token_id for step in steps for token_id in step.token_ids]
-
-    plain = tokens(0)
-    assert len(plain) >= CACHE_LENGTH - 5
-    assert tokens(draft_length) == plain
+def test_so_is_one_without_per_layer_embeddings_or_drafter(open_described):
+    fill, finish = METHODS["fill"], METHODS["finish"]
+    methods = {
+        "fill": (fill[0], fill[1][:1]),
+        "finish": ([finish[0][0], POSITION], finish[1]),
+    }
+    assert not open_described(methods, NUMBERS | {"has_drafter": 0}).has_drafter
 
 
 @pytest.mark.parametrize(
-    ("token_ids", "position"), [([1], CACHE_LENGTH), ([1, 2], CACHE_LENGTH - 1), ([], 0), ([1], -1)]
+    ("numbers", "message"),
+    [
+        ({"format_version": 1}, "have version 1, this runtime reads 2; export again"),
+        ({"format_version": 3}, "have version 3, this runtime reads 2"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"context_length": -1}, "context_length is -1"),
+        ({"max_verify_length": 9}, "max_verify_length is 9, above max_prefill_length 8"),
+        ({"max_prefill_length": 9}, r"fill takes int64\[1, 8\].*needed int64\[1, 9\]"),
+        ({"max_verify_length": 3}, r"finish takes float32\[1, 4, 16\].*needed float32\[1, 3, 16\]"),
+        ({"vocab_size": 49}, r"finish .* needed .* float32\[1, 4, 49\]"),
+        ({"hidden_size": 17}, r"fill .* needed .* float32\[1, 8, 17\]"),
+    ],
 )
-def test_rows_outside_the_cache_are_refused(backend, token_ids, position):
-    for call in (backend.prefill, backend.verify):
-        with pytest.raises(RunError, match="rows 0 to 23"):
-            call(token_ids, position)
+def test_numbers_that_the_methods_contradict_are_refused(open_described, numbers, message):
+    with pytest.raises(RunError, match=message) as raised:
+        open_described(METHODS, NUMBERS | numbers)
+    assert str(raised.value).startswith(f"{PATH}: ")
+    assert open_described.closed
 
 
-def test_an_unknown_token_is_refused(backend):
-    for token_id in (-1, 48):
-        with pytest.raises(RunError, match="this bundle has 0 to 47"):
-            backend.verify([token_id], 0)
+@pytest.mark.parametrize("name", sorted(NUMBERS))
+def test_a_missing_number_is_named(open_described, name):
+    numbers = {key: value for key, value in NUMBERS.items() if key != name}
+    with pytest.raises(RunError, match=f"no number {name}"):
+        open_described(METHODS, numbers)
 
 
-def test_more_tokens_than_fit_one_call_are_refused(backend):
-    with pytest.raises(RunError, match="this bundle takes 4"):
-        backend.verify([1] * 5, 0)
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_missing_method_is_named(open_described, name):
+    methods = {key: value for key, value in METHODS.items() if key != name}
+    with pytest.raises(RunError, match=f"no method {name}; export again"):
+        open_described(methods, NUMBERS)
 
 
-def test_a_draft_without_a_committed_row_is_refused(backend):
-    with pytest.raises(RunError, match="position 1 or later"):
-        backend.draft(1, REFERENCE["hidden"][0], 0)
-
-
-def test_torch_stays_out_of_the_process_and_nothing_is_printed():
-    program = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from runtime_py.backends.executorch import ExecuTorchBackend\n"
-        f"backend = ExecuTorchBackend(Path({str(BUNDLE)!r}))\n"
-        "backend.prefill([1, 2, 3], 0)\n"
-        "_, hidden = backend.verify([4, 5], 3)\n"
-        "backend.draft(6, hidden[1], 5)\n"
-        "assert not {'torch', 'executorch'} & set(sys.modules)\n"
-        "assert 'libtorch' not in Path('/proc/self/maps').read_text()\n"
+@pytest.mark.parametrize(
+    ("method", "inputs", "outputs"),
+    [
+        ("fill", [("int32", 1, 8), POSITION], None),
+        ("fill", [POSITION, ("int64", 1, 8)], None),
+        ("fill", None, []),
+        ("fill", None, [("float32", 1, 8, D)]),  # finish has per_layer
+        ("fill", None, [("float32", 1, 8, D), ("float32", 1, 8, R)]),
+        ("fill", None, [("float32", 1, 8, D), ("float32", 1, 7, R, P)]),
+        ("fill", None, [("float32", 1, 8, D), ("float32", 1, 8, R, P + 1)]),
+        ("finish", [("float32", 1, 4, D), POSITION], None),
+        ("finish", [("float32", 1, 4, D), ("float32", 1, 4, P, R), POSITION], None),
+        ("finish", [("float32", 1, 8, D), ("float32", 1, 8, R, P), POSITION], None),
+        ("finish", None, [("float32", 1, 4, D), ("float32", 1, 4, V)]),
+        ("draft", [("int64", 1, 1), ("float32", 1, 1, 2 * D), POSITION], None),
+        ("draft", None, [("float32", 1, 1, V), ("float64", 1, 1, D)]),
+    ],
+)
+def test_a_method_of_another_shape_is_refused(open_described, method, inputs, outputs):
+    found = METHODS[method]
+    changed = (
+        found[0] if inputs is None else inputs,
+        found[1] if outputs is None else outputs,
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with pytest.raises(RunError, match=r"method (fill|finish|draft) takes .* needed ") as raised:
+        open_described(METHODS | {method: changed}, NUMBERS)
+    assert "\n" not in str(raised.value)
+    assert open_described.closed
+
+
+def test_a_closed_backend_says_so(open_bundle):
+    backend = open_bundle()
+    backend.close()
+    with pytest.raises(RunError, match="no method fill"):
+        backend.verify(TOKEN_IDS[:1], 0)
+
+
+def test_every_width_computes_the_same_bits(open_bundle):
+    """The kernels sum each row alone, which makes speculative output equal to plain output."""
+    backend = open_bundle()
+    for position in range(0, 20, 4):
+        wide = [
+            array.copy() for array in backend.verify(TOKEN_IDS[position : position + 4], position)
+        ]
+        for row in range(4):
+            one = backend.verify(TOKEN_IDS[position + row : position + row + 1], position + row)
+            for found, expected in zip(one, wide, strict=True):
+                np.testing.assert_array_equal(found[0], expected[row])
 
 
 @pytest.mark.slow
-def test_the_kept_bundle_is_what_its_generator_writes(open_bundle, tmp_path):
+def test_the_kept_bundles_are_what_their_generator_writes(open_bundle, tmp_path):
     pytest.importorskip("executorch.exir")
     from tests.runtime_py.backends import toy_executorch
 
-    toy_executorch.write_bundle(tmp_path / "toy.pte")
     toy_executorch.record(tmp_path / "reference.npz")
     recorded = np.load(tmp_path / "reference.npz")
     for name, values in recorded.items():
         np.testing.assert_allclose(values, REFERENCE[name], **TOLERANCE)
-    made = open_bundle(tmp_path / "toy.pte")
-    made.prefill(TOKEN_IDS[:10], 0)
-    logits, _ = made.verify(TOKEN_IDS[10:13], 10)
-    np.testing.assert_allclose(logits, recorded["logits"][10:13], **TOLERANCE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("drafter", "constants", "message"),
-    [
-        (True, {"format_version": 1}, "have version 1, this runtime reads 2"),
-        (True, {"vocab_size": 0}, "vocab_size is 0"),
-        (True, {"vocab_size": 49}, r"method finish takes .* needed .* float32\[1, 4, 49\]"),
-        (True, {"max_verify_length": 3}, r"method finish takes float32\[1, 4, 16\]"),
-        (True, {"max_verify_length": 9}, "max_verify_length is 9, above max_prefill_length 8"),
-        (True, {"max_prefill_length": 9}, r"method fill takes int64\[1, 8\]"),
-        (False, {"has_drafter": 1}, "no method draft"),
-    ],
-)
-def test_a_file_of_another_contract_is_refused(open_bundle, tmp_path, drafter, constants, message):
-    pytest.importorskip("executorch.exir")
-    from tests.runtime_py.backends import toy_executorch
-
-    toy_executorch.write_bundle(tmp_path / "toy.pte", drafter=drafter, constants=constants)
-    with pytest.raises(RunError, match=message):
-        open_bundle(tmp_path / "toy.pte")
-
-
-@pytest.mark.slow
-def test_a_bundle_without_drafter_decodes_but_does_not_draft(open_bundle, tmp_path):
-    pytest.importorskip("executorch.exir")
-    from tests.runtime_py.backends import toy_executorch
-
-    toy_executorch.write_bundle(tmp_path / "toy.pte", drafter=False)
-    backend = open_bundle(tmp_path / "toy.pte")
-    assert not backend.has_drafter
-    logits, _ = backend.verify(TOKEN_IDS[:1], 0)
-    np.testing.assert_allclose(logits[0], REFERENCE["logits"][0], **TOLERANCE)
-    with pytest.raises(RunError, match="no drafter in this bundle"):
-        backend.draft(1, REFERENCE["hidden"][0], 1)
+    for drafter in (True, False):
+        toy_executorch.write_bundle(tmp_path / "toy.pte", drafter=drafter)
+        made = open_bundle(tmp_path / "toy.pte")
+        assert made.has_drafter == drafter
+        made.prefill(TOKEN_IDS[:10], 0)
+        logits, _ = made.verify(TOKEN_IDS[10:13], 10)
+        np.testing.assert_allclose(logits, recorded["logits"][10:13], **TOLERANCE)
 
 
 @pytest.mark.slow

@@ -2,9 +2,9 @@
 
 Layers 0 and 1 own KV rows and belong to `fill`; layers 2 and 3 reuse those rows and belong to
 `finish`. Even layers attend causally, odd ones through a mask; the drafter reads the rows of layer
-1. The embeddings are int8, so that the quantized kernels are needed. The file is kept in git, so
+1. The embeddings are int8, so that the quantized kernels are needed. The files are kept in git, so
 that the backend is tested where torch is not installed.
-`python -m tests.runtime_py.backends.toy_executorch` writes it and what the eager modules compute.
+`python -m tests.runtime_py.backends.toy_executorch` writes them and what the eager modules compute.
 """
 
 import math
@@ -35,6 +35,7 @@ NUM_OWNERS = 2  # the layers that write KV rows; layer i reads those of layer i 
 NUM_LAYERS = 4
 PER_LAYER_SIZE = 4
 BUNDLE = Path(__file__).parent / "toy.pte"
+WITHOUT_DRAFTER = Path(__file__).parent / "toy_without_drafter.pte"
 REFERENCE = Path(__file__).parent / "toy_executorch_reference.npz"
 
 
@@ -184,14 +185,7 @@ class Draft(nn.Module):
         return self.toy.draft_head(x), x
 
 
-def write_bundle(
-    path: Path,
-    *,
-    drafter: bool = True,
-    per_layer: bool = True,
-    constants: dict[str, int] | None = None,
-) -> None:
-    """The toy program; `constants` replaces some of its numbers."""
+def write_bundle(path: Path, *, drafter: bool = True, per_layer: bool = True) -> None:
     toy, kv = Toy(per_layer=per_layer).eval(), Kv()
     tokens = torch.ones(1, 2, dtype=torch.int64)
     position = torch.ones(1, dtype=torch.int64)
@@ -227,7 +221,7 @@ def write_bundle(
         methods,
         partitioner={name: [XnnpackPartitioner()] for name in methods},
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-        constant_methods=numbers | (constants or {}),
+        constant_methods=numbers,
     )
     planning = MemoryPlanningPass(alloc_graph_input=False, share_mutable_buffers=True)
     program = edge.to_executorch(
@@ -301,4 +295,5 @@ def record(path: Path) -> None:
 
 if __name__ == "__main__":
     write_bundle(BUNDLE)
+    write_bundle(WITHOUT_DRAFTER, drafter=False)
     record(REFERENCE)

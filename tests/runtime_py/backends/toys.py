@@ -1,0 +1,75 @@
+"""The backends that test_backends.py holds to the same laws, each with a toy bundle.
+
+A new backend is one entry of TOYS: write a generator next to toy_litert.py, keep its bundle and
+what its eager modules computed in git. Every toy has 48 tokens, hidden size 16 and 24 KV rows.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime_py.backends import Backend, executorch_library
+from runtime_py.backends.executorch import ExecuTorchBackend
+from runtime_py.backends.litert import LiteRTBackend
+
+FOLDER = Path(__file__).parent
+VOCAB_SIZE = 48
+HIDDEN_SIZE = 16
+CACHE_LENGTH = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """A backend class, its toy bundle and what the tests must know besides."""
+
+    extra: str  # of the package, which installs the runtime
+    backend: Callable[..., Backend]
+    bundle: Path
+    reference: Path  # .npz: token_ids [C], and what follows each of them
+    verify_widths: tuple[int, ...]
+    without_drafter: Callable[[], bytes]  # the same bundle, less its drafter
+    hide_runtime: Callable[[Any], None]  # takes pytest's monkeypatch
+
+    def open(self, path: Path | None = None) -> Backend:
+        return self.backend(path or self.bundle, num_threads=1)
+
+    def expected(self) -> dict[str, np.ndarray]:
+        with np.load(self.reference) as arrays:
+            return dict(arrays)
+
+
+def _hide_litert(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+
+
+def _hide_executorch(monkeypatch: Any) -> None:
+    load = executorch_library.load_library.__wrapped__  # loads again what the process has loaded
+    monkeypatch.setattr(executorch_library, "find_executorch", lambda: None)
+    monkeypatch.setattr("runtime_py.backends.executorch_program.load_library", load)
+
+
+LITERT = Toy(
+    extra="litert",
+    backend=LiteRTBackend,
+    bundle=FOLDER / "toy.litertlm",
+    reference=FOLDER / "toy_reference.npz",
+    verify_widths=(1, 2, 4),
+    without_drafter=lambda: LITERT.bundle.read_bytes().replace(
+        b"tf_lite_mtp_drafter", b"tf_lite_mtp_unknown", 1
+    ),
+    hide_runtime=_hide_litert,
+)
+EXECUTORCH = Toy(
+    extra="executorch",
+    backend=ExecuTorchBackend,
+    bundle=FOLDER / "toy.pte",
+    reference=FOLDER / "toy_executorch_reference.npz",
+    verify_widths=(1, 2, 3, 4),
+    without_drafter=(FOLDER / "toy_without_drafter.pte").read_bytes,
+    hide_runtime=_hide_executorch,
+)
+TOYS = {"executorch": EXECUTORCH, "litert": LITERT}
