@@ -23,6 +23,7 @@ from runtime_py.backends.executorch_shim.installed import (
 )
 from runtime_py.backends.executorch_shim.prebuilt import (
     ARCHITECTURES,
+    describe_machine,
     find_prebuilt,
     has_wheels,
 )
@@ -105,11 +106,8 @@ def _next_step(way: str) -> str:
     """What the user can do: `way` on a machine that ExecuTorch has wheels for."""
     if has_wheels():
         return f"{way}, or {_ANOTHER}"
-    machine = (
-        f"{platform.system()} {platform.machine()} with {platform.libc_ver()[0] or 'no glibc'}"
-    )
-    needed = f"Linux with glibc on {' or '.join(ARCHITECTURES)}"
-    return f"its wheels are for {needed}, this machine is {machine}: {_ANOTHER}"
+    needed = f"64-bit Linux with glibc on {' or '.join(ARCHITECTURES)}"
+    return f"its wheels are for {needed}, this machine is {describe_machine()}: {_ANOTHER}"
 
 
 def _shim_path(executorch: Installed) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import struct
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from runtime_py.backends.executorch_shim.compiler import source_digest
 
 ARCHITECTURES = ("aarch64", "x86_64")
 FOLDER = Path(__file__).parent / "prebuilt"
+# A 32-bit Raspberry Pi OS calls its processor aarch64 nevertheless.
+_NUM_BITS = 8 * struct.calcsize("P")
 _MADE_FROM = "made_from.txt"  # lines of a key and a value
 
 
@@ -19,7 +22,13 @@ def shim_name(architecture: str) -> str:
 def has_wheels() -> bool:
     """Whether this machine is one that ExecuTorch's Linux wheels and our shims are for."""
     is_glibc = platform.libc_ver()[0] == "glibc"
-    return sys.platform == "linux" and is_glibc and platform.machine() in ARCHITECTURES
+    is_known = platform.machine() in ARCHITECTURES and _NUM_BITS == 64
+    return sys.platform == "linux" and is_glibc and is_known
+
+
+def describe_machine() -> str:
+    libc = platform.libc_ver()[0] or "no glibc"
+    return f"{platform.system()} {platform.machine()} with {libc} and {_NUM_BITS}-bit Python"
 
 
 def find_prebuilt(executorch_version: str, folder: Path = FOLDER) -> Path | None:

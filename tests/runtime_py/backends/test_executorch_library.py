@@ -49,7 +49,8 @@ def executorch():
 
 @pytest.fixture
 def on_machine(monkeypatch):
-    def pretend(machine, libc="glibc"):
+    def pretend(machine, libc="glibc", num_bits=64):
+        monkeypatch.setattr(prebuilt, "_NUM_BITS", num_bits)
         monkeypatch.setattr(platform, "machine", lambda: machine)
         monkeypatch.setattr(platform, "libc_ver", lambda: (libc, "2.36"))
 
@@ -68,15 +69,23 @@ def test_without_executorch_the_next_step_is_named(monkeypatch, fresh_load, on_m
         fresh_load()
 
 
-@pytest.mark.parametrize(("machine", "libc"), [("riscv64", "glibc"), ("x86_64", "")])
+@pytest.mark.parametrize(
+    ("machine", "found"),
+    [
+        (("riscv64",), "riscv64 with glibc and 64-bit Python"),
+        (("x86_64", ""), "x86_64 with no glibc and 64-bit Python"),
+        (("x86_64", "musl"), "x86_64 with musl and 64-bit Python"),
+        (("aarch64", "glibc", 32), "aarch64 with glibc and 32-bit Python"),
+    ],
+)
 def test_a_machine_without_wheels_is_not_told_to_install_one(
-    monkeypatch, fresh_load, on_machine, machine, libc
+    monkeypatch, fresh_load, on_machine, machine, found
 ):
     monkeypatch.setattr(executorch_library, "find_executorch", lambda: None)
-    on_machine(machine, libc)
+    on_machine(*machine)
     with pytest.raises(RunError, match="choose another runtime") as raised:
         fresh_load()
-    assert f"{machine} with {libc or 'no glibc'}" in str(raised.value)
+    assert found in str(raised.value)
     assert "pip install" not in str(raised.value)
 
 
@@ -113,8 +122,8 @@ def test_a_shim_for_something_else_is_not_taken(on_machine, tmp_path):
     on_machine("x86_64")
     assert prebuilt.find_prebuilt(PINNED_VERSION, folder) is not None
     assert prebuilt.find_prebuilt("1.5.0", folder) is None
-    for machine, libc in (("riscv64", "glibc"), ("armv7l", "glibc"), ("x86_64", "")):
-        on_machine(machine, libc)
+    for machine in (("riscv64",), ("armv7l",), ("x86_64", ""), ("x86_64", "glibc", 32)):
+        on_machine(*machine)
         assert prebuilt.find_prebuilt(PINNED_VERSION, folder) is None
     on_machine("x86_64")
     path = folder / prebuilt.shim_name("x86_64")
