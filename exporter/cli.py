@@ -58,7 +58,7 @@ class ErrorLine(click.Command):
     "--quantize",
     "recipe",
     metavar="RECIPE",
-    help="float32, int8, int4, or your own recipe.toml.  [default: the target's]",
+    help="float32, int8, int4, int4-groups, or your own recipe.toml.  [default: the target's]",
 )
 @click.option(
     "--context",

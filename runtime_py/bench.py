@@ -195,7 +195,7 @@ def compare_draft_lengths(
 def official_contestants(
     model: Path, prompts: Sequence[str], *, mtp: bool, max_new_tokens: int, num_threads: int
 ) -> Iterator[dict[str, Contestant]]:
-    """Google's runtime on the same file, without the drafter and with it; empty if not installed.
+    """Google's runtime on the same file, without the drafter and with it; empty if it cannot.
 
     Args:
         prompts: text without its start token, which that runtime adds.
@@ -204,7 +204,7 @@ def official_contestants(
     with ExitStack() as stack:
         contestants: dict[str, Contestant] = {}
         for name, speculative in (("official", False), ("official, MTP", True)):
-            if official.is_installed() and speculative <= mtp:
+            if official.can_run(model) and speculative <= mtp:
                 engine = official.OfficialEngine(model, mtp=speculative, num_threads=num_threads)
                 stack.callback(engine.close)
                 contestants[name] = partial(_official_speed, engine, prompts, max_new_tokens)

@@ -1,5 +1,6 @@
 """Open a bundle: manifest, tokenizer, reference, and the backend that runs its graphs."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ BACKENDS: dict[RuntimeName, Callable[[Path, int | None], Backend]] = {
     "litert": _open_litert,
     "executorch": _open_executorch,
 }
+PACKAGES: dict[RuntimeName, str] = {"litert": "ai_edge_litert", "executorch": "executorch"}
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,18 @@ class Bundle:
         return read_reference(bundle_path(self.folder, self.manifest.reference))
 
     def pick_runtime(self, wanted: str | None) -> RuntimeName:
-        """The runtime to use: the wanted one, or the first that this program can run."""
-        for name in self.manifest.runtimes:
-            if name in BACKENDS and wanted in (None, name):
+        """The runtime to use: the wanted one, or the first that is installed, or the first."""
+        names = [name for name in self.manifest.runtimes if name in BACKENDS]
+        if wanted is None:
+            installed = [name for name in names if importlib.util.find_spec(PACKAGES[name])]
+            names = installed or names
+        for name in names:
+            if wanted in (None, name):
                 return name
         raise RunError(
-            f"{self.folder}: made for {', '.join(self.manifest.runtimes)}; "
-            f"cannot be run with {wanted or ', '.join(BACKENDS)}; export with --runtime {wanted}"
+            f"{self.folder}: made for {', '.join(self.manifest.runtimes)}; cannot be run with "
+            f"{wanted or ' or '.join(BACKENDS)}; "
+            f"export with --runtime {wanted or next(iter(BACKENDS))}"
         )
 
     def entry(self, runtime: RuntimeName) -> RuntimeEntry:

@@ -64,7 +64,7 @@ _runtime_options = _options(
     click.option(
         "--runtime",
         type=click.Choice(sorted(BACKENDS)),
-        help="Which of the bundle's runtimes to use.  [default: the first]",
+        help="Which of the bundle's runtimes to use.  [default: the first installed]",
     ),
     click.option(
         "--threads",
@@ -141,7 +141,7 @@ def check(bundle: Path, runtime: str | None, threads: int | None, as_json: bool)
     if as_json:
         click.echo(json.dumps({**dataclasses.asdict(report), "passed": report.passed}))
     else:
-        render.print_check(report, opened)
+        render.print_check(report, opened, name)
     if not report.passed:
         sys.exit(1)
 

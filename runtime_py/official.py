@@ -22,9 +22,9 @@ from runtime_py.errors import RunError
 _SUCCESS_RATE = re.compile(r"MTP Drafter - Success rate: ([\d.]+)")
 
 
-def is_installed() -> bool:
-    """Whether litert-lm-api is there."""
-    return importlib.util.find_spec("litert_lm") is not None
+def can_run(model: Path) -> bool:
+    """Whether the file is of its format, and litert-lm-api is there."""
+    return model.suffix == ".litertlm" and importlib.util.find_spec("litert_lm") is not None
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,10 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None
         yield lambda done: bar.update(task, completed=done)
 
 
-def print_check(report: CheckReport, bundle: Bundle) -> None:
+def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
     """The check's table, then its verdict."""
-    table = Table(title=f"{bundle.manifest.name}: the bundle against the original", min_width=60)
+    title = f"{bundle.manifest.name} on {runtime}: the bundle against the original"
+    table = Table(title=title, min_width=60)
     table.add_column("check")
     table.add_column("found", justify="right")
     table.add_column("where they part", justify="right")

@@ -1,9 +1,10 @@
-"""The tiny model, exported once per recipe and run."""
+"""The tiny model, exported once per recipe for every runtime, and run."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 
 from exporter.config import load_size
 from exporter.original import Original
-from runtime_py.bundle import Bundle
+from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.sampling import GREEDY
 from runtime_py.speculative import Session, Stops
 
 ROOT = Path(__file__).parents[2]
 NUM_TOKENS = 64
+RUNTIMES = tuple(BACKENDS)
+RECIPES = ("float32", "int8", "int4")
 
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess:
@@ -29,7 +32,12 @@ def run(*arguments: object, **options) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "120",
+            **options.pop("env", {}),
+        },
         **options,
     )
 
@@ -40,38 +48,45 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def export_tiny(tmp_path_factory) -> Callable[[str], Path]:
-    """The bundle of the tiny model with a recipe, made on first use."""
-    made: dict[str, Path] = {}
+def export_tiny(tmp_path_factory) -> Iterator[Callable[[str], Path]]:
+    """The bundle of the tiny model with a recipe; all are begun when the first is asked for."""
     folder = tmp_path_factory.mktemp("bundles")
 
     def export(recipe: str) -> Path:
-        if recipe not in made:
-            output = folder / recipe
-            done = run(
-                "gemma-export",
-                *("--target", "raspberry-pi", "--size", "tiny", "--quantize", recipe),
-                *("--output", output, "--no-check"),
-            )
-            assert done.returncode == 0, done.stderr
-            made[recipe] = output
-        return made[recipe]
+        done = run(
+            "gemma-export",
+            *("--target", "raspberry-pi", "--size", "tiny", "--quantize", recipe),
+            *(option for runtime in RUNTIMES for option in ("--runtime", runtime)),
+            *("--output", folder / recipe, "--no-check"),
+            env={"OMP_NUM_THREADS": "1"},  # one core each
+        )
+        assert done.returncode == 0, done.stderr
+        return folder / recipe
 
-    return export
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        made = {recipe: pool.submit(export, recipe) for recipe in RECIPES}
+        yield lambda recipe: made[recipe].result()
+        pool.shutdown(cancel_futures=True)
 
 
-@pytest.fixture(scope="session", params=["float32", "int8", "int4"])
+@pytest.fixture(scope="session", params=RECIPES)
 def recipe(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=RUNTIMES)
+def runtime(request) -> str:
     return request.param
 
 
 class LoadedBundle:
     """A bundle, its backend and one session, to generate from again and again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, runtime: str) -> None:
         self.bundle = Bundle.open(folder)
         self.reference = self.bundle.reference()
-        self.backend = self.bundle.backend("litert", 1)
+        self.tolerances = self.bundle.entry(runtime).tolerances
+        self.backend = self.bundle.backend(runtime, 1)
         self.session = self.bundle.session(self.backend)
 
     def generate(self, prompt_ids, draft_length=0, law=GREEDY, num_tokens=NUM_TOKENS):
@@ -87,14 +102,14 @@ class LoadedBundle:
 
 
 @pytest.fixture(scope="session")
-def float32(export_tiny):
-    with closing(LoadedBundle(export_tiny("float32"))) as loaded:
+def float32(export_tiny, runtime):
+    with closing(LoadedBundle(export_tiny("float32"), runtime)) as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="session")
-def loaded(export_tiny, recipe):
-    with closing(LoadedBundle(export_tiny(recipe))) as bundle:
+def loaded(export_tiny, recipe, runtime):
+    with closing(LoadedBundle(export_tiny(recipe), runtime)) as bundle:
         yield bundle
 
 

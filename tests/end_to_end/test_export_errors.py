@@ -146,7 +146,7 @@ def test_a_bad_recipe(checkpoint, name, text, said):
 
 def test_an_unknown_recipe(checkpoint):
     assert "int3" in (said := export(checkpoint, "--quantize", "int3"))
-    assert "float32, int4, int8" in said
+    assert "float32, int4, int4-groups, int8" in said
 
 
 @pytest.mark.parametrize("text", ["", "not json\n", '{"kind": "song", "text": "la"}\n'])

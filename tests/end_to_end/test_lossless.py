@@ -1,10 +1,14 @@
 """The bundle says what the original says, and speculation changes nothing but the speed."""
 
+from contextlib import closing
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from runtime_py.check import MAX_TIE, run_check
-from tests.end_to_end.conftest import NUM_TOKENS
+from runtime_py.bundle import Bundle
+from runtime_py.check import MAX_TIE, CheckReport, run_check
+from tests.end_to_end.conftest import NUM_TOKENS, RECIPES, RUNTIMES, LoadedBundle
 
 DRAFT_LENGTHS = (0, 1, 3, 7)
 
@@ -13,10 +17,11 @@ def test_the_reference_covers_twenty_held_out_prompts(float32):
     assert float32.reference.greedy_ids.shape == (20, NUM_TOKENS)
 
 
-@pytest.fixture(scope="module")
-def original_texts(float32, original):
+@pytest.fixture(scope="session")
+def original_texts(export_tiny, original):
     """transformers' own greedy tokens, generated anew."""
-    return [original.greedy(ids.tolist(), NUM_TOKENS) for ids in float32.reference.prompt_ids]
+    prompts = Bundle.open(export_tiny("float32")).reference().prompt_ids
+    return [original.greedy(ids.tolist(), NUM_TOKENS) for ids in prompts]
 
 
 @pytest.mark.parametrize("draft_length", DRAFT_LENGTHS)
@@ -25,10 +30,10 @@ def test_float32_greedy_equals_transformers_greedy(float32, original_texts, draf
         assert float32.generate(prompt_ids, draft_length) == text
 
 
-def test_transformers_assisted_generation_says_the_same(float32, original):
-    for prompt_ids in float32.reference.prompt_ids:
-        ids = prompt_ids.tolist()
-        assert original.assisted(ids, NUM_TOKENS) == float32.generate(ids, 3)
+def test_transformers_assisted_generation_says_the_same(original_texts, export_tiny, original):
+    prompts = Bundle.open(export_tiny("float32")).reference().prompt_ids
+    for prompt_ids, text in zip(prompts, original_texts, strict=True):
+        assert original.assisted(prompt_ids.tolist(), NUM_TOKENS) == text
 
 
 def test_speculative_equals_plain_on_every_recipe(loaded):
@@ -38,11 +43,13 @@ def test_speculative_equals_plain_on_every_recipe(loaded):
             assert loaded.generate(prompt_ids, draft_length) == plain
 
 
+def check(loaded: LoadedBundle) -> CheckReport:
+    session = loaded.bundle.session(loaded.backend)
+    return run_check(session, loaded.backend, loaded.reference, loaded.tolerances)
+
+
 def test_the_check_passes_on_every_recipe(loaded, recipe):
-    entry = loaded.bundle.entry("litert")
-    report = run_check(
-        loaded.bundle.session(loaded.backend), loaded.backend, loaded.reference, entry.tolerances
-    )
+    report = check(loaded)
     assert report.passed, report.failures
     assert report.speculative.num_prompts_equal == 20
     if recipe == "float32":
@@ -50,17 +57,22 @@ def test_the_check_passes_on_every_recipe(loaded, recipe):
         assert report.logit_error < MAX_TIE
 
 
-def test_quantized_recipes_cost_agreement_but_not_the_drafter(export_tiny):
+def test_the_check_of_float32_is_the_same_table_on_every_runtime(export_tiny):
+    tables = []
+    for runtime in RUNTIMES:
+        with closing(LoadedBundle(export_tiny("float32"), runtime)) as bundle:
+            report = check(bundle)
+        assert report.logit_error < 1e-5
+        tables.append(replace(report, logit_error=0.0))
+    assert all(table == tables[0] for table in tables)
+
+
+def test_quantized_recipes_cost_agreement_but_not_the_drafter(export_tiny, runtime):
     """int8 loses less than int4, and neither loses the drafter."""
-    from contextlib import closing
-
-    from tests.end_to_end.conftest import LoadedBundle
-
     agreement = {}
-    for recipe in ("float32", "int8", "int4"):
-        with closing(LoadedBundle(export_tiny(recipe))) as bundle:
-            entry = bundle.bundle.entry("litert")
-            report = run_check(bundle.session, bundle.backend, bundle.reference, entry.tolerances)
+    for recipe in RECIPES:
+        with closing(LoadedBundle(export_tiny(recipe), runtime)) as bundle:
+            report = check(bundle)
         agreement[recipe] = report.agreement
         assert report.acceptance[0] > 0.5
     assert agreement["float32"] == 1

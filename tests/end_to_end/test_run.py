@@ -4,17 +4,30 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
 from runtime_py.litertlm import find_model, read_sections
 from runtime_py.manifest import file_entry
-from tests.end_to_end.conftest import ROOT, run
+from tests.end_to_end.conftest import ROOT, LoadedBundle, run
 
 
 @pytest.fixture(scope="session")
 def bundle(export_tiny):
     return export_tiny("int8")
+
+
+@pytest.fixture
+def on(runtime):
+    """The option that chooses the runtime."""
+    return "--runtime", runtime
+
+
+@pytest.fixture
+def model_name(runtime):
+    """The file that the runtime loads."""
+    return {"litert": "model.litertlm", "executorch": "model.pte"}[runtime]
 
 
 @pytest.fixture
@@ -47,10 +60,9 @@ def failed(*arguments, **options):
     return lines[0]
 
 
-def test_generate_streams_text_and_sums_up(bundle):
-    done = run(
-        "gemma-run", "generate", bundle, "--raw", "--prompt", "The module", "--max-new-tokens", 24
-    )
+def test_generate_streams_text_and_sums_up(bundle, on):
+    options = ("--raw", "--prompt", "The module", "--max-new-tokens", 24)
+    done = run("gemma-run", "generate", bundle, *on, *options)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 20
     assert "24 tokens" in done.stderr
@@ -67,10 +79,10 @@ def test_generate_json_is_one_object_and_nothing_else(bundle):
     assert done.stderr == ""
 
 
-def test_the_same_seed_says_the_same_with_and_without_the_drafter(bundle):
+def test_the_same_seed_says_the_same_with_and_without_the_drafter(bundle, on):
     common = ("--prompt", "Explain lists", "--temperature", 1.2, "--max-new-tokens", 40, "--json")
     answers = [
-        json.loads(run("gemma-run", "generate", bundle, *common, *more).stdout)["text"]
+        json.loads(run("gemma-run", "generate", bundle, *on, *common, *more).stdout)["text"]
         for more in (
             ("--seed", 1, "--draft-length", 0),
             ("--seed", 1, "--draft-length", 7),
@@ -117,34 +129,36 @@ def test_chat_keeps_the_conversation_until_reset(bundle):
     assert counts[1] > counts[0] == counts[2]
 
 
-def test_check_passes_and_says_so(bundle):
-    done = run("gemma-run", "check", bundle)
+def test_check_passes_and_says_so(bundle, on):
+    done = run("gemma-run", "check", bundle, *on)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1280 of 1280 tokens" in done.stdout
     assert "passed:" in done.stdout
-    report = json.loads(run("gemma-run", "check", bundle, "--json").stdout)
+    assert f"gemma4-tiny on {on[1]}" in done.stdout
+    report = json.loads(run("gemma-run", "check", bundle, *on, "--json").stdout)
     assert report["passed"] is True
     assert report["speculative"]["num_equal"] == 1280
 
 
-def test_bench_compares_draft_lengths(bundle):
-    options = ("--repeats", 1, "--max-new-tokens", 16)
+def test_bench_compares_draft_lengths(bundle, on):
+    options = (*on, "--repeats", 1, "--max-new-tokens", 16)
     rows = json.loads(run("gemma-run", "bench", bundle, *options, "--json").stdout)["rows"]
-    names = ["K = 0", "K = 1", "K = 3", "K = 7", "official", "official, MTP"]
-    assert [row["who"] for row in rows] == names
+    official = ["official", "official, MTP"] if "litert" in on else []
+    assert [row["who"] for row in rows] == ["K = 0", "K = 1", "K = 3", "K = 7", *official]
     assert rows[0]["speedup"] == 1
     assert all(row["tokens_per_s"] > 0 for row in rows)
     assert "Fastest here" in run("gemma-run", "bench", bundle, *options).stdout
 
 
-def test_no_torch_enters_a_process_that_generates(bundle):
+def test_no_torch_enters_a_process_that_generates(bundle, on):
     program = f"""
 import sys
 from runtime_py.cli import main
-arguments = ["generate", {str(bundle)!r}, "--prompt", "hi", "--max-new-tokens", "4"]
+arguments = ["generate", {str(bundle)!r}, "--prompt", "hi", "--max-new-tokens", "4", *{on!r}]
 main(arguments, standalone_mode=False)
-heavy = {{"torch", "transformers", "litert_torch", "jax", "exporter", "safetensors"}}
+heavy = {{"torch", "transformers", "litert_torch", "jax", "exporter", "executorch", "safetensors"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert "libtorch" not in open("/proc/self/maps").read()
 print("clean")
 """
     done = subprocess.run(
@@ -153,15 +167,11 @@ print("clean")
     assert done.stdout.endswith("clean\n"), done.stderr
 
 
-def test_two_sessions_of_one_machine_do_not_see_each_other(float32, export_tiny):
+def test_two_sessions_of_one_machine_do_not_see_each_other(float32, export_tiny, runtime):
     """A second backend over the same file has its own KV."""
-    from contextlib import closing
-
-    from tests.end_to_end.conftest import LoadedBundle
-
     first, second = (ids.tolist() for ids in float32.reference.prompt_ids[:2])
     expected = float32.generate(first, 3)
-    with closing(LoadedBundle(export_tiny("float32"))) as other:
+    with closing(LoadedBundle(export_tiny("float32"), runtime)) as other:
         steps = float32.session.generate(first, *_greedy(64), 3)
         tokens = list(next(steps).token_ids)
         assert len(other.generate(second, 3)) == 64
@@ -193,17 +203,17 @@ class TestBadBundles:
     def test_no_such_bundle(self, tmp_path):
         assert "no such bundle folder" in failed("check", tmp_path / "nowhere")
 
-    def test_truncated(self, copy):
-        path = copy / "model.litertlm"
+    def test_truncated(self, copy, on, model_name):
+        path = copy / model_name
         path.write_bytes(path.read_bytes()[:-100])
-        assert "truncated or altered" in failed("generate", copy, "--prompt", "hi")
+        assert "truncated or altered" in failed("generate", copy, *on, "--prompt", "hi")
 
-    def test_wrong_checksum(self, copy):
-        path = copy / "model.litertlm"
+    def test_wrong_checksum(self, copy, on, model_name):
+        path = copy / model_name
         content = bytearray(path.read_bytes())
         content[-100] ^= 1
         path.write_bytes(content)
-        assert "model.litertlm: sha256" in failed("check", copy)
+        assert f"{model_name}: sha256" in failed("check", copy, *on)
 
     def test_newer_format(self, copy):
         change_manifest(copy, lambda values: values.update(format_version=2))
@@ -215,14 +225,14 @@ class TestBadBundles:
         )
         assert "leaves the bundle" in failed("check", copy)
 
-    def test_a_model_file_that_is_none(self, copy):
-        replace_file(copy, "model.litertlm", b"\0" * 5000)
-        assert "model.litertlm" in failed("generate", copy, "--prompt", "hi")
+    def test_a_model_file_that_is_none(self, copy, on, model_name):
+        replace_file(copy, model_name, b"\0" * 5000)
+        assert model_name in failed("generate", copy, *on, "--prompt", "hi")
 
-    def test_a_model_file_cut_short_whose_manifest_agrees(self, copy):
-        whole = (copy / "model.litertlm").read_bytes()
-        replace_file(copy, "model.litertlm", whole[: len(whole) // 2])
-        assert "model.litertlm" in failed("generate", copy, "--prompt", "hi")
+    def test_a_model_file_cut_short_whose_manifest_agrees(self, copy, on, model_name):
+        whole = (copy / model_name).read_bytes()
+        replace_file(copy, model_name, whole[: len(whole) // 2])
+        assert model_name in failed("generate", copy, *on, "--prompt", "hi")
 
     def test_a_runtime_that_is_not_in_it(self, copy):
         change_manifest(
@@ -230,6 +240,8 @@ class TestBadBundles:
             lambda values: values.update(runtimes={"onnx": values["runtimes"].pop("litert")}),
         )
         assert "made for onnx" in failed("generate", copy, "--prompt", "hi")
+        said = failed("generate", copy, "--runtime", "executorch", "--prompt", "hi")
+        assert "cannot be run with executorch; export with --runtime executorch" in said
 
 
 class TestBadRequests:
