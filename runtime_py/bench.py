@@ -166,8 +166,9 @@ def compare_draft_lengths(
 
     `progress` is called with the rounds done, one for each prompt of each repeat.
     """
-    widths = backend.verify_widths if backend.has_drafter else (1,)
-    found = Contest({width - 1: [] for width in widths}, {name: [] for name in others})
+    found = Contest(
+        {length: [] for length in draft_lengths(backend)}, {name: [] for name in others}
+    )
     for repeat in range(effort.num_repeats + 1):
         for index, prompt_ids in enumerate(prompts):
             runs = [
@@ -189,6 +190,16 @@ def compare_draft_lengths(
                     found.others[name].append(speed)
                 progress((repeat - 1) * len(prompts) + index + 1)
     return found
+
+
+def draft_lengths(backend: Backend) -> list[int]:
+    """Those worth a measurement: 0, and one less than each power of two that verify can take.
+
+    LiteRT has one graph for each of these widths; ExecuTorch takes any in between, too.
+    """
+    if not backend.has_drafter:
+        return [0]
+    return [width - 1 for width in backend.verify_widths if width & (width - 1) == 0]
 
 
 @contextmanager

@@ -66,9 +66,9 @@ UNDELEGATED = {
 # with a dynamically quantized matrix does not grow into its neighbours, so integers cost more.
 DELEGATES = {
     "float32": {"fill": 6, "finish": 10, "draft": 7},
-    "int8": {"fill": 11, "finish": 25, "draft": 8},
-    "int4": {"fill": 11, "finish": 25, "draft": 8},
-    "int4-groups": {"fill": 11, "finish": 25, "draft": 8},
+    "int8": {"fill": 11, "finish": 26, "draft": 7},
+    "int4": {"fill": 11, "finish": 26, "draft": 7},
+    "int4-groups": {"fill": 11, "finish": 26, "draft": 7},
 }
 
 
