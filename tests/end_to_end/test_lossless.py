@@ -97,3 +97,18 @@ def test_every_width_gives_the_same_logits(loaded):
             for i, row in enumerate(logits):
                 error = np.abs(row - decoded[first + i]).max() / loaded.reference.logit_scale
                 assert error < 1e-5, (width, first + i)
+
+
+def test_what_the_target_writes_changes_what_the_drafter_returns(loaded):
+    """A drafter whose KV was folded into constants would say the same whatever was committed."""
+    backend, prompt_ids = loaded.backend, loaded.reference.prompt_ids[0].tolist()
+    hidden = np.linspace(-1, 1, backend.hidden_size, dtype=np.float32)
+
+    def drafted() -> np.ndarray:
+        return backend.draft(prompt_ids[0], hidden, 12)[0].copy()
+
+    backend.prefill(prompt_ids[:12], 0)
+    before = drafted()
+    np.testing.assert_array_equal(drafted(), before)
+    backend.verify(prompt_ids[1:4][::-1], 9)
+    assert not np.array_equal(drafted(), before)

@@ -41,17 +41,17 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("zero_points", torch.zeros_like(integers.scales, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 1:  # XNNPACK's partitioner takes inputs of two dimensions or more
+            return self(x.reshape(1, -1)).reshape(-1)  # type: ignore[no-any-return]
         # XNNPACK recognises exactly this chain as one dynamically quantized linear; with one scale
         # per row also with 4-bit values (qc4w), where torchao's spelling becomes one group per row
         # with a bfloat16 scale (QuantParams in ExecuTorch's quant_params.py).
         operators = torch.ops.quantized_decomposed
-        x2d = x.reshape(-1, x.shape[-1]) if x.dim() == 1 else x  # it takes two dimensions or more
-        scales, zero_points = operators.choose_qparams_per_token_asymmetric(x2d, torch.int8)
+        scales, zero_points = operators.choose_qparams_per_token_asymmetric(x, torch.int8)
         token = (scales, zero_points, -128, 127, torch.int8)
-        quantized_x = operators.quantize_per_token(x2d, *token)
+        quantized_x = operators.quantize_per_token(x, *token)
         rounded_x = operators.dequantize_per_token(quantized_x, *token, torch.float32)
-        y = nn.functional.linear(rounded_x, self._weight())
-        return y.reshape(*x.shape[:-1], -1)
+        return nn.functional.linear(rounded_x, self._weight())
 
     def _weight(self) -> Tensor:
         operators = torch.ops.quantized_decomposed

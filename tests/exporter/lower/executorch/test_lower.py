@@ -12,10 +12,11 @@ from exporter.lower.executorch import lower
 from exporter.lower.executorch.weights import QuantizedLinear, quantized
 from exporter.quantize import load_recipe, plan
 from tests.exporter.graph.eager import EagerModel
-from tests.exporter.lower.executorch.programs import Plan, Program, read_plans
+from tests.exporter.lower.executorch.programs import Program
 from tests.exporter.tiny_models import Shape, save_pair
 
-# Lowering takes minutes: time goes by the number of operators, in ExecuTorch's own passes.
+# Lowering takes a minute: time goes by the number of operators, in ExecuTorch's own passes. The
+# default tests look at the tiny model's program, in tests/end_to_end.
 pytestmark = pytest.mark.slow
 
 CACHE_LENGTH = 24
@@ -27,49 +28,6 @@ MODEL = Shape(
 # Of the largest logit, against the graph with the stored weights: what is left is the activations'
 # rounding to int8.
 ERRORS = {"float32": 1e-4, "int8": 0.05, "int4": 0.05, "int4-groups": 0.05}
-# What XNNPACK does not take, and why it stays outside.
-UNDELEGATED = {
-    "aten::_local_scalar_dense": "reads the position, which the sizes depend on",
-    "aten::sym_size": "reads the number of tokens",
-    "executorch_prim::add": "sizes",
-    "executorch_prim::sub": "sizes",
-    "executorch_prim::mul": "sizes",
-    "executorch_prim::et_view": "no work: a reshape of dynamic size",
-    "aten::arange": "positions, once a call",
-    "aten::add": "positions, once a call",
-    "aten::sub": "distances for the window's mask, once a call",
-    "aten::clamp": "the window's first row, once a call",
-    "aten::ge": "the window's mask, once a call",
-    "aten::lt": "the window's mask, once a call",
-    "aten::logical_and": "the window's mask, once a call",
-    "aten::where": "the window's mask, once a call",
-    "aten::scalar_tensor": "the window's mask, once a call",
-    "aten::_to_copy": "integers to floating point, once a call",
-    "aten::embedding": "gathers rows of the tables",
-    "quantized_decomposed::embedding_byte": "gathers rows of the tables",
-    "quantized_decomposed::embedding_4bit": "gathers rows of the tables",
-    "aten::slice_copy": "halves for the rotation (XNNPACK slices no dynamic shape); window rows",
-    "aten::select_copy": "one layer's share of the per-layer embeddings",
-    "aten::unsqueeze_copy": "no work worth naming",
-    "llama::update_cache": "writes KV rows in place",
-    "llama::custom_sdpa": "attention over the rows present",
-    "aten::topk": "the centroid head",
-    "aten::index": "the centroid head",
-    "aten::mm": "the centroid head: its matrix is gathered",
-    "aten::amin": "the centroid head",
-    "aten::expand_copy": "the centroid head",
-    "aten::scatter": "the centroid head",
-}
-
-
-# Attention and the halves of the rotation cut a layer of the target into about three. A partition
-# with a dynamically quantized matrix does not grow into its neighbours, so integers cost more.
-DELEGATES = {
-    "float32": {"fill": 6, "finish": 10, "draft": 7},
-    "int8": {"fill": 11, "finish": 26, "draft": 7},
-    "int4": {"fill": 11, "finish": 26, "draft": 7},
-    "int4-groups": {"fill": 11, "finish": 26, "draft": 7},
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +37,6 @@ class Lowered:
     path: Path
     recipe: str
     eager: EagerModel
-    plans: dict[str, Plan]
 
 
 @pytest.fixture(scope="module", params=["float32", "int8", "int4", "int4-groups"])
@@ -97,7 +54,7 @@ def lowered(request, tmp_path_factory) -> Lowered:
     for module in (eager.embedder, eager.per_layer_embedder, eager.target):
         round_as_stored(module, target, plan(target, recipe))
     round_as_stored(eager.drafter, drafter, plan(drafter, recipe, "drafter."))
-    return Lowered(path, request.param, eager, read_plans(path))
+    return Lowered(path, request.param, eager)
 
 
 def round_as_stored(module, checkpoint, types) -> None:
@@ -199,44 +156,3 @@ def test_the_program_says_what_it_holds(lowered):
     }
     assert program.method_names == {"fill", "finish", "draft"} | set(constants)
     assert {name: program.constant(name) for name in constants} == constants
-
-
-def test_every_method_finds_the_rows_at_the_same_place(lowered):
-    places = [lowered.plans[name].buffers for name in ("fill", "finish", "draft")]
-    owners = [layer.index for layer in lowered.eager.spec.kv_layers]
-    assert set(places[0]) == {f"kv.{kind}_{index}" for kind in "kv" for index in owners}
-    assert places[0] == places[1] == places[2]
-
-
-def test_nothing_unexplained_stays_outside_xnnpack(lowered):
-    for method in lowered.plans.values():
-        assert not set(method.operators) - set(UNDELEGATED)
-
-
-def test_no_copy_of_the_whole_cache(lowered):
-    """Two writes per owning layer, in place; a window is copied once for all that share it."""
-    operators = {name: plan.operators for name, plan in lowered.plans.items()}
-    assert operators["fill"]["llama::update_cache"] == 2 * len(lowered.eager.spec.kv_layers)
-    assert "llama::update_cache" not in {*operators["finish"], *operators["draft"]}
-    assert operators["draft"]["aten::slice_copy"] == 2
-    calls = [operators[name]["llama::custom_sdpa"] for name in ("fill", "finish")]
-    assert sum(calls) == len(MODEL.layers)
-
-
-def test_delegates_are_few(lowered):
-    """A norm that falls apart would make dozens of them."""
-    found = {name: method.num_delegates for name, method in lowered.plans.items()}
-    assert found == DELEGATES[lowered.recipe]
-
-
-def test_the_recipe_decides_the_types(lowered):
-    gathers = {
-        "float32": "aten::embedding",
-        "int8": "quantized_decomposed::embedding_byte",
-        "int4": "quantized_decomposed::embedding_4bit",
-        "int4-groups": "quantized_decomposed::embedding_4bit",
-    }
-    others = set(gathers.values()) - {gathers[lowered.recipe]}
-    operators = lowered.plans["fill"].operators
-    assert operators[gathers[lowered.recipe]] == 2
-    assert not others & set(operators)
