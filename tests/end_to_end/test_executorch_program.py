@@ -2,7 +2,8 @@
 
 import pytest
 
-from exporter.checkpoint import read_checkpoint
+from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.quantize import DRAFTER_PREFIX, load_recipe, plan, size_bytes
 from tests.end_to_end.conftest import RECIPES
 from tests.exporter.lower.executorch.programs import Plan, read_plans
 
@@ -61,16 +62,16 @@ def spec(tiny):
 
 def test_delegates_are_few(plans):
     """A norm or a linear that falls apart would make dozens of them."""
-    assert {name: plan.num_delegates for name, plan in plans.items()} == NUM_DELEGATES
+    assert {name: method.num_delegates for name, method in plans.items()} == NUM_DELEGATES
 
 
 def test_nothing_unexplained_stays_outside_xnnpack(plans):
-    for plan in plans.values():
-        assert not set(plan.operators) - set(UNDELEGATED)
+    for method in plans.values():
+        assert not set(method.operators) - set(UNDELEGATED)
 
 
 def test_every_method_finds_the_rows_at_the_same_place(plans, spec):
-    places = [plan.buffers for plan in plans.values()]
+    places = [method.buffers for method in plans.values()]
     owners = [layer.index for layer in spec.kv_layers]
     assert len(places) == 3
     assert set(places[0]) == {f"kv.{kind}_{index}" for kind in "kv" for index in owners}
@@ -79,7 +80,7 @@ def test_every_method_finds_the_rows_at_the_same_place(plans, spec):
 
 def test_no_copy_of_the_whole_cache(plans, spec):
     """Two writes per owning layer, in place; a window is copied once for all that share it."""
-    operators = {name: plan.operators for name, plan in plans.items()}
+    operators = {name: method.operators for name, method in plans.items()}
     assert operators["fill"]["llama::update_cache"] == 2 * len(spec.kv_layers)
     assert "llama::update_cache" not in {*operators["finish"], *operators["draft"]}
     assert operators["draft"]["aten::slice_copy"] == 2
@@ -92,3 +93,20 @@ def test_the_recipe_decides_how_the_tables_are_stored(export_tiny, recipe):
     operators = read_plans(export_tiny(recipe) / "model.pte")["fill"].operators
     found = {name: operators.get(name, 0) for name in GATHERS.values()}
     assert found == {name: 2 * (name == GATHERS[recipe]) for name in GATHERS.values()}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_file_holds_every_weight_once_and_the_tied_embedding_twice(export_tiny, tiny, recipe):
+    """A method must not keep weights that only another uses."""
+    target = read_checkpoint(tiny.model)
+    drafter = read_drafter(tiny.drafter, target)
+    loaded = load_recipe(recipe)
+    needed = 0
+    for prefix, checkpoint in (("", target), (DRAFTER_PREFIX, drafter)):
+        for name, kind in plan(checkpoint, loaded, prefix).items():
+            shape = checkpoint.shape(name)
+            scales = 4 * shape[0] if kind.bits < 32 else 0
+            once = size_bytes(shape, kind) + scales
+            needed += 2 * once if prefix + name == "embed_tokens.weight" else once
+    found = (export_tiny(recipe) / "model.pte").stat().st_size
+    assert needed < found < needed + 300_000  # graphs and padding

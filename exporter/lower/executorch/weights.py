@@ -28,17 +28,13 @@ class Integers:
 class QuantizedLinear(nn.Module):
     """x [..., I] -> [..., O]; the input is quantized to int8 per token at run time."""
 
-    values: Tensor
-    scales: Tensor
-    zero_points: Tensor
-
     def __init__(self, integers: Integers) -> None:
         super().__init__()
         packed = integers.values.dtype == torch.uint8
         self._range = (-8, 7) if packed else (-128, 127)
-        self.register_buffer("values", _unpacked(integers.values) if packed else integers.values)
-        self.register_buffer("scales", integers.scales)
-        self.register_buffer("zero_points", torch.zeros_like(integers.scales, dtype=torch.int64))
+        self.values = _constant(_unpacked(integers.values) if packed else integers.values)
+        self.scales = _constant(integers.scales)
+        self.zero_points = _constant(torch.zeros_like(integers.scales, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 1:  # XNNPACK's partitioner takes inputs of two dimensions or more
@@ -70,16 +66,12 @@ class QuantizedLinear(nn.Module):
 class QuantizedTable(nn.Module):
     """indices -> rows times a constant. Only the rows asked for are ever made floating point."""
 
-    values: Tensor
-    scales: Tensor
-
     def __init__(self, integers: Integers, scale: float) -> None:
         super().__init__()
         # The operator wants the first value of a byte in the high half, and 8 added to both.
         packed = integers.values.dtype == torch.uint8
         values = _swapped(integers.values) if packed else integers.values
-        self.register_buffer("values", values)
-        self.register_buffer("scales", integers.scales)
+        self.values, self.scales = _constant(values), _constant(integers.scales)
         self._scale = scale
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -159,6 +151,12 @@ def quantized(checkpoint: Checkpoint, name: str, weight_type: WeightType) -> Int
         values[done:stop] = np.frombuffer(chunk.data, values.dtype).reshape(stop - done, -1)
         done = stop
     return Integers(torch.from_numpy(values), torch.from_numpy(scales))
+
+
+def _constant(tensor: Tensor) -> nn.Parameter:
+    # Not a buffer: a method keeps every buffer of its module in the program, used or not, and the
+    # methods hold the whole target (remove_unused_parameters_pass.py of ExecuTorch 1.5.1).
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 def _is_gathered(module: nn.Module, name: str) -> bool:
