@@ -17,8 +17,9 @@ demo: $(VENV)/installed
 	$(BIN)/gemma-run generate $(BUNDLE) --prompt 'The argparse module' --max-new-tokens 96
 	$(BIN)/gemma-run generate $(BUNDLE) --prompt 'The argparse module' --max-new-tokens 96 --temperature 0.8 --seed 7
 
+# Two workers, one thread each: OpenMP's threads wait for each other busily.
 test: check
-	$(BIN)/pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 --numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from exporter.config import load_size
 from exporter.original import Original
@@ -49,10 +50,19 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def export_tiny(tmp_path_factory) -> Iterator[Callable[[str], Path]]:
-    """The bundle of the tiny model with a recipe; all are begun when the first is asked for."""
-    folder = tmp_path_factory.mktemp("bundles")
+    """The bundle of the tiny model with a recipe; all are begun when the first is asked for.
+
+    The workers of one test run share the bundles: the first to come makes one, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles"
+    folder.mkdir(exist_ok=True)
 
     def export(recipe: str) -> Path:
+        with FileLock(folder / f"{recipe}.lock"):
+            return folder / recipe if (folder / recipe).exists() else make(recipe)
+
+    def make(recipe: str) -> Path:
         done = run(
             "gemma-export",
             *("--target", "raspberry-pi", "--size", "tiny", "--quantize", recipe),

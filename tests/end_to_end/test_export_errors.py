@@ -233,7 +233,10 @@ def assert_old_bundle_and_no_debris(bundle: Path) -> None:
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_the_middle(old_bundle, signal_number):
-    process = start_export(old_bundle)
+    def heed_interrupts():  # a shell's background job, which may run the tests, ignores them
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = start_export(old_bundle, preexec_fn=heed_interrupts)
     deadline = time.monotonic() + 120
     while not list(old_bundle.parent.glob(".bundle.*.partial")) and time.monotonic() < deadline:
         time.sleep(0.1)
