@@ -41,7 +41,7 @@ class CentroidHead(nn.Module):
         token_ids = clusters[chosen].reshape(-1)  # [top_k * V / num_centroids]
         rows = head.rows(token_ids)
         logits = nn.functional.linear(flat.reshape(1, -1), rows).reshape(-1)
-        everywhere = (torch.amin(logits) - 1.0).expand(self._vocab_size)
+        everywhere = (torch.amin(logits, dim=0) - 1.0).expand(self._vocab_size)
         return everywhere.scatter(0, token_ids.long(), logits).reshape(1, 1, -1)
 
 

@@ -51,12 +51,12 @@ class RMSNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = meta_parameter(size) if scaled else None
-        self._eps = eps
+        self.eps = eps
         self.size = size
         self.mean_square = primitives.mean_square
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = x * torch.rsqrt(self.mean_square(x) + self._eps)
+        normed = x * torch.rsqrt(self.mean_square(x) + self.eps)
         return normed if self.weight is None else normed * self.weight
 
 
