@@ -1,0 +1,158 @@
+"""KV rows that come in and go out as the same memory, and attention over the rows present."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.graph.spec import Kind, LayerSpec
+from exporter.lower.onnx.operators import floor_divide, scatter_rows
+
+ROWS_DIM = 2
+# A sum over a row of scores is made of vectors of 16 or fewer; where the views begin and end on a
+# multiple of that, a score is added in the same order whatever the width of the call.
+ROW_MULTIPLE = 16
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    """Inputs, named as for onnxruntime-genai."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Outputs, likewise."""
+    return f"present.{layer}.key", f"present.{layer}.value"
+
+
+@dataclass(frozen=True)
+class View:
+    """The rows that the layers of one kind look at in one call; the sizes are symbolic."""
+
+    first: int
+    num_rows: int
+    mask: Tensor  # [T, rows] additive
+
+
+Views = Mapping[Kind, View]
+Rows = dict[int, tuple[Tensor, Tensor]]  # target layer -> keys, values [1, G, C, E]
+
+
+class PresentRows:
+    """The KVCache of one call: its cost follows the rows present, never the capacity."""
+
+    def __init__(
+        self, buffers: Rows, layers: tuple[LayerSpec, ...], views: Views, positions: Tensor
+    ) -> None:
+        self.buffers = dict(buffers)
+        self._layers = layers
+        self._views = views
+        self._positions = positions  # [T]
+        self._indices: dict[int, Tensor] = {}
+        # Layers that share a donor also share the copy of its rows.
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, input_pos: Tensor) -> None:  # noqa: ARG002
+        """Keys and values [1, T, G, E] into the rows of `positions`."""
+        indices = self._row_indices(keys.shape[2])
+        past_keys, past_values = self.buffers[layer]
+        self.buffers[layer] = (
+            scatter_rows(past_keys, indices, keys.transpose(1, 2)),
+            scatter_rows(past_values, indices, values.transpose(1, 2)),
+        )
+
+    def attend(self, layer: int, queries: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries [1, T, H, E] -> [1, T, H, E]; the view hides what must not be seen."""
+        assert mask is None, "the views hide rows, not the caller's mask"
+        view = self._views[self._layers[layer].kind]
+        if layer not in self._seen:
+            keys, values = self.buffers[layer]
+            self._seen[layer] = _viewed(keys, view), _viewed(values, view)
+        return _attention(queries, *self._seen[layer], view.mask)
+
+    def _row_indices(self, num_kv_heads: int) -> Tensor:
+        """[1, G, T, 3]: the first three coordinates of every row that is written."""
+        if num_kv_heads not in self._indices:
+            heads = torch.arange(num_kv_heads).reshape(1, -1, 1, 1)
+            shape = (1, num_kv_heads, self._positions.shape[0], 1)
+            rows = self._positions.reshape(1, 1, -1, 1).expand(shape)
+            coordinates = (torch.zeros_like(rows), heads.expand(shape), rows)
+            self._indices[num_kv_heads] = torch.cat(coordinates, dim=-1)
+        return self._indices[num_kv_heads]
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention with scale 1; nothing is repeated for the query heads of a KV group.
+
+    queries [1, T, H, E], keys and values [1, G, rows, E], mask [T, rows] -> [1, T, H, E].
+    """
+    _, num_tokens, num_heads, head_dim = queries.shape
+    num_groups = keys.shape[1]
+    # The H / G heads of a KV head are adjacent.
+    folded = queries.transpose(1, 2).reshape(1, num_groups, -1, head_dim)  # [1, G, (H / G) * T, E]
+    scores = torch.matmul(folded, keys.transpose(2, 3))
+    scores = scores.reshape(1, num_heads, num_tokens, -1) + mask
+    shares = torch.softmax(scores, dim=-1)
+    shares = shares.reshape(1, num_groups, (num_heads // num_groups) * num_tokens, -1)
+    mixed = torch.matmul(shares, values).reshape(1, num_heads, num_tokens, head_dim)
+    return mixed.transpose(1, 2)
+
+
+def target_views(position: Tensor, positions: Tensor, window: int, max_rows: int) -> Views:
+    """What the target sees: everything up to the query, or the last `window` rows of it.
+
+    Args:
+        position: [1] int64, the position of the first token.
+        positions: [T], those of all.
+        window: rows that a sliding layer sees, the query's own included.
+        max_rows: capacity of the buffers.
+    """
+    end = position + positions.shape[0]
+    return {
+        "full_attention": _view(torch.zeros_like(position), end, positions, None, max_rows),
+        "sliding_attention": _view(position - (window - 1), end, positions, window, max_rows),
+    }
+
+
+def drafter_views(position: Tensor, window: int, max_rows: int) -> Views:
+    """What the drafter sees: the committed rows 0 .. position - 1, or the last window + 1 of them.
+
+    transformers' bidirectional window is inclusive, hence the one more.
+    """
+    last = position - 1
+    return {
+        "full_attention": _view(torch.zeros_like(position), position, last, None, max_rows),
+        "sliding_attention": _view(position - (window + 1), position, last, window + 1, max_rows),
+    }
+
+
+def _view(begin: Tensor, end: Tensor, queries: Tensor, window: int | None, max_rows: int) -> View:
+    """Rows from `begin` (clamped to 0) to before `end`, widened to multiples of ROW_MULTIPLE."""
+    first = floor_divide(torch.clamp(begin, min=0), ROW_MULTIPLE)
+    count = floor_divide(end + (ROW_MULTIPLE - 1), ROW_MULTIPLE) - first
+    first_row, num_rows = _number(first), _number(count)
+    first_row, num_rows = first_row * ROW_MULTIPLE, num_rows * ROW_MULTIPLE
+    _require(num_rows >= 1)
+    _require(first_row + num_rows <= max_rows)
+    rows = first * ROW_MULTIPLE + torch.arange(num_rows)
+    distance = queries.reshape(-1, 1) - rows.reshape(1, -1)  # [T, rows]
+    visible = distance >= 0
+    if window is not None:
+        visible = torch.logical_and(visible, distance < window)
+    return View(first_row, num_rows, torch.where(visible, 0.0, -torch.inf))
+
+
+def _number(tensor: Tensor) -> int:
+    number = tensor.item()
+    assert isinstance(number, int | torch.SymInt)  # symbolic while tracing
+    _require(number >= 0)
+    return number
+
+
+def _require(condition: bool) -> None:
+    """A promise about a symbolic size."""
+    torch._check(condition)  # type: ignore[no-untyped-call]
+
+
+def _viewed(buffer: Tensor, view: View) -> Tensor:
+    return buffer.narrow(ROWS_DIM, view.first, view.num_rows)

@@ -1,0 +1,83 @@
+"""ONNX operators that torch has no word for, spelled while the graph is traced."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MICROSOFT = "com.microsoft"
+# What MatMulNBits rounds x to: int8, one scale for each block. With blocks of 32 each row's result
+# is the same in calls of any width; with 128 and more, or without rounding, it is not (1e-7).
+INT8_ACTIVATIONS = 4
+BLOCK_SIZE = 32
+
+
+def scatter_rows(buffer: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """buffer [1, G, C, E] with rows [1, G, T, E] at indices [1, G, T, 3].
+
+    ScatterND copies nothing else where its input and output are one buffer.
+    """
+    return _emit("ScatterND", (buffer, indices, rows), {}, buffer.shape)
+
+
+def floor_divide(numbers: Tensor, divisor: int) -> Tensor:
+    """int64, not negative; torch's own goes through floating point."""
+    inputs = (numbers, torch.tensor([divisor]))
+    divided: Tensor = torch.onnx.ops.symbolic(
+        "Div", inputs, {}, dtype=torch.int64, shape=numbers.shape
+    )
+    return divided
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _emit("RMSNormalization", (x, weight), {"axis": -1, "epsilon": eps}, x.shape)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    return _emit("Gelu", (x,), {"approximate": "tanh"}, x.shape)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., I], weight [O, I] -> [..., O]; no transposed copy of the weight is made."""
+    shape = (*x.shape[:-1], weight.shape[0])
+    return _emit(f"{MICROSOFT}::FusedMatMul", (x, weight), {"transB": 1}, shape)
+
+
+def matmul_nbits(x: Tensor, values: Tensor, scales: Tensor, bits: int, num_columns: int) -> Tensor:
+    """x [..., I], values [O, blocks, bytes], scales [O, blocks] -> [..., O]."""
+    attributes = {
+        "K": num_columns,
+        "N": values.shape[0],
+        "bits": bits,
+        "block_size": BLOCK_SIZE,
+        "accuracy_level": INT8_ACTIVATIONS,
+    }
+    name = f"{MICROSOFT}::MatMulNBits"
+    return _emit(name, (x, values, scales), attributes, (*x.shape[:-1], values.shape[0]))
+
+
+def gather_rows(
+    values: Tensor, indices: Tensor, scales: Tensor, bits: int, block_size: int
+) -> Tensor:
+    """values [V, I * bits / 8], scales [V, I / block_size] -> rows [..., I] of the indices."""
+    attributes = {"bits": bits, "block_size": block_size, "gather_axis": 0, "quantize_axis": 1}
+    num_columns = values.shape[1] * 8 // bits
+    name = f"{MICROSOFT}::GatherBlockQuantized"
+    return _emit(name, (values, indices, scales), attributes, (*indices.shape, num_columns))
+
+
+def _emit(
+    name: str,
+    inputs: Sequence[Tensor],
+    attributes: dict[str, Any],
+    shape: Sequence[int],
+) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        name,
+        inputs,
+        attributes,
+        dtype=torch.float32,
+        shape=shape,
+        version=1 if "::" in name else None,
+    )

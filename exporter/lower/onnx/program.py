@@ -1,0 +1,188 @@
+"""Traced graphs to .onnx files over one data file."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exporter.lower.onnx.data_file import DataFile, Place
+from exporter.lower.onnx.modules import Graph
+from exporter.lower.onnx.names import rename
+from exporter.lower.onnx.weights import Weight
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+PINNED = {"onnx": "1.23.2", "onnxscript": "0.7.2", "onnx_ir": "1.1.0"}
+OPSET = 23  # the first with RMSNormalization
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The sample a graph is traced with, by input name, and which sizes are free."""
+
+    sample: Mapping[str, Any]  # `past` is a dict of tensors
+    dynamic_shapes: Mapping[str, Any]
+
+
+def write_graph(
+    graph: Graph, inputs: Inputs, constants: Mapping[str, int], data: DataFile, out: Path
+) -> None:
+    """Trace a graph and write it; its weights go into `data`, unless they are there already."""
+    import onnx
+    import onnx_ir as ir
+    from onnxscript import optimizer
+
+    names: list[str] = []
+    for name, value in inputs.sample.items():
+        names += value if isinstance(value, dict) else [name]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tools' own deprecations
+        traced = torch.export.export(
+            graph,
+            (),
+            dict(inputs.sample),
+            dynamic_shapes=dict(inputs.dynamic_shapes),
+            strict=False,
+        )
+        program = torch.onnx.export(
+            traced,
+            (),
+            input_names=names,
+            output_names=list(graph.output_names),
+            opset_version=OPSET,
+            verbose=False,
+            optimize=False,
+        )
+        assert program is not None
+        model = program.model
+        weights = detach_weights(model.graph, graph)
+        optimizer.optimize_ir(model)
+    rename(model)
+    attach_weights(model.graph, weights, data)
+    model.metadata_props.update({name: str(value) for name, value in constants.items()})
+    ir.save(model, out)
+    onnx.checker.check_model(out, full_check=True)
+
+
+@dataclass(frozen=True)
+class NamedWeight:
+    """A tensor of the traced module, and the value that stands for it in the graph."""
+
+    value: "onnx_ir.Value"
+    tensor: Tensor
+    owner: Weight | None  # None: the tensor has its numbers
+    leaf: str  # its name in the owner
+
+
+def detach_weights(graph: "onnx_ir.Graph", module: Graph) -> list[NamedWeight]:
+    """Make every tensor that the module owns an input, for an optimizer that must not look at it.
+
+    It would merge all that are equal, and matrices without numbers are, and compute with them.
+    """
+    owners = {name: part for name, part in module.named_modules() if isinstance(part, Weight)}
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    weights = []
+    for name, tensor in tensors.items():
+        value = graph.initializers.pop(name, None)
+        if value is not None:
+            value.const_value = None
+            graph.inputs.append(value)
+            path, _, leaf = name.rpartition(".")
+            weights.append(NamedWeight(value, tensor, owners.get(path), leaf))
+    return weights
+
+
+def attach_weights(graph: "onnx_ir.Graph", weights: Sequence[NamedWeight], data: DataFile) -> None:
+    """Make the inputs initializers again, which refer to their places in the data file."""
+    for weight in weights:
+        value = weight.value
+        graph.inputs.remove(value)
+        if not value.uses():
+            continue
+        if weight.owner is None:
+            assert value.name is not None
+            array = weight.tensor.detach().numpy()
+            place, shape = data.vector(value.name, array), array.shape
+            value.const_value = _external(value, data, place, shape)
+            graph.register_initializer(value)
+        else:
+            _attach_matrix(graph, weight, weight.owner, data)
+
+
+def _attach_matrix(
+    graph: "onnx_ir.Graph", weight: NamedWeight, owner: Weight, data: DataFile
+) -> None:
+    value, shape = weight.value, tuple(weight.tensor.shape)
+    matrix, row_bytes = owner.matrix, owner.weight[0].numel() * owner.weight.element_size()
+    values, scales = data.matrix(matrix, row_bytes)
+    if weight.leaf == "scales" and shape[1] != matrix.num_groups:
+        _repeat(graph, value, data, scales, (matrix.num_rows, matrix.num_groups, shape[1]))
+        return
+    place = values if weight.leaf == "weight" else scales
+    value.const_value = _external(value, data, place, shape)
+    graph.register_initializer(value)
+
+
+def _repeat(
+    graph: "onnx_ir.Graph",
+    value: "onnx_ir.Value",
+    data: DataFile,
+    place: Place,
+    sizes: tuple[int, int, int],
+) -> None:
+    """Scales [rows, groups], of which blocks / groups neighbours are the same, are stored once.
+
+    onnxruntime folds the two operators when it loads the graph.
+    """
+    import onnx_ir as ir
+
+    num_rows, num_groups, num_blocks = sizes
+    stored = ir.Value(name=f"{value.name}.stored", type=value.type)
+    stored.const_value = _external(stored, data, place, (num_rows, num_groups, 1))
+    stored.shape = ir.Shape((num_rows, num_groups, 1))
+    shapes = [
+        _integers(f"{value.name}.expanded", (num_rows, num_groups, num_blocks // num_groups)),
+        _integers(f"{value.name}.shape", (num_rows, num_blocks)),
+    ]
+    for initializer in (stored, *shapes):
+        graph.register_initializer(initializer)
+    expand = ir.node("Expand", [stored, shapes[0]], name=f"{value.name}/Expand")
+    reshape = ir.node("Reshape", [expand.outputs[0], shapes[1]], name=f"{value.name}/Reshape")
+    expand.outputs[0].name = f"{value.name}.groups"
+    users = list(value.uses())
+    graph.insert_before(graph[0], [expand, reshape])
+    for user, index in users:
+        user.replace_input_with(index, reshape.outputs[0])
+    reshape.outputs[0].name = value.name
+
+
+def _integers(name: str, numbers: tuple[int, ...]) -> "onnx_ir.Value":
+    import onnx_ir as ir
+
+    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
+    kind, shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(numbers)])
+    return ir.Value(name=name, const_value=tensor, type=kind, shape=shape)
+
+
+def _external(
+    value: "onnx_ir.Value", data: DataFile, place: Place, shape: tuple[int, ...]
+) -> "onnx_ir.ExternalTensor":
+    import onnx_ir as ir
+
+    assert value.name is not None
+    assert value.dtype is not None
+    return ir.ExternalTensor(
+        data.path.name,
+        place.offset,
+        place.length,
+        value.dtype,
+        shape=ir.Shape(shape),
+        name=value.name,
+        base_dir=data.path.parent,
+    )

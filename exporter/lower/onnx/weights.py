@@ -1,0 +1,167 @@
+"""Modules whose weights are only names and shapes while they are traced: the numbers come later."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
+from exporter.graph import layers
+from exporter.graph.target import Table
+from exporter.graph.weights import is_virtual, load_weights
+from exporter.lower.onnx import operators
+from exporter.quantize import WeightType
+
+Checkpoint = TargetCheckpoint | DrafterCheckpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A matrix of a checkpoint and how the recipe stores it."""
+
+    checkpoint: Checkpoint
+    name: str
+    weight_type: WeightType
+
+    @property
+    def num_rows(self) -> int:
+        return self.checkpoint.shape(self.name)[0]
+
+    @property
+    def num_columns(self) -> int:
+        return self.checkpoint.shape(self.name)[1]
+
+    @property
+    def bits(self) -> int:
+        return self.weight_type.bits
+
+    @property
+    def row_bytes(self) -> int:
+        return self.num_columns * self.bits // 8
+
+    @property
+    def num_groups(self) -> int:
+        """Scales of a row."""
+        group_size = self.weight_type.group_size
+        return self.num_columns // group_size if group_size else 1
+
+
+class Weight(nn.Module):
+    """The weight of one layer: a matrix of zeros without memory, or integers and their scales.
+
+    A weight of integers shows MatMulNBits' shapes to a linear layer, GatherBlockQuantized's to a
+    table. In the file the scales are stored once for each group, and repeated when it is loaded.
+    """
+
+    weight: Tensor
+    scales: Tensor
+
+    def __init__(self, matrix: Matrix, *, gathered: bool) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.block_size = _table_block(matrix) if gathered else operators.BLOCK_SIZE
+        num_blocks = math.ceil(matrix.num_columns / self.block_size)
+        block_bytes = self.block_size * matrix.bits // 8
+        if matrix.bits == 32:
+            weight = torch.zeros(1, 1).expand(matrix.num_rows, matrix.num_columns)
+        elif gathered:
+            weight = torch.zeros(1, 1, dtype=torch.uint8).expand(matrix.num_rows, matrix.row_bytes)
+        else:
+            weight = torch.zeros(1, 1, 1, dtype=torch.uint8)
+            weight = weight.expand(matrix.num_rows, num_blocks, block_bytes)
+        self.register_buffer("weight", weight)
+        if matrix.bits < 32:
+            scales = torch.zeros(1, 1).expand(matrix.num_rows, num_blocks)
+            self.register_buffer("scales", scales)
+
+
+class StoredLinear(Weight):
+    """x [..., I] -> [..., O]; with integers x is rounded to int8, block by block."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__(matrix, gathered=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix = self.matrix
+        if matrix.bits == 32:
+            return operators.linear(x, self.weight)
+        return operators.matmul_nbits(x, self.weight, self.scales, matrix.bits, matrix.num_columns)
+
+
+class StoredTable(Weight):
+    """indices -> rows times a constant. Only the rows asked for are ever made floating point."""
+
+    def __init__(self, matrix: Matrix, scale: float) -> None:
+        super().__init__(matrix, gathered=True)
+        self._scale = scale
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.rows(token_ids) * self._scale
+
+    def rows(self, indices: Tensor) -> Tensor:
+        if self.matrix.bits == 32:
+            return nn.functional.embedding(indices, self.weight)
+        return operators.gather_rows(
+            self.weight, indices, self.scales, self.matrix.bits, self.block_size
+        )
+
+
+class RMSNorm(nn.Module):
+    """One operator instead of seven."""
+
+    weight: Tensor
+
+    def __init__(self, norm: layers.RMSNorm) -> None:
+        super().__init__()
+        weight = torch.ones(norm.size) if norm.weight is None else norm.weight.data
+        self.register_buffer("weight", weight)
+        self._eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return operators.rms_norm(x, self.weight, self._eps)
+
+
+class Loader:
+    """Loads the modules of one checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, types: Mapping[str, WeightType]) -> None:
+        self._checkpoint = checkpoint
+        self._types = types
+        self._matrices: dict[str, Matrix] = {}
+
+    def load(self, module: nn.Module, gathered: frozenset[str] = frozenset()) -> None:
+        """Give a module that was built on the meta device its vectors and names of matrices.
+
+        Args:
+            gathered: linear layers whose weight is used as a table.
+        """
+        load_weights(module, self._checkpoint, virtual=True)
+        for name, parameter in list(module.named_parameters()):
+            if is_virtual(parameter):
+                path = name.removesuffix(".weight")
+                layer = module.get_submodule(path)
+                module.set_submodule(path, self._stored(layer, name, name in gathered))
+        for path, part in list(module.named_modules()):
+            if isinstance(part, layers.RMSNorm):
+                module.set_submodule(path, RMSNorm(part))
+
+    def _stored(self, layer: nn.Module, name: str, gathered: bool) -> Weight:
+        matrix = self._matrix(name)
+        if isinstance(layer, Table):
+            return StoredTable(matrix, layer.scale)
+        return StoredTable(matrix, 1.0) if gathered else StoredLinear(matrix)
+
+    def _matrix(self, name: str) -> Matrix:
+        if name not in self._matrices:
+            self._matrices[name] = Matrix(self._checkpoint, name, self._types[name])
+        return self._matrices[name]
+
+
+def _table_block(matrix: Matrix) -> int:
+    """A power of two: the whole row or more, or what divides a group."""
+    group_size = matrix.weight_type.group_size
+    if group_size:
+        return group_size & -group_size
+    return max(16, 1 << (matrix.num_columns - 1).bit_length())
