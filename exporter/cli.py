@@ -17,7 +17,7 @@ from runtime_py import render
 from runtime_py.errors import RunError
 from runtime_py.manifest import Manifest, RuntimeName
 
-RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch")
+RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
 
 
 class ErrorLine(click.Command):
@@ -162,9 +162,8 @@ def _show_stages() -> None:
     stages.propagate = False
     logging.getLogger().setLevel(logging.ERROR)
     # torch sets the level of its own loggers when it is imported, so a filter must say no.
-    logging.getLogger("torch.utils._pytree").addFilter(
-        lambda record: record.levelno >= logging.ERROR
-    )
+    for name in ("torch.utils._pytree", "torch.onnx._internal.exporter._registration"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     # litert-converter's native messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -19,7 +19,7 @@ from exporter.checkpoint import (
 )
 from exporter.config import ExportConfig, GraphShapes
 from exporter.errors import ExportError
-from exporter.lower import executorch, litert
+from exporter.lower import executorch, litert, onnx
 from exporter.original import Original
 from exporter.quantize import (
     DRAFTER_PREFIX,
@@ -281,6 +281,26 @@ def _lower_executorch(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Ba
     return out.name
 
 
+def _lower_onnx(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -> str:
+    start = time.monotonic()
+    with bar("lower", 100, "%") as progress:
+        files = onnx.lower(
+            inputs.target,
+            inputs.drafter,
+            shapes,
+            inputs.recipe,
+            folder,
+            lambda done, total: progress(100 * done // total),
+        )
+    logger.info(
+        "lower       onnx, %d graphs, %.1f MB, %.0f s",
+        len(files) - 1,
+        sum(file.stat().st_size for file in files) / 1e6,
+        time.monotonic() - start,
+    )
+    return files[0].name
+
+
 @dataclass(frozen=True)
 class Lowering:
     """What the pipeline asks of a runtime's package."""
@@ -292,4 +312,5 @@ class Lowering:
 LOWER: Mapping[RuntimeName, Lowering] = {
     "litert": Lowering(litert.check, _lower_litert),
     "executorch": Lowering(executorch.check, _lower_executorch),
+    "onnx": Lowering(onnx.check, _lower_onnx),
 }

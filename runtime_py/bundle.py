@@ -32,11 +32,22 @@ def _open_executorch(model: Path, num_threads: int | None) -> Backend:
     return ExecuTorchBackend(model, num_threads=num_threads)
 
 
+def _open_onnx(model: Path, num_threads: int | None) -> Backend:
+    from runtime_py.backends.onnx import OnnxBackend
+
+    return OnnxBackend(model, num_threads=num_threads)
+
+
 BACKENDS: dict[RuntimeName, Callable[[Path, int | None], Backend]] = {
     "litert": _open_litert,
     "executorch": _open_executorch,
+    "onnx": _open_onnx,
 }
-PACKAGES: dict[RuntimeName, str] = {"litert": "ai_edge_litert", "executorch": "executorch"}
+PACKAGES: dict[RuntimeName, str] = {
+    "litert": "ai_edge_litert",
+    "executorch": "executorch",
+    "onnx": "onnxruntime",
+}
 
 
 @dataclass(frozen=True)
