@@ -13,6 +13,7 @@ ROWS_DIM = 2
 # A sum over a row of scores is made of vectors of 16 or fewer; where the views begin and end on a
 # multiple of that, a score is added in the same order whatever the width of the call.
 ROW_MULTIPLE = 16
+SUM_LENGTH = 128
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -90,12 +91,26 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> T
     num_groups = keys.shape[1]
     # The H / G heads of a KV head are adjacent.
     folded = queries.transpose(1, 2).reshape(1, num_groups, -1, head_dim)  # [1, G, (H / G) * T, E]
-    scores = torch.matmul(folded, keys.transpose(2, 3))
+    scores = _scores(folded, keys)
     scores = scores.reshape(1, num_heads, num_tokens, -1) + mask
     shares = torch.softmax(scores, dim=-1)
     shares = shares.reshape(1, num_groups, (num_heads // num_groups) * num_tokens, -1)
     mixed = torch.matmul(shares, values).reshape(1, num_heads, num_tokens, head_dim)
     return mixed.transpose(1, 2)
+
+
+def _scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """queries [1, G, N, E], keys [1, G, rows, E] -> [1, G, N, rows].
+
+    onnxruntime adds up at most K products at once and chooses K, 128 or more, by the number of
+    rows and threads: sums of 128 come out the same for any of them.
+    """
+    parts = zip(queries.split(SUM_LENGTH, dim=3), keys.split(SUM_LENGTH, dim=3), strict=True)
+    products = [torch.matmul(some, others.transpose(2, 3)) for some, others in parts]
+    scores = products[0]
+    for product in products[1:]:
+        scores = scores + product
+    return scores
 
 
 def target_views(position: Tensor, positions: Tensor, window: int, max_rows: int) -> Views:

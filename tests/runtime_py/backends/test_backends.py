@@ -11,7 +11,7 @@ from runtime_py.sampling import GREEDY, SamplingLaw
 from runtime_py.speculative import Session, Stops
 from tests.runtime_py.backends.toys import CACHE_LENGTH, HIDDEN_SIZE, TOYS, VOCAB_SIZE
 
-TOLERANCE = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order; values are about 1
+TOLERANCE = {"rtol": 0, "atol": 1e-4}  # float32 sums in another order; values are up to 6
 
 
 def assert_close(found, expected):
@@ -220,9 +220,9 @@ def test_a_draft_past_the_last_row_is_refused(backend, expected):
 def test_a_bundle_without_drafter_decodes_but_does_not_draft(
     open_bundle, toy, ids, expected, tmp_path
 ):
-    path = tmp_path / toy.bundle.name
-    path.write_bytes(toy.without_drafter())
-    backend = open_bundle(path)
+    for name, content in toy.without_drafter().items():
+        (tmp_path / name).write_bytes(content)
+    backend = open_bundle(tmp_path / toy.bundle.name)
     assert not backend.has_drafter
     logits, _ = backend.verify(ids[:3], 0)
     assert_close(logits, expected["logits"][:3])

@@ -5,7 +5,7 @@ what its eager modules computed in git. Every toy has 48 tokens, hidden size 16 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from runtime_py.backends import Backend, executorch_library
 from runtime_py.backends.executorch import ExecuTorchBackend
 from runtime_py.backends.litert import LiteRTBackend
+from runtime_py.backends.onnx import OnnxBackend
 
 FOLDER = Path(__file__).parent
 VOCAB_SIZE = 48
@@ -31,7 +32,7 @@ class Toy:
     bundle: Path
     reference: Path  # .npz: token_ids [C], and what follows each of them
     verify_widths: tuple[int, ...]
-    without_drafter: Callable[[], bytes]  # the same bundle, less its drafter
+    without_drafter: Callable[[], Mapping[str, bytes]]  # the same files, less the drafter
     hide_runtime: Callable[[Any], None]  # takes pytest's monkeypatch
 
     def open(self, path: Path | None = None) -> Backend:
@@ -52,15 +53,29 @@ def _hide_executorch(monkeypatch: Any) -> None:
     monkeypatch.setattr("runtime_py.backends.executorch_program.load_library", load)
 
 
+def _hide_onnx(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+
+def _onnx_without_drafter() -> dict[str, bytes]:
+    """Both graphs must say so; the one that drafts and its weights may be there or not."""
+    number, other = b"has_drafter\x12\x011", b"has_drafter\x12\x010"
+    files = {path.name: path.read_bytes() for path in ONNX.bundle.parent.glob("model.*")}
+    del files["model.draft.onnx"]
+    return {name: content.replace(number, other) for name, content in files.items()}
+
+
 LITERT = Toy(
     extra="litert",
     backend=LiteRTBackend,
     bundle=FOLDER / "toy.litertlm",
     reference=FOLDER / "toy_reference.npz",
     verify_widths=(1, 2, 4),
-    without_drafter=lambda: LITERT.bundle.read_bytes().replace(
-        b"tf_lite_mtp_drafter", b"tf_lite_mtp_unknown", 1
-    ),
+    without_drafter=lambda: {
+        "toy.litertlm": LITERT.bundle.read_bytes().replace(
+            b"tf_lite_mtp_drafter", b"tf_lite_mtp_unknown", 1
+        )
+    },
     hide_runtime=_hide_litert,
 )
 EXECUTORCH = Toy(
@@ -69,7 +84,16 @@ EXECUTORCH = Toy(
     bundle=FOLDER / "toy.pte",
     reference=FOLDER / "toy_executorch_reference.npz",
     verify_widths=(1, 2, 3, 4),
-    without_drafter=(FOLDER / "toy_without_drafter.pte").read_bytes,
+    without_drafter=lambda: {"toy.pte": (FOLDER / "toy_without_drafter.pte").read_bytes()},
     hide_runtime=_hide_executorch,
 )
-TOYS = {"executorch": EXECUTORCH, "litert": LITERT}
+ONNX = Toy(
+    extra="onnx",
+    backend=OnnxBackend,
+    bundle=FOLDER / "toy_onnx" / "model.fill.onnx",
+    reference=FOLDER / "toy_onnx" / "reference.npz",
+    verify_widths=(1, 2, 3, 4),
+    without_drafter=_onnx_without_drafter,
+    hide_runtime=_hide_onnx,
+)
+TOYS = {"executorch": EXECUTORCH, "litert": LITERT, "onnx": ONNX}
