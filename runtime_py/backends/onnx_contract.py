@@ -130,7 +130,7 @@ def _kv_sizes(fill: Graph, name: str, spec: TensorSpec) -> tuple[int, int]:
 
 
 def _check(graph: Graph, verb: str, found: Specs, needed: Specs) -> None:
-    for name in needed.keys() | found.keys():
+    for name in {**needed, **found}:
         if found.get(name) != needed.get(name):
             raise RunError(
                 f"{graph.path}: {verb} {name} {found.get(name, 'not at all')}, needed "

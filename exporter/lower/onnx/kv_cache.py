@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from exporter.graph.spec import Kind, LayerSpec
-from exporter.lower.onnx.operators import floor_divide, scatter_rows
+from exporter.lower.onnx.operators import (
+    floor_divide,
+    product,
+    product_with_rows,
+    regroup,
+    scatter_rows,
+    swap_tokens_and_heads,
+)
 
 ROWS_DIM = 2
 # A sum over a row of scores is made of vectors of 16 or fewer; where the views begin and end on a
@@ -58,8 +65,8 @@ class PresentRows:
         indices = self._row_indices(keys.shape[2])
         past_keys, past_values = self.buffers[layer]
         self.buffers[layer] = (
-            scatter_rows(past_keys, indices, keys.transpose(1, 2)),
-            scatter_rows(past_values, indices, values.transpose(1, 2)),
+            scatter_rows(past_keys, indices, swap_tokens_and_heads(keys)),
+            scatter_rows(past_values, indices, swap_tokens_and_heads(values)),
         )
 
     def attend(self, layer: int, queries: Tensor, mask: Tensor | None) -> Tensor:
@@ -87,16 +94,12 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> T
 
     queries [1, T, H, E], keys and values [1, G, rows, E], mask [T, rows] -> [1, T, H, E].
     """
-    _, num_tokens, num_heads, head_dim = queries.shape
-    num_groups = keys.shape[1]
+    num_heads, num_groups = queries.shape[2], keys.shape[1]
     # The H / G heads of a KV head are adjacent.
-    folded = queries.transpose(1, 2).reshape(1, num_groups, -1, head_dim)  # [1, G, (H / G) * T, E]
-    scores = _scores(folded, keys)
-    scores = scores.reshape(1, num_heads, num_tokens, -1) + mask
-    shares = torch.softmax(scores, dim=-1)
-    shares = shares.reshape(1, num_groups, (num_heads // num_groups) * num_tokens, -1)
-    mixed = torch.matmul(shares, values).reshape(1, num_heads, num_tokens, head_dim)
-    return mixed.transpose(1, 2)
+    folded = regroup(swap_tokens_and_heads(queries), num_groups)  # [1, G, (H / G) * T, E]
+    scores = regroup(_scores(folded, keys), num_heads) + mask  # [1, H, T, rows]
+    shares = regroup(torch.softmax(scores, dim=-1), num_groups)
+    return swap_tokens_and_heads(regroup(product(shares, values), num_heads))
 
 
 def _scores(queries: Tensor, keys: Tensor) -> Tensor:
@@ -105,11 +108,13 @@ def _scores(queries: Tensor, keys: Tensor) -> Tensor:
     onnxruntime adds up at most K products at once and chooses K, 128 or more, by the number of
     rows and threads: sums of 128 come out the same for any of them.
     """
-    parts = zip(queries.split(SUM_LENGTH, dim=3), keys.split(SUM_LENGTH, dim=3), strict=True)
-    products = [torch.matmul(some, others.transpose(2, 3)) for some, others in parts]
+    parts = zip(
+        torch.split(queries, SUM_LENGTH, dim=3), torch.split(keys, SUM_LENGTH, dim=3), strict=True
+    )
+    products = [product_with_rows(some, others) for some, others in parts]
     scores = products[0]
-    for product in products[1:]:
-        scores = scores + product
+    for more in products[1:]:
+        scores = scores + more
     return scores
 
 

@@ -21,6 +21,22 @@ def scatter_rows(buffer: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
     return _emit("ScatterND", (buffer, indices, rows), {}, buffer.shape)
 
 
+def regroup(x: Tensor, num_groups: int) -> Tensor:
+    """[1, A, B, S] -> [1, num_groups, A * B / num_groups, S], for heads and tokens.
+
+    torch would ask about strides here, and bind the sizes.
+    """
+    _, a, b, size = x.shape
+    wanted = torch.tensor([1, num_groups, -1, 0])  # -1: what is left, 0: as it is
+    return _emit("Reshape", (x, wanted), {}, (1, num_groups, a * b // num_groups, size))
+
+
+def swap_tokens_and_heads(x: Tensor) -> Tensor:
+    """[1, A, B, E] -> [1, B, A, E]. In torch a view, whose strides would bind the sizes."""
+    _, a, b, size = x.shape
+    return _emit("Transpose", (x,), {"perm": [0, 2, 1, 3]}, (1, b, a, size))
+
+
 def floor_divide(numbers: Tensor, divisor: int) -> Tensor:
     """int64, not negative; torch's own goes through floating point."""
     inputs = (numbers, torch.tensor([divisor]))
@@ -42,6 +58,17 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., I], weight [O, I] -> [..., O]; no transposed copy of the weight is made."""
     shape = (*x.shape[:-1], weight.shape[0])
     return _emit(f"{MICROSOFT}::FusedMatMul", (x, weight), {"transB": 1}, shape)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a [1, G, N, K], b [1, G, K, M] -> [1, G, N, M]."""
+    return _emit("MatMul", (a, b), {}, (*a.shape[:-1], b.shape[-1]))
+
+
+def product_with_rows(a: Tensor, b: Tensor) -> Tensor:
+    """a [1, G, N, K], b [1, G, M, K] -> [1, G, N, M]; no transposed copy of b is made."""
+    shape = (*a.shape[:-1], b.shape[-2])
+    return _emit(f"{MICROSOFT}::FusedMatMul", (a, b), {"transB": 1}, shape)
 
 
 def matmul_nbits(x: Tensor, values: Tensor, scales: Tensor, bits: int, num_columns: int) -> Tensor:
