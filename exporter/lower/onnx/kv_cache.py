@@ -17,9 +17,10 @@ from exporter.lower.onnx.operators import (
 )
 
 ROWS_DIM = 2
-# A sum over a row of scores is made of vectors of 16 or fewer; where the views begin and end on a
-# multiple of that, a score is added in the same order whatever the width of the call.
+# onnxruntime adds up to 16 scores at once, and 128 or 256 products: where the views begin and end on
+# multiples of these, a row of numbers is added in the same order whatever the width of the call.
 ROW_MULTIPLE = 16
+FIRST_ROW_MULTIPLE = 256
 SUM_LENGTH = 128
 
 
@@ -147,8 +148,9 @@ def drafter_views(position: Tensor, window: int, max_rows: int) -> Views:
 
 
 def _view(begin: Tensor, end: Tensor, queries: Tensor, window: int | None, max_rows: int) -> View:
-    """Rows from `begin` (clamped to 0) to before `end`, widened to multiples of ROW_MULTIPLE."""
-    first = floor_divide(torch.clamp(begin, min=0), ROW_MULTIPLE)
+    """Rows from `begin` (clamped to 0) to before `end`, and some more for the order of sums."""
+    first = floor_divide(torch.clamp(begin, min=0), FIRST_ROW_MULTIPLE)
+    first = first * (FIRST_ROW_MULTIPLE // ROW_MULTIPLE)  # everything in ROW_MULTIPLE rows
     count = floor_divide(end + (ROW_MULTIPLE - 1), ROW_MULTIPLE) - first
     first_row, num_rows = _number(first), _number(count)
     first_row, num_rows = first_row * ROW_MULTIPLE, num_rows * ROW_MULTIPLE
