@@ -17,8 +17,8 @@ from exporter.lower.onnx.operators import (
 )
 
 ROWS_DIM = 2
-# onnxruntime adds up to 16 scores at once, and 128 or 256 products: where the views begin and end on
-# multiples of these, a row of numbers is added in the same order whatever the width of the call.
+# onnxruntime adds up to 16 scores at once, and 128 or 256 products: where the views begin and end
+# on multiples of these, a row of numbers is added in the same order whatever a call's width.
 ROW_MULTIPLE = 16
 FIRST_ROW_MULTIPLE = 256
 SUM_LENGTH = 128

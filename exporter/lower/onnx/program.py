@@ -138,7 +138,8 @@ def _repeat(
 ) -> None:
     """Scales [rows, groups], of which blocks / groups neighbours are the same, are stored once.
 
-    onnxruntime folds the two operators when it loads the graph.
+    onnxruntime folds the two operators when it loads the graph, at any level of optimisation but
+    "none", where its MatMulNBits would be wrong without a word: it needs constant scales.
     """
     import onnx_ir as ir
 
