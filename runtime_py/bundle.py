@@ -77,17 +77,16 @@ class Bundle:
 
     def pick_runtime(self, wanted: str | None) -> RuntimeName:
         """The runtime to use: the wanted one, or the first that is installed, or the first."""
-        names = [name for name in self.manifest.runtimes if name in BACKENDS]
+        names = list(self.manifest.runtimes)
         if wanted is None:
-            installed = [name for name in names if importlib.util.find_spec(PACKAGES[name])]
-            names = installed or names
+            installed = (name for name in names if importlib.util.find_spec(PACKAGES[name]))
+            return next(installed, names[0])
         for name in names:
-            if wanted in (None, name):
+            if name == wanted:
                 return name
         raise RunError(
-            f"{self.folder}: made for {', '.join(self.manifest.runtimes)}; cannot be run with "
-            f"{wanted or ' or '.join(BACKENDS)}; "
-            f"export with --runtime {wanted or next(iter(BACKENDS))}"
+            f"{self.folder}: made for {', '.join(names)}; cannot be run with {wanted}; "
+            f"export with --runtime {wanted}"
         )
 
     def entry(self, runtime: RuntimeName) -> RuntimeEntry:

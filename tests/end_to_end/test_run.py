@@ -27,7 +27,8 @@ def on(runtime):
 @pytest.fixture
 def model_name(runtime):
     """The file that the runtime loads."""
-    return {"litert": "model.litertlm", "executorch": "model.pte"}[runtime]
+    names = {"litert": "model.litertlm", "executorch": "model.pte", "onnx": "model.fill.onnx"}
+    return names[runtime]
 
 
 @pytest.fixture
@@ -234,14 +235,21 @@ class TestBadBundles:
         replace_file(copy, model_name, whole[: len(whole) // 2])
         assert model_name in failed("generate", copy, *on, "--prompt", "hi")
 
-    def test_a_runtime_that_is_not_in_it(self, copy):
+    def test_weights_cut_short_whose_manifest_agrees(self, copy):
+        """The graphs of ONNX name the places of their weights in a second file."""
+        whole = (copy / "model.data").read_bytes()
+        replace_file(copy, "model.data", whole[: len(whole) // 2])
+        assert "model." in failed("generate", copy, "--runtime", "onnx", "--prompt", "hi")
+
+    def test_a_runtime_that_is_not_in_it(self, copy, on):
+        wanted = on[1]
+        other = "executorch" if wanted == "litert" else "litert"
         change_manifest(
-            copy,
-            lambda values: values.update(runtimes={"onnx": values["runtimes"].pop("litert")}),
+            copy, lambda values: values.update(runtimes={other: values["runtimes"][other]})
         )
-        assert "made for onnx" in failed("generate", copy, "--prompt", "hi")
-        said = failed("generate", copy, "--runtime", "executorch", "--prompt", "hi")
-        assert "cannot be run with executorch; export with --runtime executorch" in said
+        said = failed("generate", copy, *on, "--prompt", "hi")
+        assert f"made for {other}; cannot be run with {wanted}" in said
+        assert f"export with --runtime {wanted}" in said
 
 
 class TestBadRequests:

@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+from typing import get_args
 
 import pytest
 
-from runtime_py.bundle import PACKAGES, Bundle
+from runtime_py.bundle import BACKENDS, PACKAGES, Bundle
 from runtime_py.errors import RunError
-from runtime_py.manifest import Manifest
+from runtime_py.manifest import Manifest, RuntimeName
 from tests.runtime_py.bundles import manifest_values
 
 
@@ -31,6 +32,8 @@ def installed(monkeypatch):
 def test_the_first_installed_runtime_is_the_default(tmp_path, installed):
     bundle = bundle_of(tmp_path, "onnx", "litert", "executorch")
     installed(*PACKAGES.values())
+    assert bundle.pick_runtime(None) == "onnx"
+    installed(PACKAGES["litert"], PACKAGES["executorch"])
     assert bundle.pick_runtime(None) == "litert"
     installed(PACKAGES["executorch"])
     assert bundle.pick_runtime(None) == "executorch"
@@ -48,14 +51,12 @@ def test_a_wanted_runtime_is_taken_installed_or_not(tmp_path, installed):
     assert bundle_of(tmp_path, "litert", "executorch").pick_runtime("executorch") == "executorch"
 
 
-@pytest.mark.parametrize(
-    ("wanted", "said"),
-    [
-        (None, "cannot be run with litert or executorch; export with --runtime litert"),
-        ("executorch", "cannot be run with executorch; export with --runtime executorch"),
-    ],
-)
-def test_a_runtime_that_is_not_in_it_is_an_error(tmp_path, installed, wanted, said):
+def test_a_runtime_that_is_not_in_it_is_an_error(tmp_path, installed):
     installed(*PACKAGES.values())
-    with pytest.raises(RunError, match=f"made for onnx; {said}"):
-        bundle_of(tmp_path, "onnx").pick_runtime(wanted)
+    said = "made for onnx, litert; cannot be run with executorch; export with --runtime executorch"
+    with pytest.raises(RunError, match=said):
+        bundle_of(tmp_path, "onnx", "litert").pick_runtime("executorch")
+
+
+def test_every_runtime_that_a_manifest_may_name_can_be_run():
+    assert set(BACKENDS) == set(PACKAGES) == set(get_args(RuntimeName))
