@@ -27,21 +27,13 @@ from runtime_py.backends import (
     default_num_threads,
 )
 from runtime_py.backends.executorch_program import MethodSpec, Program, TensorSpec
+from runtime_py.backends.numbers import NAMES, check_numbers
 from runtime_py.errors import RunError
 
 FILL = "fill"
 FINISH = "finish"
 DRAFT = "draft"
 _FORMAT_VERSION = 2
-_CONSTANTS = (
-    "format_version",
-    "context_length",
-    "vocab_size",
-    "hidden_size",
-    "max_prefill_length",
-    "max_verify_length",
-    "has_drafter",
-)
 
 
 class ExecuTorchBackend:
@@ -128,30 +120,18 @@ class ExecuTorchBackend:
     def _read_constants(self) -> dict[str, int]:
         scalar = (TensorSpec("int64", ()),)
         values = {}
-        for name in _CONSTANTS:
+        for name in NAMES:
             spec = self._program.methods.get(name)
             if spec is None or spec.inputs or spec.outputs != scalar:
                 raise RunError(f"{self._path}: no number {name}; export again with gemma-export")
             values[name] = int(self._program.run(name, ())[0])
-        if values["format_version"] != _FORMAT_VERSION:
-            raise RunError(
-                f"{self._path}: its methods have version {values['format_version']}, this runtime "
-                f"reads {_FORMAT_VERSION}; export again with the matching gemma-export"
-            )
-        for name in _CONSTANTS[1:-1]:
-            if values[name] < 1:
-                raise RunError(f"{self._path}: {name} is {values[name]}; export again")
+        check_numbers(self._path, values, _FORMAT_VERSION, "methods")
         return values
 
     def _check_target(self) -> tuple[TensorSpec, ...]:
         """What goes from fill to finish, at finish's widest."""
         sizes = self._constants
         prefill_length, verify_length = sizes["max_prefill_length"], sizes["max_verify_length"]
-        if verify_length > prefill_length:
-            raise RunError(
-                f"{self._path}: max_verify_length is {verify_length}, above max_prefill_length "
-                f"{prefill_length}; export again"
-            )
         position = TensorSpec("int64", (1,))
         hidden = _floats(verify_length, self.hidden_size)
         between = (hidden, *self._per_layer(verify_length))

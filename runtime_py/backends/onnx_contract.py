@@ -2,21 +2,13 @@
 
 from collections.abc import Mapping
 
+from runtime_py.backends.numbers import NAMES, check_numbers
 from runtime_py.backends.onnx_graph import Graph, TensorSpec
 from runtime_py.errors import RunError
 
 PAST = "past_key_values."
 PRESENT = "present."
 FORMAT_VERSION = 1
-_NUMBERS = (
-    "format_version",
-    "context_length",
-    "vocab_size",
-    "hidden_size",
-    "max_prefill_length",
-    "max_verify_length",
-    "has_drafter",
-)
 _MAX_NUMBER = 2**31 - 1
 _TOKENS = None  # the free size of most tensors
 _POSITION = TensorSpec("int64", (1,))
@@ -30,24 +22,12 @@ def read_numbers(graph: Graph) -> dict[str, int]:
         RunError: if one is missing or makes no sense, or the format is another one.
     """
     numbers = {}
-    for name in _NUMBERS:
+    for name in NAMES:
         text = graph.numbers.get(name, "")
         if not (text.isascii() and text.isdecimal() and int(text[:11]) <= _MAX_NUMBER):
             raise RunError(f"{graph.path}: no number {name}; export again with gemma-export")
         numbers[name] = int(text)
-    if numbers["format_version"] != FORMAT_VERSION:
-        raise RunError(
-            f"{graph.path}: its graphs have version {numbers['format_version']}, this runtime "
-            f"reads {FORMAT_VERSION}; export again with the matching gemma-export"
-        )
-    for name in _NUMBERS[1:-1]:
-        if numbers[name] < 1:
-            raise RunError(f"{graph.path}: {name} is {numbers[name]}; export again")
-    if numbers["max_verify_length"] > numbers["max_prefill_length"]:
-        raise RunError(
-            f"{graph.path}: max_verify_length is {numbers['max_verify_length']}, above "
-            f"max_prefill_length {numbers['max_prefill_length']}; export again"
-        )
+    check_numbers(graph.path, numbers, FORMAT_VERSION, "graphs")
     return numbers
 
 
