@@ -1,6 +1,6 @@
-"""Open a model file with its runtime; the other runtime is not imported."""
+"""Open a model file with its runtime; the other runtimes are not imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime_py.backends import Backend
@@ -15,6 +15,10 @@ def import_backend(model: Path) -> Open:
         from runtime_py.backends.executorch import ExecuTorchBackend
 
         return lambda path, threads, _: ExecuTorchBackend(path, num_threads=threads)
+    if model.suffix == ".onnx":
+        from runtime_py.backends.onnx import OnnxBackend
+
+        return lambda path, threads, _: OnnxBackend(path, num_threads=threads)
     from runtime_py.backends.litert import LiteRTBackend
 
     return lambda path, threads, weight_caches: LiteRTBackend(
@@ -24,3 +28,8 @@ def import_backend(model: Path) -> Open:
 
 def open_backend(model: Path, num_threads: int, weight_caches: Path) -> Backend:
     return import_backend(model)(model, num_threads, weight_caches)
+
+
+def model_files(model: Path) -> Iterator[Path]:
+    """All files that the runtime reads when it is given `model`."""
+    yield from model.parent.glob("model.*")

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.export_route STACK GRAPHS_JSON OUT
 
-Routes: `ours` is what gemma-export does for LiteRT, `executorch` what it does for ExecuTorch.
+Routes: `ours` is what gemma-export does for LiteRT, `executorch` and `onnx` what it does for those.
 `stock` converts the same modules with their real weights by plain litert_torch and quantizes the
 files with ai-edge-quantizer; `stock-light` does it with litert_torch's lightweight_conversion.
 `imports` only loads LiteRT's packages. OUT also gets `weight_bytes`: what the weights themselves
@@ -47,6 +47,12 @@ def executorch(
 
     recipe = load_recipe(graphs.recipe)
     lower(target, drafter, _shapes(graphs), recipe, out / graphs.model)
+
+
+def onnx(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path) -> None:
+    from exporter.lower.onnx import lower
+
+    lower(target, drafter, _shapes(graphs), load_recipe(graphs.recipe), out)
 
 
 def stock(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path) -> None:
@@ -118,6 +124,7 @@ def _weight_bytes(target: TargetCheckpoint, drafter: DrafterCheckpoint, recipe_n
 ROUTES = {
     "executorch": executorch,
     "imports": imports,
+    "onnx": onnx,
     "ours": ours,
     "stock": stock,
     "stock-light": stock,

@@ -7,6 +7,7 @@ from typing import Any
 from runtime_py.backends import Backend
 from runtime_py.backends.executorch import ExecuTorchBackend
 from runtime_py.backends.litert import LiteRTBackend
+from runtime_py.backends.onnx import OnnxBackend
 
 
 class GraphClock:
@@ -22,6 +23,9 @@ class GraphClock:
         if isinstance(backend, LiteRTBackend):
             for signature in _signatures(backend):
                 signature._model = _Watched(self, signature._model)
+        elif isinstance(backend, OnnxBackend):
+            for graph in backend._graphs.values():
+                graph.session = _WatchedSession(self, graph.session)
         else:
             assert isinstance(backend, ExecuTorchBackend)
             program: Any = backend._program
@@ -66,6 +70,23 @@ class _WatchedLibrary:
         status: int = self._library.gx_run(*arguments)
         self._clock.add(start)
         return status
+
+
+class _WatchedSession:
+    """Stands in for a session of onnxruntime, down to its native one."""
+
+    def __init__(self, clock: GraphClock, session: Any) -> None:
+        self._clock = clock
+        self._session = session
+        self._native = session._sess
+
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        start = time.perf_counter()
+        self._native.run_with_iobinding(binding._iobinding, None)
+        self._clock.add(start)
 
 
 def _signatures(backend: LiteRTBackend) -> Iterator[Any]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from exporter.config import load_size
 
 ROOT = Path(__file__).parents[2]
+TINY = ROOT / "models" / "gemma4-tiny"
 RECIPES = ("float32", "int8", "int4")
+MODEL_FILES = {"executorch": "model.pte", "onnx": "model.fill.onnx"}  # by route
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Graphs:
     @property
     def model(self) -> str:
         """The file that the runtime loads."""
-        return "model.pte" if self.route == "executorch" else "model.litertlm"
+        return MODEL_FILES.get(self.route, "model.litertlm")
 
 
 class Work:
@@ -66,17 +68,17 @@ class Work:
             (out / "made").touch()
         return out
 
-    def lowered(self, stack: Path, graphs: Graphs) -> Path:
-        """The folder of a stack's model file, the .tflite files in it, and `weight_bytes`."""
-        out = stack / f"{graphs.name}-{_digest('exporter')}"
+    def lowered(self, pair: Path, graphs: Graphs) -> Path:
+        """The folder of a pair's model file, the .tflite files in it, and `weight_bytes`."""
+        out = self.folder / f"{pair.name}-{graphs.name}-{_digest('exporter')}"
         if not (out / "made").exists():
-            run_module("tests.benchmarks.export_route", *route_options(stack, graphs, out))
+            run_module("tests.benchmarks.export_route", *route_options(pair, graphs, out))
             (out / "made").touch()
         return out
 
-    def model(self, stack: Path, graphs: Graphs) -> Path:
-        """The file of a lowered stack that the runtime loads."""
-        return self.lowered(stack, graphs) / graphs.model
+    def model(self, pair: Path, graphs: Graphs) -> Path:
+        """The file of a lowered pair that the runtime loads: of a stack, or of TINY."""
+        return self.lowered(pair, graphs) / graphs.model
 
 
 def tiny_options(recipe: str, out: Path) -> list[object]:
@@ -87,9 +89,9 @@ def tiny_options(recipe: str, out: Path) -> list[object]:
     ]
 
 
-def route_options(stack: Path, graphs: Graphs, out: Path) -> list[object]:
-    """Of tests.benchmarks.export_route."""
-    return [stack, json.dumps(graphs.__dict__), out]
+def route_options(pair: Path, graphs: Graphs, out: Path) -> list[object]:
+    """Of tests.benchmarks.export_route; `pair` has the folders target and drafter."""
+    return [pair, json.dumps(graphs.__dict__), out]
 
 
 def run_module(module: str, *arguments: object) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from runtime_py.bench import TimedBackend
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
 from tests.benchmarks.backends import open_backend
+from tests.benchmarks.contestants import ROUTES, STACK_LAYERS, TINY_ROWS
 from tests.benchmarks.graph_clock import GraphClock
-from tests.benchmarks.inputs import Graphs, Work, num_threads
+from tests.benchmarks.inputs import TINY, Graphs, Work, num_threads
 from tests.benchmarks.record import Raw, Result, alternate, command
 
 NUM_TOKENS = 64
@@ -60,23 +61,23 @@ class Shares:
 def measure(work: Work, num_repeats: int) -> Result:
     """Time generations against the native run calls in them."""
     raw: Raw = {}
-    int8, int4 = Graphs(recipe="int8"), Graphs(recipe="int4")
-    executorch = Graphs(recipe="int8", route="executorch")
-    models = {
-        "tiny int8": lambda: work.tiny_bundle("int8") / "model.litertlm",
-        "stack int8": lambda: work.model(work.stack(), int8),
-        "stack int8, ExecuTorch": lambda: work.model(work.stack(), executorch),
-        "stack int4": lambda: work.model(work.stack(), int4),
-        "stack int4, full vocabulary": lambda: work.model(work.stack(vocab_size=FULL_VOCAB), int4),
-    }
-    threads = dict.fromkeys(models, num_threads()) | {"tiny int8": 1}
+    models: dict[str, Callable[[], Path]] = {}
+    for runtime, route in ROUTES.items():
+        graphs = Graphs(recipe="int8", route=route)
+        small = replace(graphs, cache_length=TINY_ROWS)
+        models[f"tiny int8, {runtime}"] = partial(work.model, TINY, small)
+        models[f"stack int8, {runtime}"] = partial(work.model, work.stack(STACK_LAYERS), graphs)
+    models["stack int4, full vocabulary, LiteRT"] = partial(
+        work.model, work.stack(STACK_LAYERS, FULL_VOCAB), Graphs(recipe="int4")
+    )
+    threads = {name: 1 if name.startswith("tiny") else num_threads() for name in models}
     for name, model in models.items():
         loaded = Loaded(model(), threads[name], work.weight_caches)
         raw |= _time(name, loaded, num_repeats)
         loaded.backend.close()
     settings = {
         "threads": threads,
-        "stack": "6 layers of E2B's widths, 3 of them shared, vocabulary 8192 or 262144, "
+        "stack": "4 layers of E2B's widths, 2 of them share KV, vocabulary 8192 or 262144, "
         "2048 KV rows; the whole E2B has 35 layers, so its share outside is smaller",
         "tokens": NUM_TOKENS,
         "outside": "1 - seconds in the runtime's run calls / seconds of the generation, prefill "

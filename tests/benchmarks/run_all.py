@@ -9,7 +9,6 @@ import click
 from tests.benchmarks.inputs import ROOT, Work, python_command
 
 BENCHMARKS = (
-    "stage_times",
     "runtimes",
     "loop_overhead",
     "kv_in_place",

@@ -1,119 +1,81 @@
-"""LiteRT and ExecuTorch on the same weights: time of every call, file, memory, long contexts."""
+"""All runtimes on the same weights: time of every call, file, memory, long contexts."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
 from runtime_py.backends import Backend
-from tests.benchmarks.backends import open_backend
-from tests.benchmarks.inputs import Graphs, Work, num_threads
+from tests.benchmarks.contestants import NAMES, PAIRS, STACK_ROWS, Contestant, stack, tiny
+from tests.benchmarks.graph_clock import GraphClock
+from tests.benchmarks.inputs import Work, num_threads
 from tests.benchmarks.record import Raw, Result, alternate, command, ratio
 from tests.benchmarks.resident import resident
 
-STACK_LAYERS = 4
-ROUTES = {"LiteRT": "ours", "ExecuTorch": "executorch"}
-RECIPES = {
-    "LiteRT": ("float32", "int8", "int4"),
-    "ExecuTorch": ("float32", "int8", "int4", "int4-groups"),
-}
-PAIRS = (  # (one, the one it is compared with)
-    *((f"ExecuTorch {recipe}", f"LiteRT {recipe}") for recipe in RECIPES["LiteRT"]),
-    ("ExecuTorch int4-groups", "LiteRT int4"),
-    ("LiteRT int4", "LiteRT int8"),
-    ("ExecuTorch int4", "ExecuTorch int8"),
-    ("ExecuTorch int4-groups", "ExecuTorch int8"),
-)
 POSITION = 100  # KV rows before the first token of a call
 MIN_SAMPLE_S = 0.2  # a sample repeats its call for at least so long
 DECODE, STAGES = "decode", ("verify 2", "verify 4", "verify 8", "draft", "prefill 128")
-CONTEXTS = (2048, 32768)
-CONTEXT_CONTESTANTS = ("LiteRT int8", "ExecuTorch int8", "ExecuTorch int4")
+WIDTHS = (2, 4, 8)
+MANY_ROWS = 32768
+CONTEXT_CONTESTANTS = ("LiteRT int8", "ExecuTorch int8", "ONNX int8")
 NUM_DECODED = 100  # tokens of a sample, at the positions 1 to 100
 
 Call = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One runtime with one recipe: a model file, and what its runtime adds to it."""
-
-    name: str
-    model: Path
-
-    @property
-    def weight_caches(self) -> Path:
-        return self.model.with_name("weight_caches")
-
-    def open(self) -> Backend:
-        return open_backend(self.model, num_threads(), self.weight_caches)
-
-    @cached_property
-    def sizes_mb(self) -> dict[str, float]:
-        """Of the weights in the recipe's bits, and of the files once the model was loaded."""
-        weight_bytes = int(self.model.with_name("weight_bytes").read_text())
-        cached = sum(path.stat().st_size for path in self.weight_caches.glob("*"))
-        return {
-            "weights": weight_bytes / 1e6,
-            "model file": self.model.stat().st_size / 1e6,
-            "weight cache": cached / 1e6,
-        }
+Contestants = Mapping[str, Contestant]
 
 
 def measure(work: Work, num_repeats: int) -> Result:
-    """Time LiteRT's and ExecuTorch's calls, weigh their files and their memory."""
-    contestants = {one.name: one for one in _contestants(work, CONTEXTS[0])}
-    times = _call_times(contestants, num_repeats)
-    contexts = _context_times(work, contestants, num_repeats)
-    memory = _memory(contestants, num_repeats)
+    """Time every runtime's calls, weigh its files and its memory."""
+    models = {"tiny": tiny(work), "stack": stack(work)}
+    raw: Raw = {}
+    ratios: dict[str, float] = {}
+    for model, contestants in models.items():
+        times = _call_times(contestants, num_repeats)
+        raw |= {f"{model}, {key}": values for key, values in times.items()}
+        ratios |= {f"{model}, {key}": value for key, value in _time_ratios(times).items()}
+    contexts = _context_times(work, models["stack"], num_repeats)
+    memory = _memory(models["stack"], num_repeats)
+    ratios |= _context_ratios(contexts) | _size_ratios(models["stack"], memory)
     settings = {
-        "threads": num_threads(),
-        "stack": f"{STACK_LAYERS} layers of E2B's widths (hidden 1536, intermediate 6144; 2 of "
-        "them share KV and have 12288), vocabulary 8192, with a drafter, "
-        f"{CONTEXTS[0]} KV rows; every model is lowered from this one checkpoint",
+        "threads": {"tiny": 1, "stack": num_threads()},
+        "stack": "4 layers of E2B's widths (hidden 1536, intermediate 6144; 2 of them share KV and "
+        f"have 12288), vocabulary 8192, with a drafter, {STACK_ROWS} KV rows; every model is "
+        "lowered from this one checkpoint",
         "calls": f"of the Backend, embeddings and copies included, at position {POSITION}; "
-        "prefill at position 0",
+        "prefill at position 0. outside: the part of it that is not in the runtime's own run call",
         "threads of ExecuTorch": "one pool per process, shared by its models",
+        "round": "one verify call and the drafts it checks, in decode calls",
         "contexts": f"ms per decode call at the positions 1 to {NUM_DECODED}",
         "weights": "what they take in the recipe's bits, without scales, the tied embedding once",
         "weight cache": "LiteRT keeps what XNNPACK repacked in files that it maps; they are "
-        "written at the first load, before memory is measured. ExecuTorch repacks at every load",
+        "written at the first load, before memory is measured. The others repack at every load",
         "memory": "RssAnon and RssFile of a process that decodes, verifies 8 and drafts, less "
         "those after the import of its backend",
     }
     sizes = {
         f"{name}: {what} MB": round(size, 1)
-        for name, one in contestants.items()
+        for name, one in models["stack"].items()
         for what, size in one.sizes_mb.items()
     }
-    ratios = _time_ratios(times) | _context_ratios(contexts) | _size_ratios(contestants, memory)
-    return Result(settings=settings, raw=times | contexts | memory, ratios=ratios, found=sizes)
+    return Result(settings=settings, raw=raw | contexts | memory, ratios=ratios, found=sizes)
 
 
-def _contestants(work: Work, cache_length: int) -> Iterator[Contestant]:
-    stack = work.stack(STACK_LAYERS)
-    for runtime, recipes in RECIPES.items():
-        for recipe in recipes:
-            name = f"{runtime} {recipe}"
-            if cache_length == CONTEXTS[0] or name in CONTEXT_CONTESTANTS:
-                graphs = Graphs(recipe=recipe, route=ROUTES[runtime], cache_length=cache_length)
-                yield Contestant(name, work.model(stack, graphs))
-
-
-def _call_times(contestants: Mapping[str, Contestant], num_repeats: int) -> Raw:
+def _call_times(contestants: Contestants, num_repeats: int) -> Raw:
     """Every call of every contestant in turn, all in this process."""
     backends = {name: one.open() for name, one in contestants.items()}
+    clocks = {name: GraphClock(backend) for name, backend in backends.items()}
     calls: dict[str, Callable[[], float]] = {}
+    outside: Raw = {}
     for stage in ("prefill 128", DECODE, *STAGES[:-1]):  # the first fills the rows the others read
         for name, backend in backends.items():
-            calls[f"{name}, {stage}: ms"] = partial(_sample, _stage(backend, stage))
+            kept = outside[f"{name}, {stage}: outside, ms"] = []
+            sample = partial(_sample, _stage(backend, stage), clocks[name], kept)
+            calls[f"{name}, {stage}: ms"] = sample
     raw = alternate(calls, num_repeats)
     for backend in backends.values():
         backend.close()
-    return raw
+    return raw | {key: values[-num_repeats:] for key, values in outside.items()}
 
 
 def _stage(backend: Backend, stage: str) -> Call:
@@ -129,23 +91,25 @@ def _stage(backend: Backend, stage: str) -> Call:
     return partial(backend.verify, token_ids, POSITION)
 
 
-def _sample(call: Call) -> float:
-    """Milliseconds of one call."""
+def _sample(call: Call, clock: GraphClock, outside: list[float]) -> float:
+    """Milliseconds of one call; adds those outside the graphs to `outside`."""
+    clock.reset()
     num_calls = 0
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < MIN_SAMPLE_S:
         call()
         num_calls += 1
+    outside.append(1000 * (elapsed - clock.seconds) / num_calls)
     return 1000 * elapsed / num_calls
 
 
-def _context_times(work: Work, contestants: Mapping[str, Contestant], num_repeats: int) -> Raw:
+def _context_times(work: Work, contestants: Contestants, num_repeats: int) -> Raw:
     """The same first tokens in bundles for short and for long contexts."""
-    longer = {one.name: one for one in _contestants(work, CONTEXTS[1])}
+    longer = stack(work, CONTEXT_CONTESTANTS, MANY_ROWS)
     backends = {
         _context_key(name, rows): one.open()
         for name in CONTEXT_CONTESTANTS
-        for rows, one in zip(CONTEXTS, (contestants[name], longer[name]), strict=True)
+        for rows, one in ((STACK_ROWS, contestants[name]), (MANY_ROWS, longer[name]))
     }
     raw = alternate({key: partial(_decode, one) for key, one in backends.items()}, num_repeats)
     for backend in backends.values():
@@ -165,11 +129,11 @@ def _decode(backend: Backend) -> float:
     return 1000 * (time.perf_counter() - start) / NUM_DECODED
 
 
-def _memory(contestants: Mapping[str, Contestant], num_repeats: int) -> Raw:
+def _memory(contestants: Contestants, num_repeats: int) -> Raw:
     raw: Raw = {}
     for _ in range(num_repeats):
         for name, one in contestants.items():
-            found = resident(one.model, num_threads(), one.weight_caches)
+            found = resident(one.model, one.num_threads, one.weight_caches)
             raw.setdefault(f"{name}: anonymous MB", []).append(found.anonymous)
             raw.setdefault(f"{name}: mapped MB", []).append(found.mapped)
             raw.setdefault(f"{name}: resident MB", []).append(found.total)
@@ -178,30 +142,34 @@ def _memory(contestants: Mapping[str, Contestant], num_repeats: int) -> Raw:
 
 def _time_ratios(raw: Raw) -> dict[str, float]:
     ratios: dict[str, float] = {}
-    for runtime, recipes in RECIPES.items():
-        for recipe in recipes:
-            name = f"{runtime} {recipe}"
-            for stage in STAGES:
-                keys = (f"{name}, {stage}: ms", f"{name}, {DECODE}: ms")
-                ratios[f"{name}: {stage} / {DECODE}"] = ratio(raw, *keys)
+    for name in NAMES:
+        times = {stage: raw[f"{name}, {stage}: ms"] for stage in (DECODE, *STAGES)}
+        for width in WIDTHS:
+            times[f"round of {width - 1} drafts"] = [
+                verify + (width - 1) * draft
+                for verify, draft in zip(times[f"verify {width}"], times["draft"], strict=True)
+            ]
+        for stage in set(times) - {DECODE}:
+            ratios[f"{name}: {stage} / {DECODE}"] = ratio(times, stage, DECODE)
+        keys = (f"{name}, {DECODE}: outside, ms", f"{name}, {DECODE}: ms")
+        ratios[f"{name}: outside / {DECODE}"] = ratio(raw, *keys)
     for above, below in PAIRS:
         for stage in (DECODE, *STAGES):
             keys = (f"{above}, {stage}: ms", f"{below}, {stage}: ms")
             ratios[f"{above} / {below}: {stage}"] = ratio(raw, *keys)
-    return ratios
+    return dict(sorted(ratios.items()))
 
 
 def _context_ratios(raw: Raw) -> dict[str, float]:
-    short, long = CONTEXTS
     return {
-        f"{name}: decode, {long} / {short} rows": ratio(
-            raw, _context_key(name, long), _context_key(name, short)
+        f"{name}: decode, {MANY_ROWS} / {STACK_ROWS} rows": ratio(
+            raw, _context_key(name, MANY_ROWS), _context_key(name, STACK_ROWS)
         )
         for name in CONTEXT_CONTESTANTS
     }
 
 
-def _size_ratios(contestants: Mapping[str, Contestant], memory: Raw) -> dict[str, float]:
+def _size_ratios(contestants: Contestants, memory: Raw) -> dict[str, float]:
     ratios: dict[str, float] = {}
     kinds = ("anonymous MB", "resident MB")
     for name, one in contestants.items():
