@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Step, Stops
@@ -29,7 +30,7 @@ def load(
     draft_length: int | None,
     *,
     runtime: str | None,
-    threads: int | None,
+    options: SessionOptions,
     max_new_tokens: int,
     **law: Any,
 ) -> Iterator[Loaded]:
@@ -45,7 +46,7 @@ def load(
     tokenizer = bundle.tokenizer()
     if draft_length is None:
         draft_length = bundle.manifest.draft_length
-    with closing(bundle.backend(bundle.pick_runtime(runtime), threads)) as backend:
+    with closing(bundle.backend(bundle.pick_runtime(runtime), options)) as backend:
         yield Loaded(bundle.session(backend), tokenizer, sampling, stops, draft_length)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime_py.backends import Backend
+from runtime_py.backends import Backend, SessionOptions
 from runtime_py.errors import RunError
 from runtime_py.manifest import (
     Manifest,
@@ -20,25 +20,35 @@ from runtime_py.speculative import Session
 from runtime_py.tokenizer import Tokenizer
 
 
-def _open_litert(model: Path, num_threads: int | None) -> Backend:
+def _open_litert(model: Path, options: SessionOptions) -> Backend:
     from runtime_py.backends.litert import LiteRTBackend
 
-    return LiteRTBackend(model, num_threads=num_threads)
+    _refuse_providers(model, options)
+    return LiteRTBackend(model, num_threads=options.num_threads)
 
 
-def _open_executorch(model: Path, num_threads: int | None) -> Backend:
+def _open_executorch(model: Path, options: SessionOptions) -> Backend:
     from runtime_py.backends.executorch import ExecuTorchBackend
 
-    return ExecuTorchBackend(model, num_threads=num_threads)
+    _refuse_providers(model, options)
+    return ExecuTorchBackend(model, num_threads=options.num_threads)
 
 
-def _open_onnx(model: Path, num_threads: int | None) -> Backend:
+def _open_onnx(model: Path, options: SessionOptions) -> Backend:
     from runtime_py.backends.onnx import OnnxBackend
 
-    return OnnxBackend(model, num_threads=num_threads)
+    return OnnxBackend(model, num_threads=options.num_threads, providers=options.providers)
 
 
-BACKENDS: dict[RuntimeName, Callable[[Path, int | None], Backend]] = {
+def _refuse_providers(model: Path, options: SessionOptions) -> None:
+    if options.providers:
+        raise RunError(
+            f"{model}: {', '.join(options.providers)}: only onnxruntime has execution providers; "
+            "leave --provider out, or choose --runtime onnx"
+        )
+
+
+BACKENDS: dict[RuntimeName, Callable[[Path, SessionOptions], Backend]] = {
     "litert": _open_litert,
     "executorch": _open_executorch,
     "onnx": _open_onnx,
@@ -96,9 +106,9 @@ class Bundle:
         """The file that the runtime loads."""
         return bundle_path(self.folder, self.entry(runtime).model)
 
-    def backend(self, runtime: RuntimeName, num_threads: int | None) -> Backend:
-        """Load the graphs; the caller closes the backend. None: the cores, at most 4."""
-        return BACKENDS[runtime](self.model_path(runtime), num_threads)
+    def backend(self, runtime: RuntimeName, options: SessionOptions) -> Backend:
+        """Load the graphs; the caller closes the backend."""
+        return BACKENDS[runtime](self.model_path(runtime), options)
 
     def session(self, backend: Backend) -> Session:
         """A new sequence over a loaded backend."""

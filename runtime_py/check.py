@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from runtime_py.backends import Backend
+from runtime_py.backends import Backend, SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.manifest import RuntimeName, Tolerances
 from runtime_py.reference import Ids, Reference, acceptance
@@ -73,11 +73,11 @@ class CheckReport:
 def check_bundle(
     bundle: Bundle,
     runtime: RuntimeName,
-    num_threads: int | None,
+    options: SessionOptions,
     progress: Progress = lambda _: None,
 ) -> CheckReport:
     """Load one runtime of a bundle and replay the bundle's reference on it."""
-    with closing(bundle.backend(runtime, num_threads)) as backend:
+    with closing(bundle.backend(runtime, options)) as backend:
         return run_check(
             bundle.session(backend),
             backend,

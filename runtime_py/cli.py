@@ -14,7 +14,7 @@ import click
 
 from runtime_py import render
 from runtime_py.answer import Answer, load
-from runtime_py.backends import default_num_threads
+from runtime_py.backends import SessionOptions, default_num_threads
 from runtime_py.bench import Effort, TimedBackend, compare_draft_lengths, official_contestants
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.check import check_bundle
@@ -70,6 +70,14 @@ _runtime_options = _options(
         "--threads",
         type=click.IntRange(1, 256),
         help="CPU threads.  [default: the cores, at most 4]",
+    ),
+    click.option(
+        "--provider",
+        "providers",
+        multiple=True,
+        metavar="NAME",
+        help="Execution provider of onnxruntime, such as XnnpackExecutionProvider; may be given "
+        "more than once, the best first.  [default: CPUExecutionProvider]",
     ),
 )
 _draft_length_option: Decorator = click.option(
@@ -127,7 +135,7 @@ def main() -> None:
 @_bundle_argument
 @_runtime_options
 @_json_option
-def check(bundle: Path, runtime: str | None, threads: int | None, as_json: bool) -> None:
+def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> None:
     """Replay the recorded original and compare, token by token.
 
     Exit code 0 if the bundle says what the original says, within its recipe's tolerances, and
@@ -137,7 +145,7 @@ def check(bundle: Path, runtime: str | None, threads: int | None, as_json: bool)
     opened.verify_checksums()
     name = opened.pick_runtime(runtime)
     with render.progress(f"check {name}", opened.reference().num_prompts, "prompts") as progress:
-        report = check_bundle(opened, name, threads, progress)
+        report = check_bundle(opened, name, _session(options), progress)
     if as_json:
         click.echo(json.dumps({**dataclasses.asdict(report), "passed": report.passed}))
     else:
@@ -162,7 +170,8 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise RunError("the prompt is empty; say something with --prompt")
-    with load(Bundle.open(bundle), draft_length, **options) as loaded:
+    session = _session(options)
+    with load(Bundle.open(bundle), draft_length, options=session, **options) as loaded:
         tokenizer = loaded.tokenizer
         prompt_ids = tokenizer.encode(text) if raw else tokenizer.encode_chat([_user(text)])
         answer = Answer(loaded, prompt_ids)
@@ -183,7 +192,8 @@ def generate(
 @_runtime_options
 def chat(bundle: Path, draft_length: int | None, **options: Any) -> None:
     """Talk to the model. /reset forgets the conversation, /quit or Ctrl-D leaves."""
-    with load(Bundle.open(bundle), draft_length, **options) as loaded:
+    session = _session(options)
+    with load(Bundle.open(bundle), draft_length, options=session, **options) as loaded:
         loaded.tokenizer.render_chat([_user("")])  # refuse now if there is no template
         messages: list[Message] = []
         while (line := _read_line()) is not None:
@@ -219,8 +229,8 @@ def bench(
     max_new_tokens: int,
     repeats: int,
     runtime: str | None,
-    threads: int | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure tokens per second by draft length, and milliseconds by stage.
 
@@ -229,16 +239,17 @@ def bench(
     """
     opened = Bundle.open(bundle)
     name = opened.pick_runtime(runtime)
+    session_options = _session(options)
     prompts = [ids.tolist() for ids in opened.reference().prompt_ids[:4]]
     texts = [opened.tokenizer().text_after_bos(ids) for ids in prompts]
     with (
-        closing(TimedBackend(opened.backend(name, threads))) as backend,
+        closing(TimedBackend(opened.backend(name, session_options))) as backend,
         official_contestants(
             opened.model_path(name),
             texts,
             mtp=backend.has_drafter,
             max_new_tokens=max_new_tokens,
-            num_threads=threads or default_num_threads(),
+            num_threads=session_options.num_threads or default_num_threads(),
         ) as others,
         render.progress(f"bench {name}", repeats * len(prompts), "rounds") as progress,
     ):
@@ -250,6 +261,11 @@ def bench(
         click.echo(json.dumps({"bundle": str(bundle), "runtime": name, "rows": rows}))
     else:
         render.print_bench(rows, opened, name)
+
+
+def _session(options: dict[str, Any]) -> SessionOptions:
+    """Takes what belongs to it out of a command's options."""
+    return SessionOptions(options.pop("threads"), options.pop("providers"))
 
 
 def _user(text: str) -> Message:

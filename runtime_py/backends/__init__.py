@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,14 @@ def default_num_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
     return min(_MAX_DEFAULT_THREADS, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a bundle's graphs are to be run."""
+
+    num_threads: int | None = None  # None: the cores, at most 4
+    providers: tuple[str, ...] = ()  # onnxruntime's, best first; none: the CPU's
 
 
 class Backend(Protocol):

@@ -68,7 +68,7 @@ class OnnxBackend:
         path: model.fill.onnx; the other files lie beside it. Embedding tables stay in the data
             file and are gathered from the mapped file.
         num_threads: CPU threads; default: the available cores, at most 4.
-        providers: onnxruntime's execution providers, best first.
+        providers: onnxruntime's execution providers, best first; none: the CPU's.
 
     Raises:
         RunError: if onnxruntime is not installed, or a file is damaged or not of the contract.
@@ -79,10 +79,10 @@ class OnnxBackend:
         path: Path,
         *,
         num_threads: int | None = None,
-        providers: Sequence[str] = (CPU,),
+        providers: Sequence[str] = (),
     ) -> None:
         self._path = path
-        runtime = Runtime(num_threads or default_num_threads(), providers)
+        runtime = Runtime(num_threads or default_num_threads(), providers or (CPU,))
         fill = runtime.load(path)
         contract = Contract(fill)
         self._numbers, self._between = contract.numbers, contract.between

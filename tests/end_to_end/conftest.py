@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from exporter.config import load_size
 from exporter.original import Original
+from runtime_py.backends import SessionOptions
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.sampling import GREEDY
 from runtime_py.speculative import Session, Stops
@@ -96,7 +97,7 @@ class LoadedBundle:
         self.bundle = Bundle.open(folder)
         self.reference = self.bundle.reference()
         self.tolerances = self.bundle.entry(runtime).tolerances
-        self.backend = self.bundle.backend(runtime, 1)
+        self.backend = self.bundle.backend(runtime, SessionOptions(num_threads=1))
         self.session = self.bundle.session(self.backend)
 
     def generate(self, prompt_ids, draft_length=0, law=GREEDY, num_tokens=NUM_TOKENS):

@@ -113,6 +113,12 @@ def test_every_sampling_option_changes_the_output(bundle, option, values):
     assert len(texts) == 2
 
 
+def test_the_provider_of_onnxruntime_can_be_named(bundle):
+    named = ("--runtime", "onnx", "--provider", "CPUExecutionProvider")
+    done = run("gemma-run", "generate", bundle, *named, "--prompt", "hi", "--max-new-tokens", 4)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_prompt_from_stdin(bundle):
     options = ("--max-new-tokens", 8, "--json")
     piped = run("gemma-run", "generate", bundle, "--prompt", "-", *options, input="Explain lists")
@@ -253,6 +259,14 @@ class TestBadBundles:
 
 
 class TestBadRequests:
+    def test_a_provider_that_the_runtime_has_not(self, bundle, on):
+        said = failed("generate", bundle, *on, "--provider", "TeapotExecutionProvider",
+                      "--prompt", "hi")  # fmt: skip
+        if on[1] == "onnx":
+            assert "has no TeapotExecutionProvider, only" in said
+        else:
+            assert "only onnxruntime has execution providers; leave --provider out" in said
+
     def test_empty_prompt(self, bundle):
         assert "the prompt is empty" in failed("generate", bundle, "--prompt", "")
 

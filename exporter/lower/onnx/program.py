@@ -65,6 +65,7 @@ def write_graph(
         optimizer.optimize_ir(model)
     rename(model)
     attach_weights(model.graph, weights, data)
+    model.graph.name, model.producer_name = out.stem, "gemma-export"
     model.metadata_props.update({name: str(value) for name, value in constants.items()})
     ir.save(model, out)
     onnx.checker.check_model(out, full_check=True)

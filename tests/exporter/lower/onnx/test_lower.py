@@ -213,6 +213,7 @@ def test_the_checker_and_the_operators(lowered):
 
 def test_names_are_module_paths_and_nothing_of_this_machine_is_kept(lowered):
     model = read_graphs(lowered.folder)["finish"]
+    assert model.graph.name == "model.finish"
     names = [node.name for node in model.graph.node]
     kernel = "FusedMatMul" if lowered.recipe == "float32" else "MatMulNBits"
     assert f"target/layers.1/mlp/gate_proj/{kernel}" in names
