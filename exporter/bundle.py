@@ -42,6 +42,7 @@ class BundleContents:
     draft_length: int
     runtimes: Mapping[RuntimeName, RuntimeEntry]
     reference: Reference
+    sources: Mapping[str, str]  # of what was downloaded
 
 
 def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
@@ -66,6 +67,7 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
         draft_length=contents.draft_length,
         runtimes=dict(contents.runtimes),
         reference="reference.npz",
+        sources=dict(contents.sources),
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
     )
     write_manifest(folder, manifest)

@@ -11,13 +11,37 @@ from typing import Any
 
 import click
 
-from exporter.config import DEVICES, ExportConfig, GraphShapes, ModelSource, known_sizes, load_size
+from exporter.config import (
+    DEVICES,
+    ExportConfig,
+    GraphShapes,
+    HubModel,
+    Location,
+    ModelSource,
+    known_sizes,
+    load_size,
+    parse_location,
+)
 from exporter.errors import ExportError
 from runtime_py import render
 from runtime_py.errors import RunError
 from runtime_py.manifest import Manifest, RuntimeName
 
 RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
+
+
+class LocationType(click.ParamType[Location]):
+    """A folder, or organisation/name[@revision] on the hub."""
+
+    name = "location"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Location:
+        try:
+            return value if isinstance(value, Path | HubModel) else parse_location(str(value))
+        except ExportError as error:
+            self.fail(str(error), param, ctx)
 
 
 class ErrorLine(click.Command):
@@ -39,14 +63,24 @@ class ErrorLine(click.Command):
     required=True,
     help="Device to export for; picks the defaults below.",
 )
-@click.option("--size", type=click.Choice(known_sizes()), help="A model this tool knows by name.")
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="Folder of your own Gemma 4 checkpoint."
+    "--size",
+    type=click.Choice(known_sizes()),
+    help="A model this tool knows by name; all but tiny are downloaded.",
 )
 @click.option(
-    "--drafter", type=click.Path(path_type=Path), help="Folder of its MTP drafter (assistant)."
+    "--model",
+    type=LocationType(),
+    metavar="WHERE",
+    help="Your own Gemma 4 checkpoint: a folder, or a hub id ORG/NAME[@REVISION].",
 )
-@click.option("--no-drafter", is_flag=True, help="Export --model without a drafter.")
+@click.option(
+    "--drafter",
+    type=LocationType(),
+    metavar="WHERE",
+    help="Its MTP drafter (assistant), likewise.  [default: the one of --size]",
+)
+@click.option("--no-drafter", is_flag=True, help="Export without a drafter.")
 @click.option(
     "--runtime",
     "runtimes",
@@ -83,7 +117,9 @@ def main(**options: Any) -> None:
 
     \b
     gemma-export --target raspberry-pi --size tiny
-    gemma-export --target android --model ./my-finetune --drafter ./my-drafter --quantize int4
+    gemma-export --target android --size e2b
+    gemma-export --target android --size e2b --model ./my-finetune
+    gemma-export --target desktop --model ./mine --drafter ./my-drafter --quantize int4
 
     The bundle is a folder. The platform's own runtime loads the model file in it as it is,
     gemma-run runs it without torch, and it carries a recording of the original, which
@@ -108,8 +144,8 @@ def resolve(
     *,
     device: str,
     size: str | None,
-    model: Path | None,
-    drafter: Path | None,
+    model: Location | None,
+    drafter: Location | None,
     no_drafter: bool,
     **choices: Any,
 ) -> ExportConfig:
@@ -138,18 +174,27 @@ def resolve(
 
 
 def _source(
-    size: str | None, model: Path | None, drafter: Path | None, no_drafter: bool
+    size: str | None, model: Location | None, drafter: Location | None, no_drafter: bool
 ) -> ModelSource:
-    if (size is None) == (model is None):
-        raise click.UsageError("say what to export: either --size or --model")
+    if drafter is not None and no_drafter:
+        raise click.UsageError("--drafter and --no-drafter contradict each other")
     if size is not None:
-        if drafter is not None or no_drafter:
-            raise click.UsageError("--drafter and --no-drafter go with --model")
-        return load_size(size)
-    assert model is not None
-    if (drafter is None) != no_drafter:
-        raise click.UsageError("--model needs its --drafter, or --no-drafter")
-    return ModelSource(name=model.resolve().name, model=model, drafter=drafter)
+        source = load_size(size)
+    elif model is None:
+        raise click.UsageError("say what to export: --size or --model")
+    elif drafter is None and not no_drafter:
+        raise click.UsageError("--model needs its --drafter, --no-drafter, or its --size")
+    else:
+        source = ModelSource(name=_name(model), model=model, drafter=None)
+    if model is not None:
+        source = replace(source, name=_name(model), model=model)
+    if drafter is not None or no_drafter:
+        source = replace(source, drafter=drafter)
+    return source
+
+
+def _name(model: Location) -> str:
+    return model.repo.split("/")[1] if isinstance(model, HubModel) else model.resolve().name
 
 
 def _show_stages() -> None:

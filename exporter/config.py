@@ -1,15 +1,21 @@
 """What a user asks for: the sizes graphs are traced with, the defaults of each device and model."""
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, shown
 from runtime_py.manifest import RuntimeName
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.jsonl")
+MAIN = "main"  # the branch of every repository
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_REVISION = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
+_SIZE_KEYS = {"name", "target", "drafter", "prompts", "prefill_lengths", "max_context_length"}
+_SIZE_KEYS |= {"target_revision", "drafter_revision"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +51,50 @@ DEVICES = {
 }
 
 
+@dataclass(frozen=True)
+class HubModel:
+    """A repository of the hub."""
+
+    repo: str  # organisation/name
+    revision: str = MAIN  # a branch, a tag or a commit
+
+    def __str__(self) -> str:
+        return self.repo if self.revision == MAIN else f"{self.repo}@{self.revision}"
+
+
+Location = Path | HubModel
+
+
+def parse_location(text: str) -> Location:
+    """A folder, or organisation/name[@revision] on the hub where there is no such folder.
+
+    Raises:
+        ExportError: if the revision can be none.
+    """
+    repo, at, revision = text.partition("@")
+    if not _REPO.fullmatch(repo) or _is_there(Path(text)):
+        return Path(text)
+    if at and not _REVISION.fullmatch(revision):
+        raise ExportError(
+            f"{shown(text)}: {shown(revision)!r} is no revision; give a branch, a tag or a commit"
+        )
+    return HubModel(repo, revision or MAIN)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name longer than the system's
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """Where a model and what belongs to it lie."""
 
     name: str
-    model: Path  # folder of the target checkpoint
-    drafter: Path | None  # folder of the drafter checkpoint
+    model: Location  # the target's checkpoint
+    drafter: Location | None  # the drafter's
     prompts: Path = DEFAULT_PROMPTS  # what the reference is recorded on
     prefill_lengths: tuple[int, ...] = GraphShapes.prefill_lengths
     max_context_length: int | None = None  # None: what the device's default is
@@ -80,18 +123,27 @@ def load_size(size: str) -> ModelSource:
     """Read models/SIZE.toml.
 
     Raises:
-        ExportError: if it has unknown keys, or names folders that are not there.
+        ExportError: if it has unknown keys.
     """
     path = MODELS / f"{size}.toml"
     values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    known = {"name", "target", "drafter", "prompts", "prefill_lengths", "max_context_length"}
-    if unknown := sorted(set(values) - known):
-        raise ExportError(f"{path}: unknown key {', '.join(unknown)}; known are {sorted(known)}")
+    if unknown := sorted(set(values) - _SIZE_KEYS):
+        raise ExportError(
+            f"{path}: unknown key {', '.join(unknown)}; known are {sorted(_SIZE_KEYS)}"
+        )
     return ModelSource(
         name=values["name"],
-        model=MODELS / values["target"],
-        drafter=MODELS / values["drafter"],
-        prompts=MODELS / values["prompts"],
-        prefill_lengths=tuple(values["prefill_lengths"]),
+        model=_size_part(values, "target"),
+        drafter=_size_part(values, "drafter"),
+        prompts=MODELS / values["prompts"] if "prompts" in values else DEFAULT_PROMPTS,
+        prefill_lengths=tuple(values.get("prefill_lengths", GraphShapes.prefill_lengths)),
         max_context_length=values.get("max_context_length"),
     )
+
+
+def _size_part(values: dict[str, Any], part: str) -> Location:
+    """A folder beside the TOML file, or a repository with its revision."""
+    folder: Path = MODELS / values[part]
+    if folder.is_dir():
+        return folder
+    return HubModel(values[part], values[f"{part}_revision"])

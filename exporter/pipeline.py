@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,12 @@ from exporter.checkpoint import (
     read_checkpoint,
     read_drafter,
 )
-from exporter.config import ExportConfig, GraphShapes
+from exporter.config import ExportConfig, GraphShapes, HubModel, Location, ModelSource
 from exporter.errors import ExportError
+from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
 from exporter.original import Original
+from exporter.progress import Bar, no_bar
 from exporter.quantize import (
     DRAFTER_PREFIX,
     Recipe,
@@ -48,13 +49,6 @@ CONVERSATIONS = (
     ],
 )
 AnyCheckpoint = TargetCheckpoint | DrafterCheckpoint
-# (title, total, unit) -> a context that yields the function to call with what is done.
-Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
-
-
-def no_bar(_title: str, _total: int, _unit: str) -> AbstractContextManager[Callable[[int], None]]:
-    """For callers that show no progress."""
-    return nullcontext(lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,7 @@ class Inputs:
     text: TextFiles
     prompts: list[Prompt]
     recipe: Recipe
+    sources: Mapping[str, str]  # "target" and "drafter" -> repository@commit, where downloaded
 
     @property
     def checkpoints(self) -> dict[str, AnyCheckpoint]:
@@ -82,7 +77,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
     """
     start = time.monotonic()
     refuse_existing(config.output, config.overwrite)
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, bar)
     refuse_small_disk(config, inputs)
     with staged(config.output, config.overwrite) as folder:
         reference = record(config, inputs, bar)
@@ -103,21 +98,36 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
             draft_length=config.draft_length if inputs.drafter else 0,
             runtimes=runtimes,
             reference=reference,
+            sources=inputs.sources,
         )
         manifest = write_bundle(folder, contents)
-        compare_text(config, folder, manifest, inputs)
+        compare_text(folder, manifest, inputs)
     logger.info("done        %s, %.0f s", config.output, time.monotonic() - start)
     return manifest
 
 
-def read_inputs(config: ExportConfig) -> Inputs:
-    """Open and check everything the user named, before any work is done."""
+def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
+    """Download, open and check everything the user named, before any work is done."""
     source = config.source
     recipe = load_recipe(config.recipe)
-    target = read_checkpoint(source.model)
-    drafter = None if source.drafter is None else read_drafter(source.drafter, target)
+    prompts = read_prompts(source.prompts)
+    snapshots = _download(source, bar)
+    target = read_checkpoint(_folder(source.model, snapshots))
+    drafter = None
+    if source.drafter is not None:
+        drafter = read_drafter(_folder(source.drafter, snapshots), target)
+    parts = {"target": source.model, "drafter": source.drafter}
     inputs = Inputs(
-        target, drafter, read_text_files(source.model), read_prompts(source.prompts), recipe
+        target,
+        drafter,
+        read_text_files(target.folder),
+        prompts,
+        recipe,
+        {
+            part: f"{where.repo}@{snapshots[where].commit}"
+            for part, where in parts.items()
+            if isinstance(where, HubModel)
+        },
     )
     longest = target.config.get("text_config", target.config).get("max_position_embeddings")
     if isinstance(longest, int) and config.shapes.cache_length > longest:
@@ -131,6 +141,15 @@ def read_inputs(config: ExportConfig) -> Inputs:
     if drafter is not None:
         logger.info("checkpoint  %s, %.2f M weights", source.drafter, _num_weights(drafter) / 1e6)
     return inputs
+
+
+def _download(source: ModelSource, bar: Bar) -> dict[HubModel, Snapshot]:
+    asked = [where for where in (source.model, source.drafter) if isinstance(where, HubModel)]
+    return fetch(asked, bar) if asked else {}
+
+
+def _folder(where: Location, snapshots: Mapping[HubModel, Snapshot]) -> Path:
+    return snapshots[where].folder if isinstance(where, HubModel) else where
 
 
 def _types(inputs: Inputs) -> dict[str, WeightType]:
@@ -173,7 +192,7 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
         ExportError: if no prompt fits, or if the bundle's tokenizer would not say the same.
     """
     source, size = config.source, ReferenceSize(draft_length=config.draft_length)
-    tokenizer = OriginalTokenizer(source.model)
+    tokenizer = OriginalTokenizer(inputs.target.folder)
     encoded = [(prompt.text, _encode(tokenizer, inputs.text, prompt)) for prompt in inputs.prompts]
     room = config.shapes.cache_length - size.num_tokens
     fitting = [(text, ids) for text, ids in encoded if len(ids) <= room][: size.num_prompts]
@@ -182,7 +201,8 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
             f"{source.prompts}: no prompt leaves room for {size.num_tokens} tokens in a context of "
             f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
         )
-    original = Original(source.model, source.drafter)
+    drafter = None if inputs.drafter is None else inputs.drafter.folder
+    original = Original(inputs.target.folder, drafter)
     start = time.monotonic()
     with bar("reference", len(fitting), "prompts") as progress:
         reference = record_reference(original, fitting, size, progress)
@@ -195,13 +215,13 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
     return reference
 
 
-def compare_text(config: ExportConfig, folder: Path, manifest: Manifest, inputs: Inputs) -> None:
+def compare_text(folder: Path, manifest: Manifest, inputs: Inputs) -> None:
     """The bundle's own tokenizer and chat template must say what transformers' say.
 
     Raises:
         ExportError: naming the text that becomes other tokens.
     """
-    theirs, ours = OriginalTokenizer(config.source.model), Tokenizer(folder, manifest)
+    theirs, ours = OriginalTokenizer(inputs.target.folder), Tokenizer(folder, manifest)
     for prompt in inputs.prompts:
         wanted = theirs.encode(prompt.text, inputs.text.bos_token_id)
         _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)

@@ -93,6 +93,7 @@ class Manifest(_Strict):
     draft_length: Annotated[int, Field(ge=0, le=63)]  # the default number of drafts per round
     runtimes: dict[RuntimeName, RuntimeEntry]
     reference: BundlePath
+    sources: dict[str, str] = {}  # target, drafter -> repository@commit, if from the hub
     files: dict[BundlePath, FileEntry]
 
     @model_validator(mode="after")

@@ -160,3 +160,11 @@ def test_file_entry_measures_a_file(tmp_path):
     entry = file_entry(path)
     assert entry.size_bytes == 3
     assert entry.sha256.startswith("ba7816bf")
+
+
+def test_the_sources_of_a_bundle_may_be_named():
+    golden = Path(__file__).parents[1] / "golden" / "manifest-1.json"
+    values = json.loads(golden.read_text())
+    assert Manifest.model_validate(values).sources == {}
+    sources = {"target": "maker/model@0123abc"}
+    assert Manifest.model_validate({**values, "sources": sources}).sources == sources

@@ -1,0 +1,125 @@
+"""Sizes, places of checkpoints, and what options choose."""
+
+import tomllib
+
+import pytest
+
+from exporter import cli, config
+from exporter.config import HubModel, known_sizes, load_size, parse_location
+from exporter.errors import ExportError
+
+BIG = {
+    "e2b": "google/gemma-4-E2B-it",
+    "e4b": "google/gemma-4-E4B-it",
+    "12b": "google/gemma-4-12B-it",
+    "26b-a4b": "google/gemma-4-26B-A4B-it",
+    "31b": "google/gemma-4-31B-it",
+}
+NOTHING = {
+    "size": None,
+    "model": None,
+    "drafter": None,
+    "no_drafter": False,
+    "runtimes": (),
+    "recipe": None,
+    "context_length": None,
+    "prompts": None,
+    "output": None,
+    "overwrite": False,
+}
+
+
+def resolve(**options):
+    return cli.resolve(**{**NOTHING, "device": "desktop", **options})
+
+
+def test_every_published_size_is_known():
+    assert known_sizes() == sorted([*BIG, "tiny"])
+
+
+@pytest.mark.parametrize(("size", "repo"), BIG.items())
+def test_a_size_names_its_pair(size, repo):
+    source = resolve(size=size).source
+    assert source.model == HubModel(repo, "main")
+    assert source.drafter == HubModel(f"{repo}-assistant", "main")
+    assert str(resolve(size=size).output) == f"gemma-4-{size}-desktop"
+
+
+def test_the_tiny_size_is_here():
+    source = load_size("tiny")
+    assert (source.model / "config.json").is_file()
+    assert (source.drafter / "config.json").is_file()
+
+
+def test_a_revision_can_be_put_into_a_size(tmp_path, monkeypatch):
+    values = (config.MODELS / "e2b.toml").read_text().replace('"main"', '"0123abc"')
+    (tmp_path / "e2b.toml").write_text(values)
+    monkeypatch.setattr(config, "MODELS", tmp_path)
+    assert load_size("e2b").model == HubModel("google/gemma-4-E2B-it", "0123abc")
+
+
+def test_an_unknown_key_of_a_size(tmp_path, monkeypatch):
+    (tmp_path / "odd.toml").write_text("colour = 'red'")
+    monkeypatch.setattr(config, "MODELS", tmp_path)
+    with pytest.raises(ExportError, match="unknown key colour"):
+        load_size("odd")
+
+
+def test_a_size_lends_its_drafter_to_a_fine_tune(tmp_path):
+    source = resolve(size="e2b", model=tmp_path).source
+    assert source.model == tmp_path
+    assert source.name == tmp_path.name
+    assert source.drafter == HubModel("google/gemma-4-E2B-it-assistant")
+
+
+def test_parts_of_a_size_are_replaced(tmp_path):
+    pinned = HubModel("google/gemma-4-E2B-it", "abc")
+    assert resolve(size="e2b", model=pinned).source.model == pinned
+    assert resolve(size="e2b", drafter=tmp_path).source.drafter == tmp_path
+    assert resolve(size="e2b", no_drafter=True).source.drafter is None
+    assert resolve(size="tiny", no_drafter=True).source.name == "gemma4-tiny"
+
+
+def test_a_hub_model_gives_the_bundle_its_name():
+    source = resolve(model=HubModel("maker/fine", "v1"), no_drafter=True).source
+    assert (source.name, source.drafter) == ("fine", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "location"),
+    [
+        ("maker/model", HubModel("maker/model", "main")),
+        ("maker/model@v1.2", HubModel("maker/model", "v1.2")),
+        ("maker/model@refs/pr/4", HubModel("maker/model", "refs/pr/4")),
+        ("Maker/gemma-4_E2B.it@0123abc", HubModel("Maker/gemma-4_E2B.it", "0123abc")),
+    ],
+)
+def test_a_hub_id(text, location):
+    assert parse_location(text) == location
+
+
+@pytest.mark.parametrize(
+    "text", ["model", "./maker/model", "/maker/model", "a/b/c", "../x", "~/x", "maker/", "a b/c"]
+)
+def test_a_path(text):
+    assert str(parse_location(text)) == text.removeprefix("./").removesuffix("/")
+
+
+def test_a_folder_goes_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maker" / "model").mkdir(parents=True)
+    assert parse_location("maker/model") == tmp_path.__class__("maker/model")
+    (tmp_path / "maker" / "model@v1").mkdir()
+    assert parse_location("maker/model@v1") == tmp_path.__class__("maker/model@v1")
+
+
+@pytest.mark.parametrize("revision", ["", "..", "a/../b", "/x", "x y", "-x", "x\n"])
+def test_a_revision_that_is_none(revision):
+    with pytest.raises(ExportError, match="is no revision"):
+        parse_location(f"maker/model@{revision}")
+
+
+@pytest.mark.parametrize("size", BIG)
+def test_the_size_files_have_nothing_else(size):
+    values = tomllib.loads((config.MODELS / f"{size}.toml").read_text())
+    assert set(values) == {"name", "target", "target_revision", "drafter", "drafter_revision"}
