@@ -12,6 +12,16 @@ from torch import Tensor
 
 from exporter.errors import ExportError
 
+# model_type -> class. Not config.json's "architectures", which a tool may leave out or call the
+# decoder without its head.
+CLASSES = {
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "gemma4_assistant": "Gemma4AssistantForCausalLM",
+    "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
+    "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
+    "gemma4_unified_assistant": "Gemma4UnifiedAssistantForCausalLM",
+}
 KVStates = dict[str, tuple[Tensor, Tensor]]  # kind of layer -> keys, values [1, G, T, E]
 
 
@@ -100,7 +110,7 @@ def _load(folder: Path) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    name = (config.architectures or ["Gemma4ForCausalLM"])[0]
+    name = CLASSES[config.model_type]
     with all_layers_shared(type(config.get_text_config())), _quiet(transformers):
         try:
             loaded = getattr(transformers, name).from_pretrained(

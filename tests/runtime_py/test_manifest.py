@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -35,8 +36,6 @@ def test_what_is_written_is_read_again(bundle):
 
 
 def test_the_golden_manifest_of_format_1_is_still_read():
-    from pathlib import Path
-
     golden = Path(__file__).parents[1] / "golden" / "manifest-1.json"
     manifest = Manifest.model_validate(json.loads(golden.read_text()))
     assert manifest.runtimes["litert"].model == "model.litertlm"
