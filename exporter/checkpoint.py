@@ -51,15 +51,19 @@ class Checkpoint(Generic[Spec]):
         return self._stored(name).shape
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start .. stop - 1 as float32; only they are read from the file."""
+        """Rows start .. stop - 1 as float32; only they are read from the file.
+
+        A stack of matrices [N, O, I] has N * O rows.
+        """
         stored = self._stored(name)
-        if not 0 <= start <= stop <= stored.shape[0]:
-            raise ValueError(f"{name}: rows {start}..{stop} of {stored.shape[0]}")
+        if not 0 <= start <= stop <= stored.num_rows:
+            raise ValueError(f"{name}: rows {start}..{stop} of {stored.num_rows}")
         return stored.rows(start, stop).to(torch.float32)
 
     def tensor(self, name: str) -> Tensor:
         """The whole tensor as float32."""
-        return self.rows(name, 0, self.shape(name)[0])
+        stored = self._stored(name)
+        return self.rows(name, 0, stored.num_rows).reshape(stored.shape)
 
     def integers(self, name: str) -> Tensor:
         """The whole of an integer table (token_ordering) as int32."""

@@ -9,6 +9,7 @@ from exporter.graph.spec import (
     KINDS,
     CentroidSpec,
     DrafterSpec,
+    ExpertSpec,
     Kind,
     LayerSpec,
     RopeSpec,
@@ -24,6 +25,7 @@ TEXT_TYPES = frozenset(TARGET_TYPES.values())
 
 MAX_LAYERS = 512
 MAX_SIZE = 2**24
+MAX_EXPERTS = 2**12
 DEFAULT_GLOBAL_HEAD_DIM = 512  # transformers' default when config.json has no global_head_dim
 DEFAULT_ROPES: dict[str, dict[str, Any]] = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
@@ -104,6 +106,8 @@ def parse_target(config: Mapping[str, Any], where: str) -> TargetSpec:
         )
     text = _text_fields(config, where, TARGET_TYPES)
     _refuse_unbuilt(text)
+    if text.values.get("model_type") == "gemma4_unified_text":
+        text.refuse("enable_moe_block", (False, None), "a unified model has no experts")
     vocab_size = text.integer("vocab_size")
     per_layer_size = 0
     if text.values.get("model_type") != "gemma4_unified_text":
@@ -139,6 +143,7 @@ def parse_drafter(config: Mapping[str, Any], where: str, target: TargetSpec) -> 
     top = Fields(config, where)
     text = _text_fields(config, where, DRAFTER_TYPES)
     _refuse_unbuilt(text)
+    text.refuse("enable_moe_block", (False, None), "a drafter has no experts")
     text.refuse("hidden_size_per_layer_input", (0, None), "a drafter has no per-layer embeddings")
     vocab_size, hidden_size = text.integer("vocab_size"), text.integer("hidden_size")
     _match(where, "vocab_size", vocab_size, target.vocab_size)
@@ -176,7 +181,6 @@ def _text_fields(config: Mapping[str, Any], where: str, types: Mapping[str, str]
 
 
 def _refuse_unbuilt(text: Fields) -> None:
-    text.refuse("enable_moe_block", (False, None), "experts are not exported yet")
     text.refuse("attention_bias", (False, None), "projections with a bias are not built")
     text.refuse("hidden_activation", ("gelu_pytorch_tanh", None), "another activation")
     text.refuse("use_bidirectional_attention", ("vision", None), "an encoder, not a decoder")
@@ -255,6 +259,7 @@ def _target_layers(text: Fields) -> tuple[LayerSpec, ...]:
     donors = {shape.kind: index for index, shape in enumerate(shapes[:first_shared])}
     width = text.integer("intermediate_size")
     doubled = 2 if text.flag("use_double_wide_mlp", False) else 1
+    experts = _experts(text)
     layers = []
     for index, shape in enumerate(shapes):
         shared = index >= first_shared
@@ -276,9 +281,21 @@ def _target_layers(text: Fields) -> tuple[LayerSpec, ...]:
                 values_from_keys=(
                     shape.kind == "full_attention" and text.flag("attention_k_eq_v", False)
                 ),
+                experts=experts,
             )
         )
     return tuple(layers)
+
+
+def _experts(text: Fields) -> ExpertSpec | None:
+    if not text.flag("enable_moe_block", False):
+        return None
+    num_experts = text.integer("num_experts", high=MAX_EXPERTS)
+    return ExpertSpec(
+        num_experts=num_experts,
+        top_k=text.integer("top_k_experts", high=num_experts),
+        intermediate_size=text.integer("moe_intermediate_size"),
+    )
 
 
 def _rows(shape: _Shape) -> tuple[int, int]:

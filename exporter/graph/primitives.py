@@ -18,7 +18,7 @@ def mean_square(x: Tensor) -> Tensor:
 
 
 def top_k_indices(scores: Tensor, k: int) -> Tensor:
-    """[N] -> [k], the indices of the k largest scores, in any order."""
+    """[..., N] -> [..., k], the indices of the k largest scores, in any order."""
     return torch.topk(scores, k, dim=-1).indices
 
 

@@ -9,6 +9,15 @@ KINDS: tuple[Kind, ...] = ("sliding_attention", "full_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    """Experts beside a layer's dense MLP, a few of which are active for each token."""
+
+    num_experts: int
+    top_k: int  # experts per token
+    intermediate_size: int  # of each
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """One decoder layer of the target or of the drafter."""
 
@@ -21,6 +30,7 @@ class LayerSpec:
     kv_source: int  # the TARGET layer whose KV rows this layer attends
     values_from_keys: bool  # attention_k_eq_v: values are the key projection before its norm
     in_drafter: bool = False  # a drafter layer never owns rows, whatever its index
+    experts: ExpertSpec | None = None  # None: the dense MLP alone
 
     @property
     def owns_kv(self) -> bool:

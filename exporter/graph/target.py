@@ -6,8 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from exporter.graph.decoder_layer import DecoderLayer
 from exporter.graph.kv_cache import KVCache
-from exporter.graph.layers import DecoderLayer, Linear, RMSNorm, Rope, Step, meta_parameter
+from exporter.graph.layers import Linear, RMSNorm, Rope, Step, meta_parameter
 from exporter.graph.masks import target_masks
 from exporter.graph.primitives import DEFAULT, Primitives
 from exporter.graph.spec import TargetSpec

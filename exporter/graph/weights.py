@@ -28,8 +28,8 @@ def load_weights(
     Args:
         module: Embedder, PerLayerEmbedder, Target or Drafter.
         checkpoint: the target's, or the drafter's for a Drafter.
-        virtual: matrices take no room: each is one zero expanded to the shape, in a storage of
-            its own. Vectors and integer tables are real either way.
+        virtual: matrices and stacks of matrices take no room: each is one zero expanded to the
+            shape, in a storage of its own. Vectors and integer tables are real either way.
         tied: pass one dict for several modules of one checkpoint, and a name they share (the
             tied embedding and head) becomes one Parameter.
     """
@@ -57,14 +57,14 @@ def expected_tensors(modules: Iterable[nn.Module]) -> Mapping[str, tuple[int, ..
 
 def is_virtual(tensor: Tensor) -> bool:
     """Whether `load_weights` left this matrix without its numbers."""
-    return tensor.dim() == 2 and tensor.untyped_storage().nbytes() == tensor.element_size()
+    return tensor.dim() >= 2 and tensor.untyped_storage().nbytes() == tensor.element_size()
 
 
 def _parameter(
     shaped: nn.Parameter, name: str, checkpoint: TensorSource, virtual: bool
 ) -> nn.Parameter:
-    if virtual and shaped.dim() == 2:
-        data = torch.zeros(1, 1).expand(shaped.shape)
+    if virtual and shaped.dim() >= 2:
+        data = torch.zeros([1] * shaped.dim()).expand(shaped.shape)
     else:
         data = checkpoint.tensor(name)
     return nn.Parameter(data, requires_grad=False)

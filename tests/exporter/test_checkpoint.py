@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from exporter.checkpoint import read_checkpoint, read_drafter
 from tests.exporter import tiny_models
 from tests.exporter.damage import WEIGHTS, edit_config, edit_tensors, error_of
-from tests.exporter.tiny_models import DENSE_31B, E2B, UNIFIED_12B, UNTIED
+from tests.exporter.tiny_models import A4B_26B, DENSE_31B, E2B, UNIFIED_12B, UNTIED
 
 
-@pytest.mark.parametrize("shape", [E2B, UNIFIED_12B, UNTIED], ids=["e2b", "unified", "untied"])
+@pytest.mark.parametrize(
+    "shape", [E2B, UNIFIED_12B, A4B_26B, UNTIED], ids=["e2b", "unified", "a4b", "untied"]
+)
 @pytest.mark.parametrize("multimodal", [False, True])
 @pytest.mark.parametrize("shard_size", ["1GB", "20KB"])
 def test_every_kind_of_checkpoint_reads_the_same(shape, multimodal, shard_size, tmp_path):
@@ -204,3 +206,48 @@ def test_the_31b_kind_keeps_its_global_heads(tmp_path):
     target, _ = tiny_models.save_pair(DENSE_31B, 1, tmp_path)
     full = read_checkpoint(target).spec.layers[2]
     assert (full.num_kv_heads, full.values_from_keys) == (2, True)
+
+
+@pytest.fixture
+def with_experts(tmp_path):
+    return tiny_models.save(tiny_models.target_model(A4B_26B, 1), tmp_path / "a4b")
+
+
+def test_the_rows_of_a_stack_are_those_of_its_matrices(with_experts):
+    checkpoint = read_checkpoint(with_experts)
+    name = "layers.1.experts.down_proj"
+    stack = checkpoint.tensor(name)
+    assert stack.shape == checkpoint.shape(name) == (8, 32, 12)
+    assert torch.equal(checkpoint.rows(name, 40, 130), stack.reshape(-1, 12)[40:130])
+    with pytest.raises(ValueError, match="rows"):
+        checkpoint.rows(name, 0, 8 * 32 + 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_experts", 7),
+        ("num_experts", 2**12 + 1),
+        ("num_experts", None),
+        ("top_k_experts", 9),
+        ("top_k_experts", 0),
+        ("moe_intermediate_size", 13),
+        ("moe_intermediate_size", "12"),
+    ],
+)
+def test_experts_that_make_no_sense(with_experts, key, value):
+    edit_config(with_experts, **{key: value})
+    message = error_of(read_checkpoint, with_experts)
+    assert key in message or "has shape" in message
+
+
+def test_experts_that_the_configuration_does_not_mention(with_experts):
+    edit_config(with_experts, enable_moe_block=False)
+    assert "unknown tensor layers.0." in error_of(read_checkpoint, with_experts)
+
+
+def test_a_unified_model_has_no_experts(tmp_path):
+    """transformers would read the configuration and build none."""
+    folder = tiny_models.save(tiny_models.target_model(UNIFIED_12B, 1), tmp_path)
+    edit_config(folder, enable_moe_block=True)
+    assert "a unified model has no experts" in error_of(read_checkpoint, folder)

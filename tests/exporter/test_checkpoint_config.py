@@ -26,7 +26,6 @@ def test_a_config_that_is_no_text(target):
 @pytest.mark.parametrize(
     "change",
     [
-        {"enable_moe_block": True},
         {"attention_bias": True},
         {"hidden_activation": "silu"},
         {"use_bidirectional_attention": "all"},
@@ -77,6 +76,8 @@ def test_a_number_that_is_none(target, key, value):
         ("final_logit_softcapping", True),
         ("tie_word_embeddings", "yes"),
         ("use_double_wide_mlp", 1),
+        ("enable_moe_block", 1),
+        ("enable_moe_block", True),  # and no num_experts
         ("hidden_size_per_layer_input", None),
         ("hidden_size_per_layer_input", -8),
         ("vocab_size_per_layer_input", 3),

@@ -47,6 +47,9 @@ class Shape:
     eps: float = 1e-6  # of every norm; a large one shows what is scaled where
     tied: bool = True
     unified: bool = False  # the 12B's classes
+    experts: int = 0  # beside every layer's MLP
+    active_experts: int = 2  # per token
+    expert_size: int = 12
     drafter_layers: str = "sssf"
     drafter_hidden: int = 16
     centroids: int = 0  # 0: a dense drafter head
@@ -64,6 +67,9 @@ E2B = Shape(
 E4B = Shape(layers="sssf" * 2, kv_heads=2, shared=4, per_layer=8, centroids=8, top_k=2, eps=1e-2)
 UNIFIED_12B = Shape(layers="sssssf", kv_heads=2, global_kv_heads=1, unified=True)
 DENSE_31B = Shape(layers="ssf" * 2, heads=8, kv_heads=4, global_kv_heads=2)
+A4B_26B = Shape(
+    layers="ssf" * 2, kv_heads=2, global_kv_heads=1, experts=8, active_experts=3, eps=1e-2
+)
 UNTIED = Shape(layers="sf" * 3, kv_heads=4, softcap=None, tied=False, per_layer=4)
 
 
@@ -101,6 +107,8 @@ def random_shape(seed: int) -> Shape:
         drafter_hidden=draw.choice([8, 24]),
         centroids=draw.choice([0, 6, 12]),
         top_k=draw.choice([1, 4]),
+        experts=0 if unified else draw.choice([0, 0, 5, 8]),
+        active_experts=draw.choice([1, 4]),
     )
 
 
@@ -138,6 +146,7 @@ def drafter_model(shape: Shape, seed: int) -> Any:
             doubled=False,
             per_layer=0,
             softcap=None,
+            experts=0,
         ),
         vocab_size_per_layer_input=0,
     )
@@ -181,6 +190,7 @@ def text_config(shape: Shape, **more: Any) -> Any:
         more = {
             "hidden_size_per_layer_input": shape.per_layer,
             "vocab_size_per_layer_input": shape.vocab_size,
+            **_expert_numbers(shape),
             **more,
         }
     else:
@@ -207,6 +217,17 @@ def text_config(shape: Shape, **more: Any) -> Any:
     )
 
 
+def _expert_numbers(shape: Shape) -> dict[str, Any]:
+    if not shape.experts:
+        return {}
+    return {
+        "enable_moe_block": True,
+        "num_experts": shape.experts,
+        "top_k_experts": shape.active_experts,
+        "moe_intermediate_size": shape.expert_size,
+    }
+
+
 def randomised(model: Any, seed: int) -> Any:
     """Numbers that tell a wrong graph from a right one.
 
@@ -220,10 +241,15 @@ def randomised(model: Any, seed: int) -> Any:
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("layer_scalar"):
                 tensor.copy_(0.8 + 0.1 * noise)
-            elif name.endswith("norm.weight") or "layernorm" in name:
+            elif name.endswith(("norm.weight", "router.scale")) or "layernorm" in name:
                 tensor.copy_(1.0 + 0.3 * noise)
             elif name.endswith("embed_tokens.weight") or name.endswith("lm_head.weight"):
                 tensor.copy_(noise)
-            elif tensor.dim() == 2 and name.endswith(".weight"):
-                tensor.copy_(noise * 1.5 / tensor.shape[1] ** 0.5)
+            elif name.endswith("per_expert_scale"):
+                tensor.copy_(1.0 + 0.5 * noise)
+            elif name.endswith("router.proj.weight"):
+                # What it reads is divided by sqrt(D): it takes large numbers to prefer anyone.
+                tensor.copy_(noise * 1.5)
+            elif name.endswith((".weight", "_proj")) and tensor.dim() >= 2:
+                tensor.copy_(noise * 1.5 / tensor.shape[-1] ** 0.5)
     return model.eval()

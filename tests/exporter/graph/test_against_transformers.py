@@ -1,4 +1,4 @@
-"""The graph equals transformers' own modules, for every kind of dense Gemma 4."""
+"""The graph equals transformers' own modules, for every kind of Gemma 4."""
 
 import functools
 from pathlib import Path
@@ -27,6 +27,7 @@ SHAPES = {
     "e4b": tiny_models.E4B,
     "unified-12b": tiny_models.UNIFIED_12B,
     "dense-31b": tiny_models.DENSE_31B,
+    "a4b-26b": tiny_models.A4B_26B,
     "untied": tiny_models.UNTIED,
 } | {f"random-{seed}": tiny_models.random_shape(seed) for seed in range(10)}
 

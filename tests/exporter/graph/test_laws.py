@@ -20,6 +20,7 @@ CACHE = 20
 COMMITTED = 12
 KINDS = {
     "e2b": dataclasses.replace(tiny_models.E2B, layers="sfsf", shared=2, drafter_layers="sf"),
+    "26b": dataclasses.replace(tiny_models.A4B_26B, layers="sf", drafter_layers="sf"),
     "12b": dataclasses.replace(tiny_models.UNIFIED_12B, layers="sf", drafter_layers="sf"),
 }
 
@@ -152,7 +153,7 @@ def test_primitives_change_the_spelling_and_not_the_result(folders, model):
         return nn.functional.linear(x * x, torch.full((1, x.shape[-1]), 1.0 / x.shape[-1]))
 
     def best_indices(scores: Tensor, k: int) -> Tensor:
-        return torch.argsort(scores, descending=True)[:k]
+        return torch.argsort(scores, descending=True)[..., :k]
 
     spelled = Primitives(mean_square=mean_square, top_k_indices=best_indices)
     other = EagerModel(*folders, cache_length=CACHE, primitives=spelled)
