@@ -34,12 +34,18 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
 
+    @property
+    def num_rows(self) -> int:
+        """A stack of matrices is one matrix below the other; a vector has rows of one number."""
+        return math.prod(self.shape[:-1]) if len(self.shape) > 2 else self.shape[0]
+
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows start .. stop - 1 of the first dimension, in the file's own type."""
+        """Rows start .. stop - 1, in the file's own type."""
         dtype = TYPES[self.type_name]
-        row = math.prod(self.shape[1:])
+        tail = self.shape[-1:] if len(self.shape) > 1 else ()
+        row = math.prod(tail)
         if start == stop or row == 0:
-            return torch.empty((stop - start, *self.shape[1:]), dtype=dtype)
+            return torch.empty((stop - start, *tail), dtype=dtype)
         offset = self.offset + start * row * dtype.itemsize
         if offset % dtype.itemsize:  # legal in the format, though writers align
             data: Any = bytearray(
@@ -49,7 +55,7 @@ class StoredTensor:
         else:
             data = self.mapped
         flat = torch.frombuffer(data, dtype=dtype, count=(stop - start) * row, offset=offset)
-        return flat.reshape(stop - start, *self.shape[1:])
+        return flat.reshape(stop - start, *tail)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 One scale per row is bit for bit ai-edge-quantizer's.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,8 +35,12 @@ class RowSource(Protocol):
 
 
 def quantize(source: RowSource, name: str, weight_type: WeightType) -> Iterator[QuantizedRows]:
-    """All rows of a matrix in order, never more than CHUNK_BYTES of them in memory."""
-    num_rows, num_columns = source.shape(name)
+    """All rows of a matrix in order, never more than CHUNK_BYTES of them in memory.
+
+    A stack of matrices [N, O, I] is one matrix below the other: N * O rows.
+    """
+    *above, num_columns = source.shape(name)
+    num_rows = math.prod(above)
     step = max(1, CHUNK_BYTES // (4 * num_columns))
     for start in range(0, num_rows, step):
         rows = source.rows(name, start, min(start + step, num_rows))

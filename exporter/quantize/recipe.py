@@ -59,16 +59,16 @@ class Recipe:
         Raises:
             ExportError: if no rule matches, or if 4-bit rows would not end on a byte.
         """
-        if len(shape) != 2:
+        if len(shape) < 2:
             return FLOAT32
         rule = self.rule(name)
         bits, group_size = rule.weight_type.bits, rule.weight_type.group_size
-        if bits == 4 and shape[1] % 2:
+        if bits == 4 and shape[-1] % 2:
             raise ExportError(
-                f"recipe {self.name}: {name} has {shape[1]} columns, 4-bit rows need an even "
+                f"recipe {self.name}: {name} has {shape[-1]} columns, 4-bit rows need an even "
                 f'number; put a rule with bits = 8 for it before "{rule.pattern}"'
             )
-        divided = group_size and shape[1] % group_size == 0
+        divided = group_size and shape[-1] % group_size == 0
         return rule.weight_type if divided else WeightType(bits)
 
     def rule(self, name: str) -> Rule:
@@ -109,9 +109,9 @@ def report(source: TensorSource, recipe: Recipe, prefix: str = "") -> None:
         "quantize    %s, %s, %d tensors, %.1f MB", recipe.name, whose, len(types), total / 1e6
     )
     undivided = [
-        f"{name} ({source.shape(name)[1]} columns)"
+        f"{name} ({source.shape(name)[-1]} columns)"
         for name, kind in types.items()
-        if len(source.shape(name)) == 2 and recipe.rule(prefix + name).weight_type != kind
+        if len(source.shape(name)) >= 2 and recipe.rule(prefix + name).weight_type != kind
     ]
     if undivided:
         logger.warning(

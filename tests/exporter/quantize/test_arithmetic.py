@@ -82,7 +82,7 @@ class OneMatrix:
 
     def rows(self, _name: str, start: int, stop: int) -> torch.Tensor:
         self.most_rows = max(self.most_rows, stop - start)
-        return self.matrix[start:stop]
+        return self.matrix.flatten(0, -2)[start:stop]
 
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
@@ -97,3 +97,19 @@ def test_chunks_join_to_the_whole_and_bound_the_rows_in_memory(monkeypatch, bits
     assert b"".join(chunk.data for chunk in chunks) == whole
     np.testing.assert_array_equal(np.concatenate([c.scales for c in chunks]), whole_scales)
     assert source.most_rows <= 4
+
+
+@pytest.mark.parametrize("weight_type", [WeightType(32), WeightType(8), WeightType(4, 32)], ids=str)
+def test_a_stack_is_one_matrix_below_the_other(monkeypatch, weight_type):
+    stack = OneMatrix(torch.randn(3, 5, 64))
+    monkeypatch.setattr(arithmetic_module, "CHUNK_BYTES", 4 * 4 * 64)
+    wanted = [quantize_rows(matrix, weight_type) for matrix in stack.matrix]
+
+    chunks = list(quantize(stack, "w", weight_type))
+
+    assert b"".join(chunk.data for chunk in chunks) == b"".join(data for _, data in wanted)
+    np.testing.assert_array_equal(
+        np.concatenate([chunk.scales for chunk in chunks]),
+        np.concatenate([scales for scales, _ in wanted]),
+    )
+    assert stack.most_rows <= 4

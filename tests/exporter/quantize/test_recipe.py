@@ -54,6 +54,16 @@ def test_int4_quantizes_the_tables_too(name):
     assert load_recipe("int4").weight_type(name, (8, 8)) == WeightType(4)
 
 
+@pytest.mark.parametrize("recipe", ["int8", "int4", "int4-groups"])
+def test_routers_stay_float32_and_experts_are_matrices_like_others(recipe):
+    chosen, usual = load_recipe(recipe), load_recipe(recipe).weight_type("layers.3.mlp", (4, 64))
+    assert chosen.weight_type("layers.3.router.proj.weight", (8, 64)) == WeightType(32)
+    for name in ("layers.3.experts.gate_up_proj", "layers.3.experts.down_proj"):
+        assert chosen.weight_type(name, (8, 4, 64)) == usual
+    with pytest.raises(ExportError, match="7 columns"):
+        load_recipe("int4").weight_type("layers.3.experts.down_proj", (8, 4, 7))
+
+
 def test_first_matching_rule_wins_and_the_prefix_is_part_of_the_name(tmp_path):
     recipe = load_recipe(
         write(
