@@ -15,18 +15,25 @@ from exporter.lower.executorch.kv_cache import KVBuffers
 from exporter.lower.executorch.modules import DraftStep, Fill, Finish, spell_means
 from exporter.lower.executorch.program import PINNED, Method, OnStep, write_program
 from exporter.lower.executorch.weights import Loader
+from exporter.lower.experts import refuse_experts
 from exporter.lower.versions import check_versions
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
 
 FORMAT_VERSION = 2
 
 
-def check(_types: Mapping[str, WeightType]) -> None:
+# Of XNNPACK's own operators none gathers, and those that do (embedding_4bit) make float32 of what
+# they gather, which is eight times as much to read.
+_NO_EXPERTS = "XNNPACK multiplies by constants only, and experts are chosen while it runs"
+
+
+def check(types: Mapping[str, WeightType]) -> None:
     """Refuse to begin with other tools than the pinned ones; any type can be stored.
 
     Raises:
-        ExportError: naming the tool and how to install it.
+        ExportError: naming the tool and how to install it, or if the model has experts.
     """
+    refuse_experts(types, _NO_EXPERTS)
     check_versions("ExecuTorch", PINNED)
 
 
@@ -51,7 +58,7 @@ def lower(
     Raises:
         ExportError: if the installed tools are not the pinned ones, or the recipe does not fit.
     """
-    check({})
+    check(plan(target, recipe))
     verify_length = max((1, *shapes.verify_widths))
     prefill_length = max((verify_length, *shapes.prefill_lengths))
     kv = KVBuffers(target.spec.kv_layers, shapes.cache_length)

@@ -15,6 +15,7 @@ from exporter.graph.drafter import Drafter
 from exporter.graph.spec import TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import is_virtual, load_weights
+from exporter.lower.experts import refuse_experts
 from exporter.lower.litert.inject import inject
 from exporter.lower.litert.modules import (
     PRIMITIVES,
@@ -28,6 +29,10 @@ from exporter.lower.versions import check_versions
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan, size_bytes
 
 OnBytes = Callable[[str, int, int], None]  # file at work, weight bytes written, of how many in all
+
+# FULLY_CONNECTED multiplies by constants only. EMBEDDING_LOOKUP gathers rows of integers, but as
+# float32: eight experts of 26B-A4B are 190 MB in every layer, eight times what their int4 is.
+_NO_EXPERTS = "LiteRT multiplies by constants only, and experts are chosen while it runs"
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,10 @@ def check(types: Mapping[str, WeightType]) -> None:
         types: of target and drafter together, by tensor name.
 
     Raises:
-        ExportError: if the installed tools are not the pinned ones, or a type cannot be stored.
+        ExportError: if the installed tools are not the pinned ones, a type cannot be stored, or
+            the model has experts.
     """
+    refuse_experts(types, _NO_EXPERTS)
     check_versions("LiteRT", PINNED)
     for name, kind in types.items():
         if kind.group_size:
