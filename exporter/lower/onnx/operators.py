@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 MICROSOFT = "com.microsoft"
+DOMAIN = "gemma_export"  # of what is in no file: see experts.py
+GROUPED = "GroupedMatMul"
 # What MatMulNBits rounds x to: int8, one scale for each block. With blocks of 32 each row's result
 # is the same in calls of any width; with 128 and more, or without rounding, it is not (1e-7).
 INT8_ACTIVATIONS = 4
@@ -46,12 +48,22 @@ def floor_divide(numbers: Tensor, divisor: int) -> Tensor:
     return divided
 
 
+def stable_order(numbers: Tensor) -> Tensor:
+    """[R] int64 -> the indices that sort them; equal ones keep their order.
+
+    torch.onnx knows no stable sort.
+    """
+    count = torch.onnx.ops.symbolic("Shape", (numbers,), {}, dtype=torch.int64, shape=(1,))
+    kinds, shapes = (torch.int64, torch.int64), (numbers.shape, numbers.shape)
+    smallest: dict[str, Any] = {"axis": 0, "largest": 0, "sorted": 1}
+    _, order = torch.onnx.ops.symbolic_multi_out(
+        "TopK", (numbers, count), smallest, dtypes=kinds, shapes=shapes
+    )
+    return order
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _emit("RMSNormalization", (x, weight), {"axis": -1, "epsilon": eps}, x.shape)
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    return _emit("Gelu", (x,), {"approximate": "tanh"}, x.shape)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -73,15 +85,43 @@ def product_with_rows(a: Tensor, b: Tensor) -> Tensor:
 
 def matmul_nbits(x: Tensor, values: Tensor, scales: Tensor, bits: int, num_columns: int) -> Tensor:
     """x [..., I], values [O, blocks, bytes], scales [O, blocks] -> [..., O]."""
-    attributes = {
+    num_rows = values.shape[0]
+    name = f"{MICROSOFT}::MatMulNBits"
+    attributes = _nbits(bits, num_rows, num_columns)
+    return _emit(name, (x, values, scales), attributes, (*x.shape[:-1], num_rows))
+
+
+def grouped_linear(x: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
+    """x [R, I] -> [R, O], the first counts[0] rows by the first of N matrices, and so on.
+
+    counts is [N] int64, and weight [N * O, I] is N matrices one below the other.
+    """
+    num_experts = counts.shape[0]
+    attributes = {"num_experts": num_experts, "transB": 1}
+    shape = (x.shape[0], weight.shape[0] // num_experts)
+    return _emit(f"{DOMAIN}::{GROUPED}", (x, counts, weight), attributes, shape)
+
+
+def grouped_nbits(
+    x: Tensor, counts: Tensor, weight: tuple[Tensor, Tensor], bits: int, num_columns: int
+) -> Tensor:
+    """As `grouped_linear`, with values [N * O, blocks, bytes] and scales [N * O, blocks]."""
+    num_experts = counts.shape[0]
+    num_rows = weight[0].shape[0] // num_experts
+    attributes = {"num_experts": num_experts, **_nbits(bits, num_rows, num_columns)}
+    inputs = (x, counts, *weight)
+    return _emit(f"{DOMAIN}::{GROUPED}", inputs, attributes, (x.shape[0], num_rows))
+
+
+def _nbits(bits: int, num_rows: int, num_columns: int) -> dict[str, Any]:
+    """Attributes of MatMulNBits."""
+    return {
         "K": num_columns,
-        "N": values.shape[0],
+        "N": num_rows,
         "bits": bits,
         "block_size": BLOCK_SIZE,
         "accuracy_level": INT8_ACTIVATIONS,
     }
-    name = f"{MICROSOFT}::MatMulNBits"
-    return _emit(name, (x, values, scales), attributes, (*x.shape[:-1], values.shape[0]))
 
 
 def gather_rows(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exporter.lower.onnx.data_file import DataFile, Place
+from exporter.lower.onnx.experts import expand_experts
 from exporter.lower.onnx.modules import Graph
 from exporter.lower.onnx.names import rename
 from exporter.lower.onnx.weights import Weight
@@ -65,6 +66,7 @@ def write_graph(
         optimizer.optimize_ir(model)
     rename(model)
     attach_weights(model.graph, weights, data)
+    expand_experts(model.graph)
     model.graph.name, model.producer_name = out.stem, "gemma-export"
     model.metadata_props.update({name: str(value) for name, value in constants.items()})
     ir.save(model, out)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
 from exporter.graph import layers
+from exporter.graph.experts import Choice, Experts
+from exporter.graph.primitives import gelu_tanh
 from exporter.graph.target import Table
 from exporter.graph.weights import is_virtual, load_weights
 from exporter.lower.onnx import operators
@@ -27,11 +29,12 @@ class Matrix:
 
     @property
     def num_rows(self) -> int:
-        return self.checkpoint.shape(self.name)[0]
+        """A stack of matrices is one below the other."""
+        return math.prod(self.checkpoint.shape(self.name)[:-1])
 
     @property
     def num_columns(self) -> int:
-        return self.checkpoint.shape(self.name)[1]
+        return self.checkpoint.shape(self.name)[-1]
 
     @property
     def bits(self) -> int:
@@ -108,6 +111,42 @@ class StoredTable(Weight):
         )
 
 
+class StoredStack(Weight):
+    """The same matrix of every expert, one below the other: rows x [R, I] in groups -> [R, O]."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__(matrix, gathered=False)
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """counts [num_experts]: so many rows, one after the other, are each expert's."""
+        if self.matrix.bits == 32:
+            return operators.grouped_linear(x, counts, self.weight)
+        stored, matrix = (self.weight, self.scales), self.matrix
+        return operators.grouped_nbits(x, counts, stored, matrix.bits, matrix.num_columns)
+
+
+class StoredExperts(nn.Module):
+    """experts.Experts with the tokens put in order of their experts: each is read once."""
+
+    def __init__(self, gate_up_proj: Matrix, down_proj: Matrix) -> None:
+        super().__init__()
+        self._num_experts = gate_up_proj.checkpoint.shape(gate_up_proj.name)[0]
+        self.gate_up_proj = StoredStack(gate_up_proj)
+        self.down_proj = StoredStack(down_proj)
+
+    def forward(self, x: Tensor, choice: Choice) -> Tensor:
+        chosen, shares = choice  # [T, k] each
+        flat = chosen.reshape(-1)
+        order = operators.stable_order(flat)
+        counts = (flat.reshape(-1, 1) == torch.arange(self._num_experts)).sum(dim=0)
+        rows = x[0][operators.floor_divide(order, chosen.shape[1])]  # [T * k, D]
+        gate, up = self.gate_up_proj(rows, counts).chunk(2, dim=1)
+        made = self.down_proj(gelu_tanh(gate) * up, counts)[operators.stable_order(order)]
+        made = made.reshape(*chosen.shape, -1)  # [T, k, D]
+        summed: Tensor = (made * shares.unsqueeze(-1)).sum(dim=1)
+        return summed.unsqueeze(0)
+
+
 class RMSNorm(nn.Module):
     """One operator instead of seven."""
 
@@ -138,6 +177,10 @@ class Loader:
             gathered: linear layers whose weight is used as a table.
         """
         load_weights(module, self._checkpoint, virtual=True)
+        for path, part in list(module.named_modules()):
+            if isinstance(part, Experts):
+                stacks = (self._matrix(f"{path}.{name}") for name, _ in part.named_parameters())
+                module.set_submodule(path, StoredExperts(*stacks))
         for name, parameter in list(module.named_parameters()):
             if is_virtual(parameter):
                 path = name.removesuffix(".weight")

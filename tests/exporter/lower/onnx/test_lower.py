@@ -34,6 +34,11 @@ DENSE = Shape(
     layers="sf", hidden_size=64, intermediate_size=64, heads=4, kv_heads=2, global_kv_heads=1,
     head_dim=32, global_head_dim=160, tied=False, drafter_layers="sf", drafter_hidden=32,
 )  # fmt: skip
+EXPERTS = Shape(
+    layers="sf", hidden_size=64, intermediate_size=64, heads=4, kv_heads=2, global_kv_heads=1,
+    head_dim=32, global_head_dim=64, experts=8, active_experts=3, expert_size=32,
+    drafter_layers="sf", drafter_hidden=32,
+)  # fmt: skip
 # Of the largest logit, against the graph with the stored weights: what is left is the activations'
 # rounding to int8, which random models magnify; a weight that is wrong makes 0.4 and more.
 ERRORS = {"float32": 1e-5, "int8": 0.15, "int4": 0.15, "int4-groups": 0.15}
@@ -53,8 +58,8 @@ OPERATORS = {
     "Reshape": "no work",
     "Unsqueeze": "no work",
     "Squeeze": "no work",
-    "Split": "parts of heads longer than 128",
-    "Concat": "halves of the rotation; coordinates; what the drafter takes",
+    "Split": "parts of heads longer than 128; the tokens of each expert",
+    "Concat": "halves of the rotation; coordinates; what the drafter takes; what experts make",
     "Gather": "rows of float32 tables; one layer's share of the per-layer embeddings",
     "Shape": "the number of tokens",
     "Range": "positions",
@@ -71,7 +76,10 @@ OPERATORS = {
     "Cos": "the rotation",
     "Sin": "the rotation",
     "Tanh": "GELU and the soft cap",
-    "TopK": "the centroid head",
+    "TopK": "the centroid head; the router, and the order of tokens by expert",
+    "GatherElements": "the chosen experts' shares",
+    "Equal": "how many tokens each expert gets",
+    "ReduceSum": "likewise; sums of shares and of what experts make",
     "ReduceMin": "the centroid head",
     "ScatterElements": "the centroid head",
     "GatherND": "the centroid head",
@@ -98,6 +106,7 @@ class Lowered:
     scope="module",
     params=[
         "ple-int4",
+        "experts-int4",
         # A quarter of a minute each.
         *(
             pytest.param(name, marks=pytest.mark.slow)
@@ -107,13 +116,16 @@ class Lowered:
                 "ple-int4-groups",
                 "dense-float32",
                 "dense-int4",
+                "experts-float32",
+                "experts-int8",
+                "experts-int4-groups",
             )
         ),
     ],
 )
 def lowered(request, tmp_path_factory) -> Lowered:
     kind, _, recipe = request.param.partition("-")
-    shape = {"ple": PLE, "dense": DENSE}[kind]
+    shape = {"ple": PLE, "dense": DENSE, "experts": EXPERTS}[kind]
     folder = tmp_path_factory.mktemp("lowered")
     checkpoints = save_pair(shape, 1, folder)
     target = read_checkpoint(checkpoints[0])
@@ -143,7 +155,7 @@ def eager(lowered) -> EagerModel:
             if types[name].bits < 32:
                 integers, scales = rounded(Matrix(checkpoint, name, types[name]))
                 groups = integers.reshape(len(integers), scales.shape[1], -1) * scales[:, :, None]
-                parameter.data = torch.from_numpy(groups.reshape(integers.shape))
+                parameter.data = torch.from_numpy(groups).reshape(parameter.shape)
     return eager
 
 
@@ -280,6 +292,27 @@ def test_integers_and_scales_are_those_of_the_recipe(lowered):
             path = name.removesuffix("weight")
             found = tensors.get(f"{path}scales.stored") or tensors[f"{path}scales"]
             np.testing.assert_array_equal(found.read(lowered.folder).reshape(scales.shape), scales)
+
+
+def test_every_expert_is_a_part_of_its_stack(lowered):
+    spec = lowered.target.spec.layers[0].experts
+    if spec is None:
+        pytest.skip("a dense model")
+    tensors = stored_tensors(read_graphs(lowered.folder)["fill"])
+    for name in ("layers.0.experts.gate_up_proj", "layers.0.experts.down_proj"):
+        matrix = Matrix(lowered.target, name, lowered.types("")[name])
+        parts = [tensors[f"target.{name}.{i}.weight"] for i in range(spec.num_experts)]
+        found = np.concatenate([part.read(lowered.folder).reshape(-1) for part in parts])
+        if matrix.bits == 32:
+            np.testing.assert_array_equal(found, lowered.target.tensor(name).reshape(-1))
+            continue
+        integers, scales = rounded(matrix)
+        values = np.stack((found & 15, found >> 4), -1) if matrix.bits == 4 else found
+        values = values.reshape(integers.shape).astype(np.int16) - 2 ** (matrix.bits - 1)
+        np.testing.assert_array_equal(values, integers)
+        path = f"target.{name}.scales"
+        stored = tensors.get(f"{path}.stored") or tensors[path]
+        np.testing.assert_array_equal(stored.read(lowered.folder).reshape(scales.shape), scales)
 
 
 def test_the_recipe_decides_the_operators(lowered):

@@ -1,0 +1,85 @@
+"""Products with experts: one operator while a graph is traced, one product per expert in the file.
+
+onnxruntime's own MoE and QMoE know no gated GELU on the CPU (1.32: geglu is CUDA's, and a third
+matrix is not implemented). A product with no rows costs next to nothing and reads no weight.
+"""
+
+from typing import TYPE_CHECKING
+
+from exporter.lower.onnx.operators import DOMAIN, GROUPED
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+
+def expand_experts(graph: "onnx_ir.Graph") -> None:
+    """Replace every grouped product; its weights lie in the data file already."""
+    for node in list(graph):
+        if (node.domain, node.op_type) == (DOMAIN, GROUPED):
+            _expand(graph, node)
+    graph.opset_imports.pop(DOMAIN, None)
+
+
+def _expand(graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
+    import onnx_ir as ir
+
+    x, counts, weight, *scales = (value for value in node.inputs if value is not None)
+    attributes = {name: value.as_int() for name, value in node.attributes.items()}
+    num_experts = attributes.pop("num_experts")
+    assert node.name is not None
+    path = node.name.rpartition("/")[0]
+    parts = ir.node("Split", [x, counts], {"axis": 0}, num_outputs=num_experts)
+    parts.name = f"{path}/Split"
+    nodes, columns = [parts], [parts.outputs, _slices(graph, weight, num_experts)]
+    for value in scales:  # of constants: split when the graph is loaded
+        split = ir.node("Split", [value], {"num_outputs": num_experts}, num_outputs=num_experts)
+        split.name = f"{path}/Split_of_scales"
+        nodes.append(split)
+        columns.append(split.outputs)
+    operator = "MatMulNBits" if scales else "FusedMatMul"
+    products = [
+        ir.node(operator, inputs, attributes, domain="com.microsoft", name=f"{path}.{i}/{operator}")
+        for i, inputs in enumerate(zip(*columns, strict=True))
+    ]
+    joined = ir.node("Concat", [p.outputs[0] for p in products], {"axis": 0}, name=f"{path}/Concat")
+    nodes += [*products, joined]
+    for made in nodes:
+        for index, output in enumerate(made.outputs):
+            output.name = f"{made.name}:{index}" if index else made.name
+    result = node.outputs[0]
+    joined.outputs[0].type, joined.outputs[0].shape = result.type, result.shape
+    graph.insert_before(node, nodes)
+    result.replace_all_uses_with(joined.outputs[0])
+    graph.remove(node, safe=True)
+
+
+def _slices(
+    graph: "onnx_ir.Graph", stack: "onnx_ir.Value", num_experts: int
+) -> list["onnx_ir.Value"]:
+    """An initializer for each expert's matrix in the stack, [num_experts * O, ...]."""
+    import onnx_ir as ir
+
+    whole = stack.const_value
+    assert isinstance(whole, ir.ExternalTensor)
+    assert whole.offset is not None
+    assert whole.length is not None
+    assert stack.name is not None
+    graph.initializers.pop(stack.name)
+    num_rows, *rest = whole.shape.numpy()
+    length = whole.length // num_experts
+    values = []
+    for i in range(num_experts):
+        name = f"{stack.name.removesuffix('.weight')}.{i}.weight"
+        shape = ir.Shape((num_rows // num_experts, *rest))
+        tensor = ir.ExternalTensor(
+            whole.location,
+            whole.offset + i * length,
+            length,
+            whole.dtype,
+            shape=shape,
+            name=name,
+            base_dir=whole.base_dir,
+        )
+        values.append(ir.Value(name=name, const_value=tensor, type=stack.type, shape=shape))
+        graph.register_initializer(values[-1])
+    return values
