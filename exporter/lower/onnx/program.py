@@ -68,6 +68,7 @@ def write_graph(
     attach_weights(model.graph, weights, data)
     expand_experts(model.graph)
     model.graph.name, model.producer_name = out.stem, "gemma-export"
+    expand_experts(model.graph)
     model.metadata_props.update({name: str(value) for name, value in constants.items()})
     ir.save(model, out)
     onnx.checker.check_model(out, full_check=True)
