@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime_py.errors import RunError
+from runtime_py.flatbuffer import FlatbufferError, Table
 
 MAGIC = b"LITERTLM"
 FORMAT_VERSION = 1  # major; minor versions only add sections
@@ -47,74 +48,6 @@ class Section:
     @property
     def size_bytes(self) -> int:
         return self.end - self.begin
-
-
-class FlatbufferError(Exception):
-    """An offset that leads out of the buffer; callers say which file and raise RunError."""
-
-
-class Table:
-    """One flatbuffer table, every access bounds-checked. Fields are numbered as in the schema."""
-
-    def __init__(self, data: bytes | memoryview, position: int) -> None:
-        self._data = data
-        self._position = position
-        self._vtable = position - self._unpack("<i", position)
-        self._vtable_bytes = self._unpack("<H", self._vtable)
-
-    @classmethod
-    def root(cls, data: bytes | memoryview) -> "Table":
-        return cls(data, unpack_at(data, "<I", 0))
-
-    def number(self, field: int, code: str) -> int:
-        """The scalar field of struct format `code`, 0 when absent."""
-        position = self._field(field)
-        return self._unpack(code, position) if position else 0
-
-    def table(self, field: int) -> "Table | None":
-        position = self._field(field)
-        return Table(self._data, self._follow(position)) if position else None
-
-    def tables(self, field: int) -> Iterator["Table"]:
-        start, length = self.vector(field, item_bytes=4)
-        for index in range(length):
-            yield Table(self._data, self._follow(start + 4 * index))
-
-    def string(self, field: int) -> str:
-        start, length = self.vector(field, item_bytes=1)
-        return bytes(self._data[start : start + length]).decode("utf-8", errors="replace")
-
-    def vector(self, field: int, item_bytes: int) -> tuple[int, int]:
-        """(position of the first item, number of items); (0, 0) when absent."""
-        position = self._field(field)
-        if not position:
-            return 0, 0
-        start = self._follow(position)
-        length = self._unpack("<I", start)
-        if start + 4 + length * item_bytes > len(self._data):
-            raise FlatbufferError("a vector ends past the end of its buffer")
-        return start + 4, length
-
-    def _field(self, field: int) -> int:
-        entry = 4 + 2 * field
-        if entry + 2 > self._vtable_bytes:
-            return 0
-        offset = self._unpack("<H", self._vtable + entry)
-        return self._position + offset if offset else 0
-
-    def _follow(self, position: int) -> int:
-        return position + self._unpack("<I", position)
-
-    def _unpack(self, code: str, position: int) -> int:
-        return unpack_at(self._data, code, position)
-
-
-def unpack_at(data: bytes | memoryview, code: str, position: int) -> int:
-    """One integer of struct format `code`. Raises FlatbufferError when it is not inside `data`."""
-    if position < 0 or position + struct.calcsize(code) > len(data):
-        raise FlatbufferError("an offset leads out of its buffer")
-    value: int = struct.unpack_from(code, data, position)[0]
-    return value
 
 
 def read_sections(path: Path) -> tuple[Section, ...]:

@@ -17,7 +17,8 @@ from runtime_py.backends.litert_contract import Signatures, SignatureSpec, Tenso
 from runtime_py.backends.litert_mapping import MappedBytes
 from runtime_py.backends.litert_weight_cache import WeightCache
 from runtime_py.errors import RunError
-from runtime_py.litertlm import FlatbufferError, Section, Table, unpack_at
+from runtime_py.flatbuffer import FlatbufferError, Table, unpack_at
+from runtime_py.litertlm import Section
 
 Array = npt.NDArray[Any]
 

@@ -6,7 +6,8 @@ import pytest
 
 from runtime_py.backends.litert_model import LoadedModel, Runtime, check_tflite
 from runtime_py.errors import RunError
-from runtime_py.litertlm import FlatbufferError, Section, find_model, read_sections
+from runtime_py.flatbuffer import FlatbufferError
+from runtime_py.litertlm import Section, find_model, read_sections
 
 pytest.importorskip("ai_edge_litert")
 
