@@ -18,6 +18,7 @@ from exporter.lower.executorch.weights import Loader
 from exporter.lower.experts import refuse_experts
 from exporter.lower.versions import check_versions
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
+from runtime_py.weight_names import KEY, write_names
 
 FORMAT_VERSION = 2
 
@@ -62,14 +63,18 @@ def lower(
     verify_length = max((1, *shapes.verify_widths))
     prefill_length = max((verify_length, *shapes.prefill_lengths))
     kv = KVBuffers(target.spec.kv_layers, shapes.cache_length)
-    embedder, table, decoder = _load_target(target, recipe)
+    loader = Loader(target, plan(target, recipe))
+    embedder, table, decoder = _load_target(target, loader)
+    names = loader.names
     methods = {
         "fill": _fill_method(Fill(kv, embedder, table, decoder), prefill_length),
         "finish": _finish_method(Finish(kv, decoder), verify_length),
     }
     if drafter is not None:
         module = Drafter(drafter.spec)
-        Loader(drafter, plan(drafter, recipe, DRAFTER_PREFIX)).load(module)
+        loader = Loader(drafter, plan(drafter, recipe, DRAFTER_PREFIX), DRAFTER_PREFIX)
+        loader.load(module)
+        names = {**names, **loader.names}
         spell_means(module)
         methods["draft"] = _draft_method(DraftStep(kv, embedder, decoder, module))
     constants = {
@@ -81,16 +86,15 @@ def lower(
         "max_verify_length": verify_length,
         "has_drafter": int(drafter is not None),
     }
-    write_program(methods, constants, out, on_step)
+    write_program(methods, constants, {KEY: write_names(names)}, out, on_step)
 
 
 def _load_target(
-    target: TargetCheckpoint, recipe: Recipe
+    target: TargetCheckpoint, loader: Loader
 ) -> tuple[Embedder, PerLayerEmbedder | None, Target]:
     spec = target.spec
     embedder, decoder = Embedder(spec), Target(spec)
     table = PerLayerEmbedder(spec) if spec.per_layer_size else None
-    loader = Loader(target, plan(target, recipe))
     for module in (embedder, table, decoder):
         if module is not None:
             loader.load(module)

@@ -27,10 +27,14 @@ OnStep = Callable[[int, int], None]  # steps done, of how many in all
 def write_program(
     methods: Mapping[str, Method],
     constants: Mapping[str, int],
+    named_data: Mapping[str, bytes],
     out: Path,
     on_step: OnStep,
 ) -> None:
-    """Trace, delegate to XNNPACK and write the methods over one shared arena of buffers."""
+    """Trace, delegate to XNNPACK and write the methods over one shared arena of buffers.
+
+    `constants` become methods that return a number, `named_data` lies beside XNNPACK's own.
+    """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import (
         EdgeCompileConfig,
@@ -66,6 +70,8 @@ def write_program(
             constant_methods=dict(constants),
         )
         on_step(num_steps - 2, num_steps)
+        for key, data in named_data.items():
+            edge._named_data_store.add_named_data(key, data)
         program = edge.to_executorch(config)
         on_step(num_steps - 1, num_steps)
     with out.open("wb") as file:

@@ -13,6 +13,10 @@ from exporter.graph.layers import Linear
 from exporter.graph.target import Table
 from exporter.graph.weights import is_virtual, load_weights
 from exporter.quantize import WeightType, quantize
+from runtime_py.weight_names import PREFIX_BYTES, fingerprint
+
+# XNNPACK stores 4-bit values as numbers from 0 to 15: 8 more than two's complement, both halves.
+OFFSET_4_BITS = 0x88
 
 Checkpoint = TargetCheckpoint | DrafterCheckpoint
 
@@ -90,11 +94,19 @@ class QuantizedTable(nn.Module):
 
 
 class Loader:
-    """Loads the modules of one checkpoint; a matrix that two of them share is quantized once."""
+    """Loads the modules of one checkpoint; a matrix that two of them share is quantized once.
 
-    def __init__(self, checkpoint: Checkpoint, types: Mapping[str, WeightType]) -> None:
+    Attributes:
+        names: fingerprint of a matrix's bytes in the file -> its name, behind `prefix`.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, types: Mapping[str, WeightType], prefix: str = ""
+    ) -> None:
         self._checkpoint = checkpoint
         self._types = types
+        self._prefix = prefix
+        self.names: dict[str, str] = {}
         self._integers: dict[str, Integers] = {}
         self._parameters: dict[str, nn.Parameter] = {}
 
@@ -113,15 +125,22 @@ class Loader:
         layer = module.get_submodule(path)
         if self._types[name].bits == 32:
             layer.weight = self._parameter(name)
+            self._remember(name, layer.weight)
             return
         integers = self._quantized(name)
-        if isinstance(layer, Table):
-            module.set_submodule(path, QuantizedTable(integers, layer.scale))
-        elif _is_gathered(module, name):
-            module.set_submodule(path, QuantizedTable(integers, 1.0))
+        if isinstance(layer, Table) or _is_gathered(module, name):
+            table = QuantizedTable(integers, layer.scale if isinstance(layer, Table) else 1.0)
+            module.set_submodule(path, table)
+            self._remember(name, table.values)
         else:
             assert isinstance(layer, Linear)
             module.set_submodule(path, QuantizedLinear(integers))
+            packed = integers.values.dtype == torch.uint8
+            self._remember(name, integers.values, OFFSET_4_BITS if packed else 0)
+
+    def _remember(self, name: str, stored: Tensor, offset: int = 0) -> None:
+        start = stored.detach().numpy().reshape(-1).view(np.uint8)[:PREFIX_BYTES]
+        self.names[fingerprint((start ^ np.uint8(offset)).tobytes())] = self._prefix + name
 
     def _parameter(self, name: str) -> nn.Parameter:
         if name not in self._parameters:
