@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
-from runtime_py import render
+from runtime_py import render, render_inspection
 from runtime_py.answer import Answer, load
 from runtime_py.backends import SessionOptions, default_num_threads
 from runtime_py.bench import Effort, TimedBackend, compare_draft_lengths, official_contestants
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.check import check_bundle
 from runtime_py.errors import RunError
+from runtime_py.inspection import inspect_bundle
 from runtime_py.tokenizer import Message
 
 
@@ -128,6 +129,7 @@ def main() -> None:
     gemma-run generate BUNDLE --prompt "Write a haiku"
     gemma-run chat BUNDLE
     gemma-run bench BUNDLE       how fast, by draft length
+    gemma-run inspect BUNDLE     what is in it: types, sizes, signatures, memory
     """
 
 
@@ -261,6 +263,36 @@ def bench(
         click.echo(json.dumps({"bundle": str(bundle), "runtime": name, "rows": rows}))
     else:
         render.print_bench(rows, opened, name)
+
+
+@main.command()
+@_bundle_argument
+@click.option(
+    "--runtime",
+    type=click.Choice(sorted(BACKENDS)),
+    help="Only this runtime's files.  [default: all in the bundle]",
+)
+@click.option("--all", "show_all", is_flag=True, help="A line for every tensor, nothing folded.")
+@_json_option
+def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) -> None:
+    """List every weight's type as the made files have it, and sizes, signatures and memory.
+
+    Read from the files themselves: neither the runtime nor the checkpoint is needed.
+    """
+    opened = Bundle.open(bundle)
+    names = list(opened.manifest.runtimes) if runtime is None else [opened.pick_runtime(runtime)]
+    found = {name: inspect_bundle(opened, name) for name in names}
+    if as_json:
+        runtimes = {
+            name: {"recipe": opened.entry(name).recipe, **findings.as_dict()}
+            for name, findings in found.items()
+        }
+        values = {"bundle": str(bundle), "name": opened.manifest.name, "runtimes": runtimes}
+        click.echo(json.dumps(values))
+        return
+    for name, findings in found.items():
+        title = f"{opened.manifest.name} on {name}, recipe {opened.entry(name).recipe}"
+        render_inspection.print_findings(findings, title, show_all)
 
 
 def _session(options: dict[str, Any]) -> SessionOptions:

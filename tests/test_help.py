@@ -7,7 +7,7 @@ import exporter.cli
 import runtime_py.cli
 
 
-@pytest.mark.parametrize("arguments", ["", "check", "generate", "chat", "bench"])
+@pytest.mark.parametrize("arguments", ["", "check", "generate", "chat", "bench", "inspect"])
 def test_help_of_gemma_run(snapshot, arguments):
     assert help_text("gemma-run", runtime_py.cli.main, arguments.split()) == snapshot
 

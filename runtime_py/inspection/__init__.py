@@ -1,0 +1,34 @@
+"""What is in the made files: read from the files themselves, without their runtimes."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from runtime_py.bundle import Bundle
+from runtime_py.errors import RunError
+from runtime_py.flatbuffer import FlatbufferError
+from runtime_py.inspection import executorch, litert, onnx
+from runtime_py.inspection.findings import Findings
+from runtime_py.manifest import RuntimeName
+from runtime_py.protobuf import ProtobufError
+
+INSPECT: Mapping[RuntimeName, Callable[[Path], Findings]] = {
+    "litert": litert.inspect,
+    "executorch": executorch.inspect,
+    "onnx": onnx.inspect,
+}
+
+
+def inspect_bundle(bundle: Bundle, runtime: RuntimeName) -> Findings:
+    """Read one runtime's files; the runtime need not be installed.
+
+    Raises:
+        RunError: if a file is damaged.
+    """
+    path = bundle.model_path(runtime)
+    try:
+        return INSPECT[runtime](path)
+    except (FlatbufferError, ProtobufError) as error:
+        raise RunError(f"{path}: damaged: {error}; copy the file again") from error
+
+
+__all__ = ["INSPECT", "Findings", "inspect_bundle"]

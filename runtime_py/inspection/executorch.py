@@ -1,0 +1,235 @@
+"""What a .pte holds, read without ExecuTorch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime_py.flatbuffer import pick
+from runtime_py.inspection.executorch_delegate import Stored, read_delegate
+from runtime_py.inspection.executorch_program import Method, Program, Tensor
+from runtime_py.inspection.findings import (
+    ITEM_BITS,
+    Constant,
+    Findings,
+    KvBuffer,
+    Memory,
+    Section,
+    Signature,
+    Use,
+    Value,
+    Weight,
+    group_size,
+)
+from runtime_py.inspection.mapping import mapped
+from runtime_py.weight_names import KEY, fingerprint, read_names
+
+_KV_PREFIX, _KV_ROWS_DIM = "kv.", 1  # [1, C, G, E]
+# Operators that look rows up -> the type of the numbers, "": the tensor's own. Their first two
+# inputs are the table and, if it is quantized, its scales.
+_LOOKUPS = {
+    "aten::embedding": "",
+    "quantized_decomposed::embedding_byte": "int8",
+    "quantized_decomposed::embedding_4bit": "int4",
+    "quantized_decomposed::embedding_2bit": "int2",
+}
+
+
+@dataclass
+class _Matrix:
+    """A matrix as it is put together."""
+
+    data: memoryview
+    dtype: str
+    shape: tuple[int, ...]
+    num_groups: int
+    scale_bytes: int
+    uses: dict[Use, None] = field(default_factory=dict)
+    used_by: dict[str, None] = field(default_factory=dict)
+
+
+class _Reader:
+    """Collects what the methods of a program hold, each range of bytes once."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.matrices: dict[str, _Matrix] = {}
+        self.constants: dict[str, Constant] = {}
+        self._scales: set[str] = set()
+
+    def read(self, method: Method) -> None:
+        for place in method.delegates:
+            for stored in read_delegate(self._program.bytes_of(place)):
+                self._add_stored(stored, method.name)
+        for operator, arguments in method.calls:
+            if operator in _LOOKUPS:
+                self._add_table(method, _LOOKUPS[operator], arguments)
+        for tensor in method.values:
+            if tensor is not None and tensor.constant:
+                self._add_constant(f"constant {tensor.constant}", tensor)
+
+    def _add_stored(self, stored: Stored, method: str) -> None:
+        data = self._program.named_data(stored.key)
+        # Equal bytes have several keys and one segment.
+        key = f"segment {self._program.named[stored.key]}"
+        if not stored.is_matrix:
+            self.constants[key] = Constant(
+                name=key, dtype=stored.dtype, shape=stored.shape, size_bytes=len(data)
+            )
+            return
+        scales = self._program.named_data(stored.scales_key) if stored.scales_key else b""
+        matrix = self.matrices.setdefault(
+            key, _Matrix(data, stored.dtype, stored.shape, stored.num_groups, len(scales))
+        )
+        matrix.uses["matmul"] = None
+        matrix.used_by[method] = None
+
+    def _add_table(self, method: Method, dtype: str, arguments: tuple[int, ...]) -> None:
+        table = pick(method.values, pick(arguments, 0))
+        scales = pick(method.values, pick(arguments, 1)) if dtype else None
+        if table is None or not table.constant or len(table.shape) != 2:
+            return
+        key = f"constant {table.constant}"
+        if key not in self.matrices:
+            num_rows, stored_columns = table.shape
+            num_columns = stored_columns * ITEM_BITS.get(table.dtype, 0)
+            self.matrices[key] = _Matrix(
+                data=self._program.constant_bytes(table),
+                dtype=dtype or table.dtype,
+                shape=(num_rows, num_columns // ITEM_BITS.get(dtype or table.dtype, 8)),
+                num_groups=scales.shape[1] if scales is not None and len(scales.shape) > 1 else 1,
+                scale_bytes=0 if scales is None else scales.size_bytes,
+            )
+            if scales is not None:
+                self._scales.add(f"constant {scales.constant}")
+        self.matrices[key].uses["lookup"] = None
+        self.matrices[key].used_by[method.name] = None
+
+    def _add_constant(self, key: str, tensor: Tensor) -> None:
+        if key not in self.matrices and key not in self._scales:
+            self._program.constant_bytes(tensor)  # it must be there
+            self.constants[key] = Constant(
+                name=key, dtype=tensor.dtype, shape=tensor.shape, size_bytes=tensor.size_bytes
+            )
+
+
+def inspect(path: Path) -> Findings:
+    """Read a .pte.
+
+    Raises:
+        RunError: if it cannot be read.
+        FlatbufferError: if it is damaged, or no .pte.
+    """
+    with mapped(path) as data:
+        program = Program(data)
+        names = read_names(program.named_data(KEY)) if KEY in program.named else {}
+        methods = [method for method in program.methods if method.inputs]  # others are numbers
+        reader = _Reader(program)
+        for method in methods:
+            reader.read(method)
+        weights = tuple(_weight(key, m, names) for key, m in reader.matrices.items())
+        file_bytes = len(data)
+    kv = _kv(methods)
+    return Findings(
+        files={path.name: file_bytes},
+        sections=tuple(_sections(path.name, program, methods)),
+        weights=weights,
+        constants=tuple(reader.constants.values()),
+        signatures=tuple(_signature(path.name, method) for method in methods),
+        kv=kv,
+        memory=_memory(weights, methods, kv),
+        notes=(
+            "types, shapes and sizes are XNNPACK's own, read from the delegates; the names of the "
+            + (
+                "matrices are the exporter's claim, tied to the first bytes of each"
+                if names
+                else "matrices are not in the file"
+            ),
+            "a size that is free shows its upper bound; inputs and outputs have no names",
+            "what XNNPACK needs inside its delegates is decided when the program is loaded",
+        ),
+    )
+
+
+def _weight(key: str, matrix: _Matrix, names: dict[str, str]) -> Weight:
+    return Weight(
+        name=names.get(fingerprint(matrix.data), key),
+        dtype=matrix.dtype,
+        group_size=group_size(matrix.shape[1], matrix.num_groups),
+        shape=matrix.shape,
+        size_bytes=len(matrix.data),
+        scale_bytes=matrix.scale_bytes,
+        uses=tuple(sorted(matrix.uses)),
+        used_by=tuple(matrix.used_by),
+    )
+
+
+def _sections(file: str, program: Program, methods: list[Method]) -> Iterator[Section]:
+    named = [pick(program.segments, index) for index in set(program.named.values())]
+    groups = {
+        "program": [range(program.size_bytes)],
+        "constants": [program.constants],
+        **{f"delegates of {method.name}": list(method.delegates) for method in methods},
+        "data of delegates": named,
+    }
+    for name, places in groups.items():
+        if places:
+            begin, size = min(place.start for place in places), sum(map(len, places))
+            yield Section(file=file, name=name, begin=begin, size_bytes=size)
+
+
+def _signature(file: str, method: Method) -> Signature:
+    inputs, outputs = (
+        tuple(
+            _value(f"{kind}_{position}", pick(method.values, index))
+            for position, index in enumerate(numbers)
+        )
+        for kind, numbers in (("input", method.inputs), ("output", method.outputs))
+    )
+    return Signature(name=method.name, where=file, inputs=inputs, outputs=outputs)
+
+
+def _value(name: str, tensor: Tensor | None) -> Value:
+    return Value(name, tensor.dtype, tensor.shape) if tensor else Value(name, "no tensor", ())
+
+
+def _kv(methods: list[Method]) -> tuple[KvBuffer, ...]:
+    """Buffers that methods share, by their names."""
+    buffers: dict[str, KvBuffer] = {}
+    for tensor in (value for method in methods for value in method.values):
+        if tensor is None or not tensor.name.startswith(_KV_PREFIX) or len(tensor.shape) != 4:
+            continue
+        num_rows = tensor.shape[_KV_ROWS_DIM]
+        buffers[tensor.name] = KvBuffer(
+            name=tensor.name,
+            dtype=tensor.dtype,
+            num_rows=num_rows,
+            row_bytes=tensor.size_bytes // max(1, num_rows),
+        )
+    return tuple(buffers.values())
+
+
+def _memory(
+    weights: tuple[Weight, ...], methods: list[Method], kv: tuple[KvBuffer, ...]
+) -> tuple[Memory, ...]:
+    kv_bytes = sum(buffer.size_bytes for buffer in kv)
+    planned = [method.planned_bytes for method in methods]
+    num_memories = max(map(len, planned), default=0)
+    arenas = sum(max(row[i] for row in planned if len(row) > i) for i in range(num_memories))
+    looked_up = sum(weight.size_bytes for weight in weights if "lookup" in weight.uses)
+    multiplied = sum(weight.size_bytes for weight in weights if "matmul" in weight.uses)
+    return (
+        Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
+        Memory(
+            what="matrices, repacked by XNNPACK at every load",
+            size_bytes=multiplied,
+            holding="anonymous",
+            said_by="runtime",
+        ),
+        Memory(what="KV, whole context", size_bytes=kv_bytes, holding="anonymous", said_by="file"),
+        Memory(
+            what="planned between operators",
+            size_bytes=max(0, arenas - kv_bytes),
+            holding="anonymous",
+            said_by="file",
+        ),
+    )

@@ -1,0 +1,196 @@
+"""What an inspection finds, the same for every runtime."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Use = Literal["lookup", "matmul"]
+Holding = Literal["mapped", "cache file", "anonymous"]
+Size = int | None  # None: free, chosen with every call
+
+DRAFTER_PREFIX = "drafter."
+TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
+ITEM_BITS = {
+    "bool": 8,
+    "int2": 2,
+    "int4": 4,
+    "uint4": 4,
+    "int8": 8,
+    "uint8": 8,
+    "float16": 16,
+    "bfloat16": 16,
+    "int16": 16,
+    "float32": 32,
+    "int32": 32,
+    "float64": 64,
+    "int64": 64,
+}
+# Where a matrix belongs, by its name; the first that matches.
+PARTS = (
+    (r"drafter\.", "drafter"),
+    (r"embed_tokens_per_layer\.|per_layer_model_projection\.", "per-layer embedding"),
+    (r"layers\.\d+\.per_layer_", "per-layer embedding"),
+    (r"lm_head\.", "head"),
+    (r"embed_tokens\.", "embedding"),
+    (r"layers\.\d+\.self_attn\.", "attention"),
+    (r"layers\.\d+\.(router|experts)\.", "experts"),
+    (r"layers\.\d+\.mlp\.", "MLP"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A matrix as a file stores it: one range of bytes, however many graphs use it."""
+
+    name: str  # the checkpoint's, a drafter's behind DRAFTER_PREFIX
+    dtype: str  # "float32", "float16", "int8", "int4" or "int2"
+    group_size: int  # neighbours in a row that share a scale; 0: the whole row, or no scales
+    shape: tuple[int, ...]  # of the numbers, not of the bytes
+    size_bytes: int
+    scale_bytes: int
+    uses: tuple[Use, ...]
+    used_by: tuple[str, ...]  # signatures, methods or graphs
+
+    @property
+    def part(self) -> str:
+        """A tied table that is stored a second time for the head is the head there."""
+        if self.name == TABLE and self.uses == ("matmul",):
+            return "head"
+        found = (part for pattern, part in PARTS if re.match(pattern, self.name))
+        return next(found, "other matrices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """Everything else with numbers in it: norms, scalars, shapes of reshapes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[Size, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """0 where a size is free."""
+        return size_bytes(self.dtype, [size or 0 for size in self.shape])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """A graph that can be called."""
+
+    name: str
+    where: str  # section or file
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a file that has a place of its own in it."""
+
+    file: str
+    name: str
+    begin: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvBuffer:
+    """Keys or values of one layer."""
+
+    name: str
+    dtype: str
+    num_rows: int
+    row_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.num_rows * self.row_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Something that is in memory while the model runs."""
+
+    what: str
+    size_bytes: int
+    holding: Holding
+    said_by: Literal["file", "runtime"]  # a size in the file, or how the runtime treats such data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """One runtime's files, read without the runtime."""
+
+    files: dict[str, int]  # name -> bytes
+    sections: tuple[Section, ...]
+    weights: tuple[Weight, ...]
+    constants: tuple[Constant, ...]
+    signatures: tuple[Signature, ...]
+    kv: tuple[KvBuffer, ...]
+    memory: tuple[Memory, ...]
+    notes: tuple[str, ...] = field(default=())  # what is claimed, and what the files do not say
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of the files by what they are for; they add up to the files."""
+        parts: dict[str, int] = {}
+        for weight in self.weights:
+            parts[weight.part] = parts.get(weight.part, 0) + weight.size_bytes
+        parts["scales"] = sum(weight.scale_bytes for weight in self.weights)
+        parts["norms and constants"] = sum(constant.size_bytes for constant in self.constants)
+        parts["graphs and padding"] = self.size_bytes - sum(parts.values())
+        return parts
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return sum(buffer.row_bytes for buffer in self.kv)
+
+    @property
+    def kv_bytes(self) -> int:
+        """For the whole context."""
+        return sum(buffer.size_bytes for buffer in self.kv)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        weights = [{**dataclasses.asdict(w), "part": w.part} for w in self.weights]
+        return {
+            **dataclasses.asdict(self),
+            "weights": weights,
+            "size_bytes": self.size_bytes,
+            "parts": self.parts,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "kv_bytes": self.kv_bytes,
+        }
+
+
+def size_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Of packed numbers; 0 for a type this module does not know."""
+    return -(-math.prod(shape) * ITEM_BITS.get(dtype, 0) // 8)
+
+
+def group_size(num_columns: int, num_groups: int) -> int:
+    """0 for one scale per row, or none."""
+    return num_columns // num_groups if num_groups > 1 else 0
+
+
+def printable(name: str) -> str:
+    """A name from a file, safe to show."""
+    return "".join(character if character.isprintable() else "?" for character in name)

@@ -1,0 +1,278 @@
+"""What a .litertlm holds, read from its .tflite sections.
+
+Field numbers are those of schema.fbs of LiteRT (ai-edge-litert 2.3.0).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime_py.flatbuffer import FlatbufferError, Table, pick
+from runtime_py.inspection.findings import (
+    DRAFTER_PREFIX,
+    Constant,
+    Findings,
+    KvBuffer,
+    Memory,
+    Section,
+    Signature,
+    Use,
+    Value,
+    Weight,
+    printable,
+)
+from runtime_py.inspection.mapping import mapped
+from runtime_py.litertlm import Section as FileSection
+from runtime_py.litertlm import read_sections
+
+_IDENTIFIER = b"TFL3"
+_MAX_RANK, _MAX_ARGUMENTS = 8, 1 << 10
+_MAX_TENSORS = 1 << 20  # of one section
+_TYPES = {
+    0: "float32",
+    1: "float16",
+    2: "int32",
+    3: "uint8",
+    4: "int64",
+    6: "bool",
+    7: "int16",
+    9: "int8",
+    10: "float64",
+    17: "int4",
+    18: "bfloat16",
+    19: "int2",
+    20: "uint4",
+}
+_DEQUANTIZE, _EMBEDDING_LOOKUP, _FULLY_CONNECTED = 6, 7, 9
+_USES: Mapping[tuple[int, int], Use] = {
+    (_EMBEDDING_LOOKUP, 1): "lookup",
+    (_FULLY_CONNECTED, 1): "matmul",
+}
+_KV_NAME = re.compile(r"kv_cache_([kv])_\d+")
+_ROWS_DIM = {"k": 2, "v": 3}  # [1, G, C, E] and [1, G, E, C]
+_DRAFTER = "tf_lite_mtp_drafter"
+
+
+@dataclass
+class _Stored:
+    """One range of bytes and all tensors that lie on it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    scale_bytes: int = 0
+    uses: dict[Use, None] = field(default_factory=dict)
+    used_by: dict[str, None] = field(default_factory=dict)
+
+
+def inspect(path: Path) -> Findings:
+    """Read a .litertlm.
+
+    Raises:
+        RunError: if the file is damaged or is no .litertlm.
+        FlatbufferError: if a section is damaged.
+    """
+    sections = read_sections(path)
+    stored: dict[tuple[int, int], _Stored] = {}
+    signatures: list[Signature] = []
+    with mapped(path) as data:
+        for section in sections:
+            if section.data_type == "tflite_model":
+                view = data[section.begin : section.end]
+                _read_model(view, section, stored, signatures)
+    weights = tuple(_weight(entry) for entry in stored.values() if entry.uses)
+    kv = _kv(signatures)
+    return Findings(
+        files={path.name: path.stat().st_size},
+        sections=tuple(
+            Section(
+                file=path.name,
+                name=printable(section.model_type) or section.data_type,
+                begin=section.begin,
+                size_bytes=section.size_bytes,
+            )
+            for section in sections
+        ),
+        weights=weights,
+        constants=tuple(
+            Constant(name=s.name, dtype=s.dtype, shape=s.shape, size_bytes=s.size_bytes)
+            for s in stored.values()
+            if not s.uses
+        ),
+        signatures=tuple(signatures),
+        kv=kv,
+        memory=_memory(weights, signatures, kv),
+        notes=(
+            "vectors have the names that the converter gave them; what a graph needs between its "
+            "operators is decided when LiteRT loads it, and is not in the file",
+        ),
+    )
+
+
+def _read_model(
+    data: memoryview,
+    section: FileSection,
+    stored: dict[tuple[int, int], _Stored],
+    signatures: list[Signature],
+) -> None:
+    if data[4:8] != _IDENTIFIER:
+        raise FlatbufferError(f"{section.model_type}: found {bytes(data[4:8])!r}, needed TFL3")
+    model = Table.root(data)
+    graphs = [list(graph.tables(0)) for graph in model.tables(2)]
+    if sum(map(len, graphs)) > _MAX_TENSORS:
+        raise FlatbufferError(f"{section.model_type}: more than {_MAX_TENSORS} tensors")
+    names = _signature_names(model)
+    buffers = [_extent(buffer, len(data)) for buffer in model.tables(4)]
+    codes = [_operator_code(code) for code in model.tables(1)]
+    for index, (graph, tensors) in enumerate(zip(model.tables(2), graphs, strict=True)):
+        uses = _uses(graph, codes)
+        where = names.get(index, printable(section.model_type))
+        for number, tensor in enumerate(tensors):
+            begin, size = pick(buffers, tensor.number(2, "<I"))
+            if not size:
+                continue
+            place = (section.begin + begin, size)
+            if place not in stored:
+                stored[place] = _describe(tensor, size, section.model_type)
+            entry = stored[place]
+            entry.scale_bytes += _scale_bytes(tensor)
+            entry.used_by[where] = None
+            entry.uses.update(dict.fromkeys(uses.get(number, ())))
+    signatures += _signatures(model, graphs, section.model_type)
+
+
+def _describe(tensor: Table, size: int, model_type: str) -> _Stored:
+    name = printable(tensor.string(3))
+    prefix = DRAFTER_PREFIX if model_type == _DRAFTER else ""
+    shape = tensor.numbers(0, "<i", _MAX_RANK)
+    return _Stored(prefix + name, _dtype(tensor), shape, size)
+
+
+def _weight(entry: _Stored) -> Weight:
+    return Weight(
+        name=entry.name,
+        dtype=entry.dtype,
+        group_size=0,  # this format has one scale per row, or blocks that nobody writes here
+        shape=entry.shape,
+        size_bytes=entry.size_bytes,
+        scale_bytes=entry.scale_bytes,
+        uses=tuple(sorted(entry.uses)),
+        used_by=tuple(entry.used_by),
+    )
+
+
+def _extent(buffer: Table, section_bytes: int) -> tuple[int, int]:
+    """(first byte, number of bytes), behind the flatbuffer or in it."""
+    begin, size = buffer.number(1, "<Q"), buffer.number(2, "<Q")
+    if begin > 1:
+        if begin + size > section_bytes:
+            raise FlatbufferError(f"a weight ends at byte {begin + size} of {section_bytes}")
+        return begin, size
+    return buffer.vector(0, item_bytes=1)
+
+
+def _operator_code(code: Table) -> int:
+    return max(code.number(0, "<b"), code.number(3, "<i"))
+
+
+def _uses(graph: Table, codes: list[int]) -> dict[int, set[Use]]:
+    """Tensor number -> what reads it, also through a DEQUANTIZE of constants."""
+    uses: dict[int, set[Use]] = {}
+    copies: dict[int, int] = {}
+    for operator in graph.tables(3):
+        code = pick(codes, operator.number(0, "<I"))
+        inputs = operator.numbers(1, "<i", _MAX_ARGUMENTS)
+        if code == _DEQUANTIZE and inputs:
+            copies.update(dict.fromkeys(operator.numbers(2, "<i", 1), inputs[0]))
+        use = _USES.get((code, 1))
+        if use and len(inputs) > 1:
+            uses.setdefault(copies.get(inputs[1], inputs[1]), set()).add(use)
+    return uses
+
+
+def _scale_bytes(tensor: Table) -> int:
+    """Of this tensor's own table: every signature has one."""
+    quantization = tensor.table(4)
+    if quantization is None:
+        return 0
+    return 4 * quantization.vector(2, 4)[1] + 8 * quantization.vector(3, 8)[1]
+
+
+def _signature_names(model: Table) -> dict[int, str]:
+    """By the number of the subgraph."""
+    return {entry.number(4, "<I"): printable(entry.string(2)) for entry in model.tables(7)}
+
+
+def _signatures(model: Table, graphs: list[list[Table]], model_type: str) -> list[Signature]:
+    found = []
+    for entry in model.tables(7):
+        tensors = pick(graphs, entry.number(4, "<I"))
+        inputs, outputs = (
+            tuple(_value(item, tensors) for item in entry.tables(number)) for number in (0, 1)
+        )
+        name = printable(entry.string(2))
+        where = printable(model_type)
+        found.append(Signature(name=name, where=where, inputs=inputs, outputs=outputs))
+    return found
+
+
+def _value(item: Table, tensors: list[Table]) -> Value:
+    tensor = pick(tensors, item.number(1, "<I"))
+    shape = (size if size >= 0 else None for size in tensor.numbers(0, "<i", _MAX_RANK))
+    return Value(printable(item.string(0)), _dtype(tensor), tuple(shape))
+
+
+def _dtype(tensor: Table) -> str:
+    number = tensor.number(1, "<b")
+    return _TYPES.get(number, f"type {number}")
+
+
+def _kv(signatures: list[Signature]) -> tuple[KvBuffer, ...]:
+    """Those of decode: every other signature has the same."""
+    decode = next((s for s in signatures if s.name == "decode"), None)
+    buffers = []
+    for value in decode.inputs if decode else ():
+        match = _KV_NAME.fullmatch(value.name)
+        if match and len(value.shape) == 4:
+            num_rows = value.shape[_ROWS_DIM[match[1]]] or 1
+            row_bytes = value.size_bytes // max(1, num_rows)
+            buffers.append(
+                KvBuffer(name=value.name, dtype=value.dtype, num_rows=num_rows, row_bytes=row_bytes)
+            )
+    return tuple(buffers)
+
+
+def _memory(
+    weights: tuple[Weight, ...], signatures: list[Signature], kv: tuple[KvBuffer, ...]
+) -> tuple[Memory, ...]:
+    looked_up = sum(w.size_bytes for w in weights if "lookup" in w.uses)
+    multiplied = sum(w.size_bytes for w in weights if "matmul" in w.uses)
+    buffers = sum(
+        value.size_bytes
+        for signature in signatures
+        for value in (*signature.inputs, *signature.outputs)
+        if not _KV_NAME.fullmatch(value.name)
+    )
+    return (
+        Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
+        Memory(
+            what="matrices, repacked once by XNNPACK",
+            size_bytes=multiplied,
+            holding="cache file",
+            said_by="runtime",
+        ),
+        Memory(
+            what="KV, whole context",
+            size_bytes=sum(buffer.size_bytes for buffer in kv),
+            holding="anonymous",
+            said_by="file",
+        ),
+        Memory(
+            what="inputs and outputs of all signatures",
+            size_bytes=buffers,
+            holding="anonymous",
+            said_by="file",
+        ),
+    )
