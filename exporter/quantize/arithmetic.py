@@ -74,7 +74,17 @@ def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, 
         scales, integers = _quantize(values, weight_type.bits, _as_it_is)
     if weight_type.bits == 8:
         return scales, integers.tobytes()
-    return scales, ((integers[0::2] & 15) | (integers[1::2] << 4)).tobytes()
+    return scales, _packed(integers, weight_type.bits)
+
+
+def _packed(integers: npt.NDArray[np.int8], bits: int) -> bytes:
+    """Several values a byte, the first in its lowest bits."""
+    per_byte, mask = 8 // bits, np.uint8(2**bits - 1)
+    unsigned = integers.view(np.uint8) & mask
+    packed = unsigned[0::per_byte].copy()
+    for index in range(1, per_byte):
+        packed |= unsigned[index::per_byte] << np.uint8(bits * index)
+    return packed.tobytes()
 
 
 def _quantize(

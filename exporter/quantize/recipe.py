@@ -1,6 +1,7 @@
 """A recipe is data: ordered rules from tensor names to weight types, first match wins."""
 
 import logging
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +13,24 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from exporter.errors import ExportError
+from exporter.graph.spec import LayerSpec
 from runtime_py.manifest import Tolerances
 
 logger = logging.getLogger(__name__)
 
-BITS = (32, 8, 4)
+BITS = (32, 8, 4, 2)
 RECIPE_KEYS = {"description", "rule", "check"}
-RULE_KEYS = {"pattern", "bits", "group_size"}
+RULE_KEYS = {"pattern", "layers", "bits", "group_size"}
+# What `layers` may say, and whether the layers that it means own KV rows.
+LAYERS = {"own-kv": True, "shared-kv": False}
 GROUP_MULTIPLE = 32  # XNNPACK's 4-bit kernels take groups of a multiple of it
 
 
 @dataclass(frozen=True)
 class WeightType:
-    """How one tensor is stored: 32 is float32; 8 and 4 are symmetric integers with scales."""
+    """How one tensor is stored: 8, 4 and 2 bits are symmetric integers with scales."""
 
-    bits: int
+    bits: int  # 32: float32
     group_size: int = 0  # neighbours in a row that share a scale; 0: the whole row
 
 
@@ -35,10 +39,19 @@ FLOAT32 = WeightType(32)
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors whose name matches the glob `pattern` are stored as `weight_type`."""
+    """Tensors whose name matches the glob `pattern` are stored as `weight_type`.
+
+    With `owns_kv`, only those of layers that own KV rows (True) or share another's (False).
+    """
 
     pattern: str
     weight_type: WeightType
+    owns_kv: bool | None = None
+
+    def matches(self, name: str, layer: LayerSpec | None) -> bool:
+        if not fnmatchcase(name, self.pattern):
+            return False
+        return self.owns_kv is None or (layer is not None and layer.owns_kv == self.owns_kv)
 
 
 @dataclass(frozen=True)
@@ -49,32 +62,36 @@ class Recipe:
     rules: tuple[Rule, ...]
     tolerances: Tolerances  # what `gemma-run check` demands of a bundle made with it
 
-    def weight_type(self, name: str, shape: Sequence[int]) -> WeightType:
+    def weight_type(
+        self, name: str, shape: Sequence[int], layer: LayerSpec | None = None
+    ) -> WeightType:
         """The type `name` is stored as; a row that groups do not divide has one scale instead.
 
         Args:
             name: the normalised tensor name; drafter names carry DRAFTER_PREFIX.
             shape: vectors and scalars (norms, layer scalars) always stay float32.
+            layer: that the tensor belongs to, if any.
 
         Raises:
-            ExportError: if no rule matches, or if 4-bit rows would not end on a byte.
+            ExportError: if no rule matches, or if packed rows would not end on a byte.
         """
         if len(shape) < 2:
             return FLOAT32
-        rule = self.rule(name)
+        rule = self.rule(name, layer)
         bits, group_size = rule.weight_type.bits, rule.weight_type.group_size
-        if bits == 4 and shape[-1] % 2:
+        per_byte = max(1, 8 // bits)
+        if shape[-1] % per_byte:
             raise ExportError(
-                f"recipe {self.name}: {name} has {shape[-1]} columns, 4-bit rows need an even "
-                f'number; put a rule with bits = 8 for it before "{rule.pattern}"'
+                f"recipe {self.name}: {name} has {shape[-1]} columns, {bits}-bit rows need a "
+                f'multiple of {per_byte}; put a rule with bits = 8 for it before "{rule.pattern}"'
             )
         divided = group_size and shape[-1] % group_size == 0
         return rule.weight_type if divided else WeightType(bits)
 
-    def rule(self, name: str) -> Rule:
+    def rule(self, name: str, layer: LayerSpec | None = None) -> Rule:
         """The first rule that matches, or an ExportError."""
         for rule in self.rules:
-            if fnmatchcase(name, rule.pattern):
+            if rule.matches(name, layer):
                 return rule
         raise ExportError(
             f"recipe {self.name}: no rule matches {name}; end the recipe with a rule for "
@@ -82,9 +99,16 @@ class Recipe:
         )
 
 
+class Layers(Protocol):
+    @property
+    def layers(self) -> Sequence[LayerSpec]: ...
+
+
 class TensorSource(Protocol):
     """What `plan` needs of a checkpoint."""
 
+    @property
+    def spec(self) -> Layers: ...
     def names(self) -> Sequence[str]: ...
     def shape(self, name: str, /) -> Sequence[int]: ...
 
@@ -97,7 +121,16 @@ def plan(source: TensorSource, recipe: Recipe, prefix: str = "") -> dict[str, We
 
     `prefix` is put before the names when rules are matched (DRAFTER_PREFIX for a drafter).
     """
-    return {name: recipe.weight_type(prefix + name, source.shape(name)) for name in source.names()}
+    return {
+        name: recipe.weight_type(prefix + name, source.shape(name), layer_of(source, name))
+        for name in source.names()
+    }
+
+
+def layer_of(source: TensorSource, name: str) -> LayerSpec | None:
+    """The layer that a tensor belongs to, None for tables, heads and what is outside the layers."""
+    match = re.match(r"layers\.(\d+)\.", name)
+    return source.spec.layers[int(match[1])] if match else None
 
 
 def report(source: TensorSource, recipe: Recipe, prefix: str = "") -> None:
@@ -111,7 +144,8 @@ def report(source: TensorSource, recipe: Recipe, prefix: str = "") -> None:
     undivided = [
         f"{name} ({source.shape(name)[-1]} columns)"
         for name, kind in types.items()
-        if len(source.shape(name)) >= 2 and recipe.rule(prefix + name).weight_type != kind
+        if len(source.shape(name)) >= 2
+        and recipe.rule(prefix + name, layer_of(source, name)).weight_type != kind
     ]
     if undivided:
         logger.warning(
@@ -129,7 +163,7 @@ def size_bytes(shape: Sequence[int], weight_type: WeightType) -> int:
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read a recipe by its name (float32, int8, int4) or from a TOML file.
+    """Read a recipe by its name, as `recipe_names` lists them, or from a TOML file.
 
     Raises:
         ExportError: if there is no such recipe, or if it says something unknown.
@@ -184,7 +218,17 @@ def _parse_rule(name: str, rule: dict[str, Any]) -> Rule:
     if type(rule["bits"]) is not int or rule["bits"] not in BITS:
         raise ExportError(f"recipe {name}: bits = {rule['bits']}; choose one of {BITS}")
     _check_groups(name, rule["bits"], group_size)
-    return Rule(rule["pattern"], WeightType(rule["bits"], group_size))
+    return Rule(rule["pattern"], WeightType(rule["bits"], group_size), _owns_kv(name, rule))
+
+
+def _owns_kv(name: str, rule: dict[str, Any]) -> bool | None:
+    layers = rule.get("layers")
+    if layers is None:
+        return None
+    if not isinstance(layers, str) or layers not in LAYERS:
+        known = " or ".join(f'"{word}"' for word in LAYERS)
+        raise ExportError(f"recipe {name}: layers = {layers}; give {known}, or leave it out")
+    return LAYERS[layers]
 
 
 def _check_groups(name: str, bits: int, group_size: object) -> None:

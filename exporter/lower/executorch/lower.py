@@ -9,6 +9,7 @@ from torch import Tensor
 
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
 from exporter.config import GraphShapes
+from exporter.errors import ExportError
 from exporter.graph.drafter import Drafter
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.executorch.kv_cache import KVBuffers
@@ -29,13 +30,23 @@ _NO_EXPERTS = "XNNPACK multiplies by constants only, and experts are chosen whil
 
 
 def check(types: Mapping[str, WeightType]) -> None:
-    """Refuse to begin with other tools than the pinned ones; any type can be stored.
+    """Refuse what this lowering cannot do, before any work.
+
+    Args:
+        types: of target and drafter together, by tensor name.
 
     Raises:
-        ExportError: naming the tool and how to install it, or if the model has experts.
+        ExportError: if the installed tools are not the pinned ones, or a type cannot be
+            stored, or the model has experts.
     """
     refuse_experts(types, _NO_EXPERTS)
     check_versions("ExecuTorch", PINNED)
+    for name, kind in types.items():
+        if kind.bits == 2:
+            raise ExportError(
+                f"{name}: 2 bits, XNNPACK in ExecuTorch {PINNED['executorch']} multiplies with 4 "
+                "or 8; use --quantize int4, or --runtime litert or onnx"
+            )
 
 
 def lower(

@@ -173,6 +173,7 @@ def _retype(model: Any, weight: Weight, num_rows: int) -> None:
         32: schema.TensorType.FLOAT32,
         8: schema.TensorType.INT8,
         4: schema.TensorType.INT4,
+        2: schema.TensorType.INT2,
     }
     buffer = schema.BufferT()
     buffer.offset = buffer.size = 1  # 0 would not be written, and the root would grow later

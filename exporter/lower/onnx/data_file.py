@@ -16,8 +16,8 @@ from exporter.quantize import quantize
 PAGE_BYTES = 4096
 SMALL_ALIGNMENT = 64
 _PAGED_BYTES = 16 * PAGE_BYTES  # tensors from this size on start a page
-# Two's complement to MatMulNBits' integers, which are 128 or 8 too large.
-_OFFSETS = {8: 0x80, 4: 0x88}
+# Two's complement to MatMulNBits' integers, which are 128, 8 or 2 too large.
+_OFFSETS = {8: 0x80, 4: 0x88, 2: 0xAA}
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,23 @@ import pytest
 import torch
 from ai_edge_quantizer import qtyping
 from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as oracle
+from ai_edge_quantizer.transformations import transformation_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from exporter.quantize import WeightType, quantize, quantize_rows
 from exporter.quantize import arithmetic as arithmetic_module
+from tests.exporter.packing import unpacked
 
 MATRICES = arrays.arrays(
     np.float32,
-    st.tuples(st.integers(1, 6), st.integers(1, 8).map(lambda half: 2 * half)),
+    st.tuples(st.integers(1, 6), st.integers(1, 4).map(lambda quarter: 4 * quarter)),
     elements=st.floats(-1e4, 1e4, width=32),
 )
 
 
-def unpack(data: bytes, bits: int, shape: tuple[int, int]) -> np.ndarray:
-    stored = np.frombuffer(data, np.int8)
-    if bits == 8:
-        return stored.reshape(shape)
-    low = (stored.astype(np.int8) << 4).astype(np.int8) >> 4
-    return np.stack((low, stored >> 4), axis=1).reshape(shape)
-
-
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 2])
 @given(rows=MATRICES)
 @settings(max_examples=200, deadline=None)
 def test_integers_and_scales_are_those_of_ai_edge_quantizer(rows, bits):
@@ -46,7 +40,8 @@ def test_integers_and_scales_are_those_of_ai_edge_quantizer(rows, bits):
 
     assert scales.dtype == np.float32
     np.testing.assert_array_equal(scales, scale[:, 0])
-    np.testing.assert_array_equal(unpack(data, bits, rows.shape), expected)
+    np.testing.assert_array_equal(unpacked(data, bits).reshape(rows.shape), expected)
+    assert data == transformation_utils.pack_data(bits, expected).tobytes()
 
 
 @given(rows=MATRICES.map(lambda rows: np.tile(rows, 32)))
@@ -59,7 +54,7 @@ def test_a_group_is_a_row_of_its_own_with_a_bfloat16_scale(rows):
     expected = torch.from_numpy(row_scales).bfloat16().float().numpy()
     assert scales.shape == (len(rows), rows.shape[1] // 32)
     np.testing.assert_array_equal(scales.reshape(-1), expected)
-    integers = unpack(data, 4, groups.shape)
+    integers = unpacked(data, 4).reshape(groups.shape)
     error = np.abs(integers * expected[:, None] - groups.numpy()).max(axis=1)
     # Half a step, and what rounding the scale took off the largest value.
     assert (error <= 0.5 * expected * 1.001 + 7 * np.abs(expected - row_scales)).all()
@@ -85,11 +80,11 @@ class OneMatrix:
         return self.matrix.flatten(0, -2)[start:stop]
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("bits", [32, 8, 4, 2])
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9])
 def test_chunks_join_to_the_whole_and_bound_the_rows_in_memory(monkeypatch, bits, num_rows):
-    source = OneMatrix(torch.randn(num_rows, 6))
-    monkeypatch.setattr(arithmetic_module, "CHUNK_BYTES", 4 * 4 * 6)
+    source = OneMatrix(torch.randn(num_rows, 8))
+    monkeypatch.setattr(arithmetic_module, "CHUNK_BYTES", 4 * 4 * 8)
     whole_scales, whole = quantize_rows(source.matrix, WeightType(bits))
 
     chunks = list(quantize(source, "w", WeightType(bits)))

@@ -1,9 +1,12 @@
 """A recipe says for every tensor how it is stored, or says why it cannot."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from exporter.errors import ExportError
-from exporter.lower import executorch, litert
+from exporter.graph.spec import LayerSpec
+from exporter.lower import executorch, litert, onnx
 from exporter.quantize import WeightType, load_recipe, plan, report, size_bytes
 
 
@@ -13,8 +16,27 @@ def write(folder, text):
     return path
 
 
+def layer(index: int, kv_source: int) -> LayerSpec:
+    return LayerSpec(
+        index=index,
+        kind="full_attention",
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        intermediate_size=8,
+        kv_source=kv_source,
+        values_from_keys=False,
+    )
+
+
 class Source:
+    """Two layers, of which the second reads the rows of the first."""
+
     shapes = {"layers.0.mlp.up_proj.weight": (6, 4), "norm.weight": (4,)}  # noqa: RUF012
+
+    @property
+    def spec(self):
+        return SimpleNamespace(layers=(layer(0, 0), layer(1, 0)))
 
     def names(self):
         return list(self.shapes)
@@ -82,6 +104,10 @@ def test_first_matching_rule_wins_and_the_prefix_is_part_of_the_name(tmp_path):
         ('[[rule]]\npattern = "*"\nbits = 8\nblock = 32\n', "unknown key block"),
         ('owner = "me"\n[[rule]]\npattern = "*"\nbits = 8\n', "unknown key owner"),
         ('[[rule]]\npattern = "*"\nbits = 3\n', "bits = 3"),
+        ('[[rule]]\npattern = "*"\nbits = 8\nlayers = "15-34"\n', "layers = 15-34; give"),
+        ('[[rule]]\npattern = "*"\nbits = 8\nlayers = 15\n', "layers = 15; give"),
+        ('[[rule]]\npattern = "*"\nbits = 8\nlayers = ["own-kv"]\n', "layers = \\['own-kv'\\]"),
+        ('[[rule]]\npattern = "*"\nbits = 2\ngroup_size = 32\n', "only 4-bit weights"),
         ('[[rule]]\npattern = "*"\nbits = 8.0\n', "bits = 8.0"),
         ('[[rule]]\npattern = "*"\nbits = "8"\n', "bits = 8"),
         ("[[rule]]\npattern = 5\nbits = 8\n", "pattern = 5"),
@@ -103,7 +129,7 @@ def test_what_a_recipe_may_not_say(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
-    with pytest.raises(ExportError, match="float32, int4, int4-groups, int8"):
+    with pytest.raises(ExportError, match="float32, int4, int4-groups, int8, mobile"):
         load_recipe("int5")
     with pytest.raises(ExportError, match="no such recipe file"):
         load_recipe("nowhere.toml")
@@ -139,5 +165,62 @@ def test_litert_refuses_groups_and_executorch_takes_them():
     executorch.check(types)
 
 
+class TwoKinds(Source):
+    shapes = {
+        f"layers.{index}.{name}.weight": (8, 8)
+        for index in (0, 1)
+        for name in ("self_attn.q_proj", "mlp.up_proj", "per_layer_input_gate")
+    } | {
+        "embed_tokens.weight": (8, 8),
+        "embed_tokens_per_layer.weight": (8, 8),
+        "norm.weight": (8,),
+    }
+
+
+def test_a_rule_may_be_for_layers_that_own_kv_rows_or_share_them(tmp_path):
+    path = write(
+        tmp_path,
+        '[[rule]]\npattern = "layers.*"\nlayers = "own-kv"\nbits = 8\n'
+        '[[rule]]\npattern = "*"\nlayers = "shared-kv"\nbits = 4\n'
+        '[[rule]]\npattern = "*"\nbits = 2\n',
+    )
+    types = plan(TwoKinds(), load_recipe(path))
+    bits = {name: kind.bits for name, kind in types.items()}
+    assert bits["layers.0.mlp.up_proj.weight"] == 8
+    assert bits["layers.1.mlp.up_proj.weight"] == 4
+    assert bits["embed_tokens.weight"] == 2  # in no layer
+    assert bits["norm.weight"] == 32
+
+
+def test_mobile_is_the_layout_of_the_official_bundle():
+    bits = {name: kind.bits for name, kind in plan(TwoKinds(), load_recipe("mobile")).items()}
+    assert bits == {
+        "layers.0.self_attn.q_proj.weight": 4,
+        "layers.0.mlp.up_proj.weight": 4,
+        "layers.0.per_layer_input_gate.weight": 8,
+        "layers.1.self_attn.q_proj.weight": 4,
+        "layers.1.mlp.up_proj.weight": 2,
+        "layers.1.per_layer_input_gate.weight": 8,
+        "embed_tokens.weight": 2,
+        "embed_tokens_per_layer.weight": 4,
+        "norm.weight": 32,
+    }
+    drafter = plan(TwoKinds(), load_recipe("mobile"), "drafter.")
+    assert {kind.bits for name, kind in drafter.items() if name != "norm.weight"} == {4}
+
+
+def test_rows_of_2_bits_must_fill_their_bytes():
+    with pytest.raises(ExportError, match="6 columns, 2-bit rows need a multiple of 4"):
+        load_recipe("mobile").weight_type("embed_tokens.weight", (4, 6))
+
+
+def test_executorch_refuses_2_bits_and_the_others_take_them():
+    types = {"layers.1.mlp.up_proj.weight": WeightType(2)}
+    with pytest.raises(ExportError, match=r"up_proj\.weight: 2 bits, .* use --quantize int4"):
+        executorch.check(types)
+    litert.check(types)
+    onnx.check(types)
+
+
 def test_size_counts_packed_bytes():
-    assert [size_bytes((6, 4), WeightType(bits)) for bits in (32, 8, 4)] == [96, 24, 12]
+    assert [size_bytes((6, 4), WeightType(bits)) for bits in (32, 8, 4, 2)] == [96, 24, 12, 6]

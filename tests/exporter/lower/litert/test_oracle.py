@@ -28,7 +28,11 @@ from tests.exporter.tiny_models import Shape, save, target_model
 # Without soft cap and PLE: there the plain road folds a constant into two weights, ours does not.
 SHAPE = Shape(layers="sf", kv_heads=1, softcap=None)
 SHAPES = GraphShapes(prefill_lengths=(), verify_widths=(2,), cache_length=8)
-RECIPES = {8: recipe.dynamic_wi8_afp32, 4: recipe.dynamic_wi4_afp32}
+RECIPES = {
+    8: recipe.dynamic_wi8_afp32,
+    4: recipe.dynamic_wi4_afp32,
+    2: recipe.dynamic_wi2c_afp32,
+}
 
 
 class Roads:
@@ -90,11 +94,11 @@ def roads(tmp_path_factory) -> Roads:
     return Roads(tmp_path_factory.mktemp("oracle"))
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("bits", [32, 8, 4, 2])
 @pytest.mark.parametrize("stem", ["embedder", "decoder"])
 def test_weights_and_scales_are_bit_identical(roads, stem, bits):
     ours, theirs = read(roads.ours(stem, bits)), read(roads.theirs(stem, bits))
-    name = {32: "FLOAT32", 8: "INT8", 4: "INT4"}[bits]
+    name = {32: "FLOAT32", 8: "INT8", 4: "INT4", 2: "INT2"}[bits]
     assert [len(uses) for uses in ours.weights()] == [len(uses) for uses in theirs.weights()]
     pairs = zip(chain(*ours.weights()), chain(*theirs.weights()), strict=True)
     for mine, yours in pairs:
@@ -104,7 +108,7 @@ def test_weights_and_scales_are_bit_identical(roads, stem, bits):
             np.testing.assert_array_equal(mine.scales, yours.scales)
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("bits", [32, 8, 4, 2])
 def test_outputs_are_bit_identical(roads, bits):
     generator = torch.manual_seed(5)
     signature = target_signatures(Target(roads.checkpoint.spec), SHAPES)[-1]

@@ -6,9 +6,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from exporter.lower.onnx.weights import Matrix
-from exporter.quantize import quantize
-
 NUMPY = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.UINT8: np.uint8}
 
 
@@ -50,16 +47,3 @@ def stored_tensors(model: onnx.ModelProto) -> dict[str, Stored]:
                 int(where["length"]),
             )
     return found
-
-
-def rounded(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Integers [O, I] and scales [O, groups] as exporter.quantize decided them."""
-    integers, scales = [], []
-    for chunk in quantize(matrix.checkpoint, matrix.name, matrix.weight_type):
-        values = np.frombuffer(chunk.data, np.int8)
-        if matrix.bits == 4:
-            halves = np.stack((values.view(np.uint8) & 15, values.view(np.uint8) >> 4), -1)
-            values = (halves ^ 8).astype(np.int8) - 8
-        integers.append(values.reshape(-1, matrix.num_columns))
-        scales.append(chunk.scales.reshape(len(integers[-1]), -1))
-    return np.concatenate(integers), np.concatenate(scales)

@@ -11,11 +11,11 @@ import torch
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint, read_checkpoint, read_drafter
 from exporter.config import GraphShapes
 from exporter.lower.onnx import lower
-from exporter.lower.onnx.weights import Matrix
 from exporter.quantize import WeightType, load_recipe, plan
 from runtime_py.backends.onnx import OnnxBackend
 from tests.exporter.graph.eager import EagerModel
-from tests.exporter.lower.onnx.files import read_graphs, rounded, stored_tensors
+from tests.exporter.lower.onnx.files import read_graphs, stored_tensors
+from tests.exporter.packing import dequantized, integers_and_scales, unpacked
 from tests.exporter.tiny_models import Shape, save_pair
 
 CACHE_LENGTH = 56
@@ -41,7 +41,7 @@ EXPERTS = Shape(
 )  # fmt: skip
 # Of the largest logit, against the graph with the stored weights: what is left is the activations'
 # rounding to int8, which random models magnify; a weight that is wrong makes 0.4 and more.
-ERRORS = {"float32": 1e-5, "int8": 0.15, "int4": 0.15, "int4-groups": 0.15}
+ERRORS = {"float32": 1e-5, "int8": 0.15, "int4": 0.15, "int4-groups": 0.15, "mobile": 0.15}
 # onnxruntime's builds for the CPU, the web and Android have all of these.
 OPERATORS = {
     "FusedMatMul": "float32 matrices, stored as the checkpoint has them: [O, I]",
@@ -84,7 +84,6 @@ OPERATORS = {
     "ScatterElements": "the centroid head",
     "GatherND": "the centroid head",
 }
-SLOW = ("ple-float32", "ple-int8", "ple-int4-groups", "dense-float32", "dense-int4")
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Lowered:
 @pytest.fixture(
     scope="module",
     params=[
-        "ple-int4",
+        "ple-mobile",  # int2, int4 and int8
         "experts-int4",
         # A quarter of a minute each.
         *(
@@ -113,6 +112,7 @@ class Lowered:
             for name in (
                 "ple-float32",
                 "ple-int8",
+                "ple-int4",
                 "ple-int4-groups",
                 "dense-float32",
                 "dense-int4",
@@ -153,9 +153,8 @@ def eager(lowered) -> EagerModel:
         types = lowered.types(prefix)
         for name, parameter in module.named_parameters():
             if types[name].bits < 32:
-                integers, scales = rounded(Matrix(checkpoint, name, types[name]))
-                groups = integers.reshape(len(integers), scales.shape[1], -1) * scales[:, :, None]
-                parameter.data = torch.from_numpy(groups).reshape(parameter.shape)
+                stored = torch.from_numpy(dequantized(checkpoint, name, types[name]))
+                parameter.data = stored.reshape(parameter.shape)
     return eager
 
 
@@ -283,11 +282,11 @@ def test_integers_and_scales_are_those_of_the_recipe(lowered):
             if kind is None or kind.bits == 32:
                 continue
             checkpoint = lowered.drafter if prefix else lowered.target
-            integers, scales = rounded(Matrix(checkpoint, tensor_name, kind))
-            values = stored.read(lowered.folder).reshape(len(integers), -1)
-            if kind.bits == 4:
-                values = np.stack((values & 15, values >> 4), -1).reshape(len(integers), -1)
-            values = values.astype(np.int16) - 2 ** (kind.bits - 1)
+            integers, scales = integers_and_scales(checkpoint, tensor_name, kind)
+            # Two's complement, but for the highest bit.
+            flipped = {8: 0x80, 4: 0x88, 2: 0xAA}[kind.bits]
+            data = stored.read(lowered.folder).reshape(-1) ^ np.uint8(flipped)
+            values = unpacked(data.tobytes(), kind.bits).reshape(len(integers), -1)
             np.testing.assert_array_equal(values[:, : integers.shape[1]], integers)
             path = name.removesuffix("weight")
             found = tensors.get(f"{path}scales.stored") or tensors[f"{path}scales"]
@@ -300,15 +299,15 @@ def test_every_expert_is_a_part_of_its_stack(lowered):
         pytest.skip("a dense model")
     tensors = stored_tensors(read_graphs(lowered.folder)["fill"])
     for name in ("layers.0.experts.gate_up_proj", "layers.0.experts.down_proj"):
-        matrix = Matrix(lowered.target, name, lowered.types("")[name])
+        kind = lowered.types("")[name]
         parts = [tensors[f"target.{name}.{i}.weight"] for i in range(spec.num_experts)]
         found = np.concatenate([part.read(lowered.folder).reshape(-1) for part in parts])
-        if matrix.bits == 32:
+        if kind.bits == 32:
             np.testing.assert_array_equal(found, lowered.target.tensor(name).reshape(-1))
             continue
-        integers, scales = rounded(matrix)
-        values = np.stack((found & 15, found >> 4), -1) if matrix.bits == 4 else found
-        values = values.reshape(integers.shape).astype(np.int16) - 2 ** (matrix.bits - 1)
+        integers, scales = integers_and_scales(lowered.target, name, kind)
+        values = np.stack((found & 15, found >> 4), -1) if kind.bits == 4 else found
+        values = values.reshape(integers.shape).astype(np.int16) - 2 ** (kind.bits - 1)
         np.testing.assert_array_equal(values, integers)
         path = f"target.{name}.scales"
         stored = tensors.get(f"{path}.stored") or tensors[path]
