@@ -4,30 +4,32 @@ A checkpoint is untrusted input: everything is checked before it is used, and no
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from exporter.checkpoint_adapter import Adapter, read_adapter
 from exporter.checkpoint_config import parse_drafter, parse_target
 from exporter.checkpoint_files import (
     FLOAT_TYPES,
     INDEX_FILE,
     INTEGER_TYPES,
     SINGLE_FILE,
-    StoredTensor,
+    Stored,
     open_tensors,
     read_json,
 )
-from exporter.checkpoint_names import check_names, normalised_names
+from exporter.checkpoint_names import check_names, is_unused, normalised_names
 from exporter.errors import ExportError, shown
 from exporter.graph.drafter import Drafter
 from exporter.graph.spec import DrafterSpec, TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import expected_tensors
 
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 TOKEN_ORDERING = "masked_embedding.token_ordering"
 COMPARED_ROWS = 4096  # rows compared at a time: bounds memory, not the result
 
@@ -41,7 +43,8 @@ class Checkpoint(Generic[Spec]):
     folder: Path
     config: Mapping[str, Any]  # config.json as it is
     spec: Spec
-    _tensors: Mapping[str, StoredTensor]
+    _tensors: Mapping[str, Stored]
+    adapter: Adapter | None = None  # merged into the tensors
 
     def names(self) -> list[str]:
         """Every tensor the graph needs, once: a tied head is `embed_tokens.weight`."""
@@ -69,7 +72,7 @@ class Checkpoint(Generic[Spec]):
         """The whole of an integer table (token_ordering) as int32."""
         return self._stored(name).rows(0, self.shape(name)[0]).to(torch.int32)
 
-    def _stored(self, name: str) -> StoredTensor:
+    def _stored(self, name: str) -> Stored:
         return self._tensors[name]
 
 
@@ -77,19 +80,44 @@ TargetCheckpoint = Checkpoint[TargetSpec]
 DrafterCheckpoint = Checkpoint[DrafterSpec]
 
 
-def read_checkpoint(folder: Path) -> TargetCheckpoint:
-    """Open a target.
+def read_checkpoint(folder: Path, adapter: Path | None = None) -> TargetCheckpoint:
+    """Open a target, with the LoRA adapter of a second folder merged into it.
 
     Raises:
-        ExportError: the folder is not a Gemma 4 target this project can export; the message says
-            what it is and what to do.
+        ExportError: the folder is not a Gemma 4 target this project can export, or the adapter is
+            not one for it; the message says what it is and what to do.
     """
     config = _read_config(folder)
     spec = parse_target(config, str(folder / "config.json"))
     modules: list[nn.Module] = [Embedder(spec), Target(spec)]
     if spec.per_layer_size:
         modules.append(PerLayerEmbedder(spec))
-    return Checkpoint(folder, config, spec, _open(folder, spec, modules))
+    checkpoint = Checkpoint(folder, config, spec, _open(folder, spec, modules))
+    return checkpoint if adapter is None else _merged(checkpoint, read_adapter(adapter))
+
+
+def _merged(checkpoint: TargetCheckpoint, adapter: Adapter) -> TargetCheckpoint:
+    """The checkpoint with the adapter's changes."""
+    spec, tensors = checkpoint.spec, dict(checkpoint._tensors)
+    changed = {name for name in adapter.names if not is_unused(name, spec)}
+    touched = adapter.names & {EMBEDDING, HEAD}
+    if spec.tied_head and touched and not (adapter.keeps_tie and EMBEDDING in touched):
+        # What was trained: a change to one of the two was no change to the other, though PEFT's
+        # merge_and_unload adds it to both (and warns).
+        tensors[HEAD] = tensors[EMBEDDING]
+        spec = replace(spec, tied_head=False)
+        changed |= touched
+    unknown = sorted(changed - set(tensors))
+    if unknown:
+        raise ExportError(
+            f"{adapter.folder}: changes {shown(unknown[0])}, which {checkpoint.folder} has not "
+            f"({len(unknown)} of {len(adapter.names)} tensors); give the model it was trained on"
+        )
+    tensors |= {name: adapter.merged(name, tensors[name]) for name in changed}
+    if spec != checkpoint.spec and _equal(tensors[HEAD], tensors[EMBEDDING]):
+        spec = checkpoint.spec
+        del tensors[HEAD]
+    return replace(checkpoint, spec=spec, _tensors=tensors, adapter=adapter)
 
 
 def read_drafter(folder: Path, target: TargetCheckpoint) -> DrafterCheckpoint:
@@ -130,8 +158,8 @@ def _exists(folder: Path) -> bool:
 def _what_it_is(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return (
-            "a LoRA adapter, needed a whole Gemma 4 checkpoint; merge it into its base model "
-            "(peft: merge_and_unload, then save_pretrained) and give that folder"
+            "a LoRA adapter, needed a whole Gemma 4 checkpoint; give the model it was trained on "
+            "and this folder as --adapter"
         )
     if any(folder.glob("*.gguf")):
         return (
@@ -143,11 +171,12 @@ def _what_it_is(folder: Path) -> str:
 
 def _open(
     folder: Path, spec: TargetSpec | DrafterSpec, modules: list[nn.Module]
-) -> dict[str, StoredTensor]:
+) -> dict[str, Stored]:
     """The tensors the modules need, checked, in the modules' order."""
     _require_safetensors(folder)
     files = open_tensors(folder)
-    by_name = {name: files[raw] for name, raw in normalised_names(files, str(folder)).items()}
+    names = normalised_names(files, str(folder))
+    by_name: dict[str, Stored] = {name: files[raw] for name, raw in names.items()}
     if spec.tied_head:
         _resolve_tied_head(by_name, str(folder))
     needed = expected_tensors(modules)
@@ -169,13 +198,13 @@ def _require_safetensors(folder: Path) -> None:
     raise ExportError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; download the weights too")
 
 
-def _resolve_tied_head(tensors: dict[str, StoredTensor], where: str) -> None:
+def _resolve_tied_head(tensors: dict[str, Stored], where: str) -> None:
     """Leave a tied head under the embedding's name, whichever name the file used."""
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("embed_tokens.weight")
+    head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
     if head is None:
         return
     if embedding is None:
-        tensors["embed_tokens.weight"] = head
+        tensors[EMBEDDING] = head
     elif not _equal(head, embedding):
         raise ExportError(
             f"{where}: lm_head.weight and embed_tokens.weight differ but tie_word_embeddings is "
@@ -183,7 +212,7 @@ def _resolve_tied_head(tensors: dict[str, StoredTensor], where: str) -> None:
         )
 
 
-def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+def _equal(a: Stored, b: Stored) -> bool:
     comparable = len(a.shape) == 2 and a.type_name in FLOAT_TYPES
     if not comparable or (a.shape, a.type_name) != (b.shape, b.type_name):
         return False
@@ -194,7 +223,7 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
     )
 
 
-def _check_tensor(name: str, stored: StoredTensor, shape: tuple[int, ...]) -> None:
+def _check_tensor(name: str, stored: Stored, shape: tuple[int, ...]) -> None:
     types = INTEGER_TYPES if name == TOKEN_ORDERING else FLOAT_TYPES
     if stored.type_name not in types:
         raise ExportError(

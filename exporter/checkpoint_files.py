@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,20 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 INTEGER_TYPES = {"I32": torch.int32, "I64": torch.int64}
 TYPES = FLOAT_TYPES | INTEGER_TYPES
+
+
+class Stored(Protocol):
+    """A tensor of a checkpoint, whatever its rows are made from."""
+
+    @property
+    def path(self) -> Path: ...  # the file to name in a complaint
+    @property
+    def type_name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def num_rows(self) -> int: ...
+    def rows(self, start: int, stop: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint folder, by the name in its files."""
     tensors: dict[str, StoredTensor] = {}
     for shard in _shards(folder):
-        for name, tensor in _open_file(shard).items():
+        for name, tensor in open_file(shard).items():
             if name in tensors:
                 raise ExportError(
                     f"{shard}: tensor {shown(name)} is also in {tensors[name].path.name}, "
@@ -126,7 +140,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def _open_file(path: Path) -> dict[str, StoredTensor]:
+def open_file(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file, by its name in it."""
     mapped = _map(path)
     size = len(mapped)
     header_size = int.from_bytes(mapped[:8], "little")

@@ -80,6 +80,11 @@ class ErrorLine(click.Command):
     metavar="WHERE",
     help="Its MTP drafter (assistant), likewise.  [default: the one of --size]",
 )
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Folder of a PEFT LoRA adapter, merged into the model as it is read.",
+)
 @click.option("--no-drafter", is_flag=True, help="Export without a drafter.")
 @click.option(
     "--runtime",
@@ -120,6 +125,7 @@ def main(**options: Any) -> None:
     gemma-export --target android --size e2b
     gemma-export --target android --size e2b --model ./my-finetune
     gemma-export --target desktop --model ./mine --drafter ./my-drafter --quantize int4
+    gemma-export --target android --size e2b --adapter ./my-lora --prompts my-prompts.jsonl
 
     The bundle is a folder. The platform's own runtime loads the model file in it as it is,
     gemma-run runs it without torch, and it carries a recording of the original, which
@@ -147,6 +153,7 @@ def resolve(
     model: Location | None,
     drafter: Location | None,
     no_drafter: bool,
+    adapter: Path | None,
     **choices: Any,
 ) -> ExportConfig:
     """Turn options into one configuration, with the target's defaults where nothing was said.
@@ -155,6 +162,9 @@ def resolve(
         click.UsageError: for options that contradict each other.
     """
     source = _source(size, model, drafter, no_drafter)
+    if adapter is not None:
+        name = f"{source.name}+{adapter.resolve().name}"
+        source = replace(source, name=name, adapter=adapter)
     if choices["prompts"] is not None:
         source = replace(source, prompts=choices["prompts"])
     defaults = DEVICES[device]

@@ -95,6 +95,7 @@ class ModelSource:
     name: str
     model: Location  # the target's checkpoint
     drafter: Location | None  # the drafter's
+    adapter: Path | None = None  # folder of a LoRA adapter to merge into the target
     prompts: Path = DEFAULT_PROMPTS  # what the reference is recorded on
     prefill_lengths: tuple[int, ...] = GraphShapes.prefill_lengths
     max_context_length: int | None = None  # None: what the device's default is

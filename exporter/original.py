@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exporter.checkpoint import TargetCheckpoint
+from exporter.checkpoint_names import normalised_names
 from exporter.errors import ExportError
 
 # model_type -> class. Not config.json's "architectures", which a tool may leave out or call the
@@ -38,13 +40,17 @@ class Reading:
 class Original:
     """A target and its drafter as transformers loads them."""
 
-    def __init__(self, model: Path, drafter: Path | None) -> None:
-        """Load both.
+    def __init__(
+        self, model: Path, drafter: Path | None, merged: TargetCheckpoint | None = None
+    ) -> None:
+        """Load both; the target with the weights of `merged`, if an adapter changed them.
 
         Raises:
             ExportError: if transformers refuses a checkpoint.
         """
         self._target = _load(model)
+        if merged is not None:
+            _put_weights(self._target, merged)
         self._drafter = None if drafter is None else _load(drafter)
         self._embed = self._target.get_input_embeddings()
         self.num_weights = sum(weight.numel() for weight in self._target.parameters())
@@ -123,6 +129,17 @@ def _load(folder: Path) -> Any:
                 "correct the checkpoint, it is what the export is compared with"
             ) from None
     return loaded.eval().requires_grad_(False)
+
+
+def _put_weights(model: Any, checkpoint: TargetCheckpoint) -> None:
+    if not checkpoint.spec.tied_head:  # an adapter may have parted head and embedding
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    needed = set(checkpoint.names())
+    for name, raw in normalised_names(tensors, str(checkpoint.folder)).items():
+        if name in needed:
+            tensors[raw].copy_(checkpoint.tensor(name))
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from exporter.checkpoint import (
     read_checkpoint,
     read_drafter,
 )
+from exporter.checkpoint_adapter import Adapter
 from exporter.config import ExportConfig, GraphShapes, HubModel, Location, ModelSource
-from exporter.errors import ExportError
+from exporter.errors import ExportError, shown
 from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
 from exporter.original import Original
@@ -112,7 +113,7 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     recipe = load_recipe(config.recipe)
     prompts = read_prompts(source.prompts)
     snapshots = _download(source, bar)
-    target = read_checkpoint(_folder(source.model, snapshots))
+    target = read_checkpoint(_folder(source.model, snapshots), source.adapter)
     drafter = None
     if source.drafter is not None:
         drafter = read_drafter(_folder(source.drafter, snapshots), target)
@@ -120,7 +121,7 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     inputs = Inputs(
         target,
         drafter,
-        read_text_files(target.folder),
+        read_text_files(target.folder, source.adapter),
         prompts,
         recipe,
         {
@@ -138,6 +139,8 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     for name in config.runtimes:
         LOWER[name].check(_types(inputs))
     logger.info("checkpoint  %s, %.2f M weights", source.model, _num_weights(target) / 1e6)
+    if target.adapter is not None:
+        _report_adapter(target.adapter, source.model)
     if drafter is not None:
         logger.info("checkpoint  %s, %.2f M weights", source.drafter, _num_weights(drafter) / 1e6)
     return inputs
@@ -150,6 +153,24 @@ def _download(source: ModelSource, bar: Bar) -> dict[HubModel, Snapshot]:
 
 def _folder(where: Location, snapshots: Mapping[HubModel, Snapshot]) -> Path:
     return snapshots[where].folder if isinstance(where, HubModel) else where
+
+
+def _report_adapter(adapter: Adapter, model: Location) -> None:
+    logger.info(
+        "adapter     %s, %d tensors changed, trained on %s",
+        adapter.folder,
+        len(adapter.names),
+        shown(adapter.base_name or "a model it does not name"),
+    )
+    name = model.repo if isinstance(model, HubModel) else str(model.resolve())
+    if adapter.base_name and Path(adapter.base_name).name != Path(name).name:
+        logger.warning("adapter     check that %s is that model", model)
+    if adapter.ignored:
+        logger.warning(
+            "adapter     left out %d modules of other modalities: %s",
+            len(adapter.ignored),
+            shown(", ".join(adapter.ignored), 200),
+        )
 
 
 def _types(inputs: Inputs) -> dict[str, WeightType]:
@@ -192,7 +213,7 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
         ExportError: if no prompt fits, or if the bundle's tokenizer would not say the same.
     """
     source, size = config.source, ReferenceSize(draft_length=config.draft_length)
-    tokenizer = OriginalTokenizer(inputs.target.folder)
+    tokenizer = OriginalTokenizer(inputs.text.folder)
     encoded = [(prompt.text, _encode(tokenizer, inputs.text, prompt)) for prompt in inputs.prompts]
     room = config.shapes.cache_length - size.num_tokens
     fitting = [(text, ids) for text, ids in encoded if len(ids) <= room][: size.num_prompts]
@@ -202,7 +223,7 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
             f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
         )
     drafter = None if inputs.drafter is None else inputs.drafter.folder
-    original = Original(inputs.target.folder, drafter)
+    original = Original(inputs.target.folder, drafter, inputs.target)
     start = time.monotonic()
     with bar("reference", len(fitting), "prompts") as progress:
         reference = record_reference(original, fitting, size, progress)
@@ -221,7 +242,7 @@ def compare_text(folder: Path, manifest: Manifest, inputs: Inputs) -> None:
     Raises:
         ExportError: naming the text that becomes other tokens.
     """
-    theirs, ours = OriginalTokenizer(inputs.target.folder), Tokenizer(folder, manifest)
+    theirs, ours = OriginalTokenizer(inputs.text.folder), Tokenizer(folder, manifest)
     for prompt in inputs.prompts:
         wanted = theirs.encode(prompt.text, inputs.text.bos_token_id)
         _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 class TextFiles:
     """What a runtime needs to turn text into tokens and to know when an answer ends."""
 
+    folder: Path  # where the tokenizer is
     tokenizer: Path  # tokenizer.json
     chat_template: str | None  # Jinja source
     bos_token_id: int
@@ -26,13 +27,14 @@ class TextFiles:
     pad_token_id: int | None
 
 
-def read_text_files(folder: Path) -> TextFiles:
-    """Read the text side of a target checkpoint.
+def read_text_files(folder: Path, adapter: Path | None = None) -> TextFiles:
+    """Read the text side of a target checkpoint; an adapter's own tokenizer and template win.
 
     Raises:
         ExportError: if the tokenizer or a token id is missing.
     """
-    tokenizer = folder / "tokenizer.json"
+    source = folder if adapter is None else _text_folder(folder, adapter)
+    tokenizer = source / "tokenizer.json"
     if not tokenizer.is_file():
         raise ExportError(
             f"{folder}: no tokenizer.json; add the one of the model this was tuned from"
@@ -45,16 +47,25 @@ def read_text_files(folder: Path) -> TextFiles:
         raise ExportError(
             f"{folder}/config.json: bos_token_id is {bos_token_id!r}, needed is a token id"
         )
-    tokenizer_config = _read_json(folder / "tokenizer_config.json")
+    tokenizer_config = _read_json(source / "tokenizer_config.json")
     return TextFiles(
+        folder=source,
         tokenizer=tokenizer,
-        chat_template=_chat_template(folder, tokenizer_config),
+        chat_template=_chat_template(source, tokenizer_config),
         bos_token_id=bos_token_id,
         stop_token_ids=_stop_ids(folder, config, text_config, generation),
         tokenizer_config=tokenizer_config,
         generation=generation,
         pad_token_id=text_config.get("pad_token_id"),
     )
+
+
+def _text_folder(folder: Path, adapter: Path) -> Path:
+    """Trainers save the tokenizer with the adapter; one without its template is of no use."""
+    if not (adapter / "tokenizer.json").is_file():
+        return folder
+    template = _chat_template(adapter, _read_json(adapter / "tokenizer_config.json"))
+    return folder if template is None else adapter
 
 
 def _stop_ids(
