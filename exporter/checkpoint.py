@@ -23,6 +23,7 @@ from exporter.checkpoint_files import (
     read_json,
 )
 from exporter.checkpoint_names import check_names, is_unused, normalised_names
+from exporter.checkpoint_packed import PackedTensor, join_packed, packed_types
 from exporter.errors import ExportError, shown
 from exporter.graph.drafter import Drafter
 from exporter.graph.spec import DrafterSpec, TargetSpec
@@ -44,6 +45,7 @@ class Checkpoint(Generic[Spec]):
     config: Mapping[str, Any]  # config.json as it is
     spec: Spec
     _tensors: Mapping[str, Stored]
+    keeps_integers: bool = True  # or lets a recipe round what they stand for again
     adapter: Adapter | None = None  # merged into the tensors
 
     def names(self) -> list[str]:
@@ -72,6 +74,17 @@ class Checkpoint(Generic[Spec]):
         """The whole of an integer table (token_ordering) as int32."""
         return self._stored(name).rows(0, self.shape(name)[0]).to(torch.int32)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tensors are those of the files, as numbers."""
+        packed = any(isinstance(stored, PackedTensor) for stored in self._tensors.values())
+        return self.adapter is None and not packed
+
+    def packed(self, name: str) -> PackedTensor | None:
+        """The integers of this matrix, if the checkpoint stores such and they are to be kept."""
+        stored = self._stored(name)
+        return stored if self.keeps_integers and isinstance(stored, PackedTensor) else None
+
     def _stored(self, name: str) -> Stored:
         return self._tensors[name]
 
@@ -80,8 +93,15 @@ TargetCheckpoint = Checkpoint[TargetSpec]
 DrafterCheckpoint = Checkpoint[DrafterSpec]
 
 
-def read_checkpoint(folder: Path, adapter: Path | None = None) -> TargetCheckpoint:
-    """Open a target, with the LoRA adapter of a second folder merged into it.
+def read_checkpoint(
+    folder: Path, adapter: Path | None = None, *, keep_integers: bool = True
+) -> TargetCheckpoint:
+    """Open a target.
+
+    Args:
+        folder: with config.json and safetensors.
+        adapter: the folder of a LoRA adapter that is merged into it.
+        keep_integers: those that the checkpoint stores go into the bundle as they are.
 
     Raises:
         ExportError: the folder is not a Gemma 4 target this project can export, or the adapter is
@@ -92,13 +112,14 @@ def read_checkpoint(folder: Path, adapter: Path | None = None) -> TargetCheckpoi
     modules: list[nn.Module] = [Embedder(spec), Target(spec)]
     if spec.per_layer_size:
         modules.append(PerLayerEmbedder(spec))
-    checkpoint = Checkpoint(folder, config, spec, _open(folder, spec, modules))
+    tensors = _open(folder, config, spec, modules)
+    checkpoint = Checkpoint(folder, config, spec, tensors, keep_integers)
     return checkpoint if adapter is None else _merged(checkpoint, read_adapter(adapter))
 
 
 def _merged(checkpoint: TargetCheckpoint, adapter: Adapter) -> TargetCheckpoint:
     """The checkpoint with the adapter's changes."""
-    spec, tensors = checkpoint.spec, dict(checkpoint._tensors)
+    config, spec, tensors = checkpoint.config, checkpoint.spec, dict(checkpoint._tensors)
     changed = {name for name in adapter.names if not is_unused(name, spec)}
     touched = adapter.names & {EMBEDDING, HEAD}
     if spec.tied_head and touched and not (adapter.keeps_tie and EMBEDDING in touched):
@@ -106,6 +127,7 @@ def _merged(checkpoint: TargetCheckpoint, adapter: Adapter) -> TargetCheckpoint:
         # merge_and_unload adds it to both (and warns).
         tensors[HEAD] = tensors[EMBEDDING]
         spec = replace(spec, tied_head=False)
+        config = {**config, "tie_word_embeddings": False}
         changed |= touched
     unknown = sorted(changed - set(tensors))
     if unknown:
@@ -113,22 +135,29 @@ def _merged(checkpoint: TargetCheckpoint, adapter: Adapter) -> TargetCheckpoint:
             f"{adapter.folder}: changes {shown(unknown[0])}, which {checkpoint.folder} has not "
             f"({len(unknown)} of {len(adapter.names)} tensors); give the model it was trained on"
         )
+    packed = [name for name in changed if isinstance(tensors[name], PackedTensor)]
+    if packed and checkpoint.keeps_integers:
+        raise ExportError(
+            f"{adapter.folder}: changes {min(packed)}, whose integers {checkpoint.folder} stores; "
+            "give the unquantized checkpoint, or add --requantize to round the sum again"
+        )
     tensors |= {name: adapter.merged(name, tensors[name]) for name in changed}
     if spec != checkpoint.spec and _equal(tensors[HEAD], tensors[EMBEDDING]):
-        spec = checkpoint.spec
+        spec, config = checkpoint.spec, checkpoint.config
         del tensors[HEAD]
-    return replace(checkpoint, spec=spec, _tensors=tensors, adapter=adapter)
+    return replace(checkpoint, config=config, spec=spec, _tensors=tensors, adapter=adapter)
 
 
 def read_drafter(folder: Path, target: TargetCheckpoint) -> DrafterCheckpoint:
-    """Open the drafter of `target`.
+    """Open the drafter of `target`; its integers are kept if the target's are.
 
     Raises:
         ExportError: as read_checkpoint, and when the drafter was made for another target.
     """
     config = _read_config(folder)
     spec = parse_drafter(config, str(folder / "config.json"), target.spec)
-    checkpoint = Checkpoint(folder, config, spec, _open(folder, spec, [Drafter(spec)]))
+    tensors = _open(folder, config, spec, [Drafter(spec)])
+    checkpoint = Checkpoint(folder, config, spec, tensors, target.keeps_integers)
     if spec.centroids is not None:
         _check_ordering(checkpoint)
     return checkpoint
@@ -170,13 +199,17 @@ def _what_it_is(folder: Path) -> str:
 
 
 def _open(
-    folder: Path, spec: TargetSpec | DrafterSpec, modules: list[nn.Module]
+    folder: Path,
+    config: Mapping[str, Any],
+    spec: TargetSpec | DrafterSpec,
+    modules: list[nn.Module],
 ) -> dict[str, Stored]:
     """The tensors the modules need, checked, in the modules' order."""
+    types = packed_types(config, str(folder / "config.json"))
     _require_safetensors(folder)
     files = open_tensors(folder)
     names = normalised_names(files, str(folder))
-    by_name: dict[str, Stored] = {name: files[raw] for name, raw in names.items()}
+    by_name = join_packed({name: files[raw] for name, raw in names.items()}, types, str(folder))
     if spec.tied_head:
         _resolve_tied_head(by_name, str(folder))
     needed = expected_tensors(modules)

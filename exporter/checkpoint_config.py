@@ -166,7 +166,6 @@ def _text_fields(config: Mapping[str, Any], where: str, types: Mapping[str, str]
     """The object that holds the decoder's numbers: text_config, or the whole file."""
     model_type = config.get("model_type")
     top = Fields(config, where)
-    top.refuse("quantization_config", (None,), "the weights are already quantized")
     if types is TARGET_TYPES and isinstance(model_type, str) and model_type in TEXT_TYPES:
         return top
     if not isinstance(model_type, str) or model_type not in types:
@@ -176,7 +175,6 @@ def _text_fields(config: Mapping[str, Any], where: str, types: Mapping[str, str]
         )
     text = top.fields("text_config")
     text.refuse("model_type", (types[model_type], None), f"inside a {model_type}")
-    text.refuse("quantization_config", (None,), "the weights are already quantized")
     return text
 
 

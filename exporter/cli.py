@@ -100,6 +100,11 @@ class ErrorLine(click.Command):
     help="float32, int8, int4, int4-groups, or your own recipe.toml.  [default: the target's]",
 )
 @click.option(
+    "--requantize",
+    is_flag=True,
+    help="Round the integers of a QAT checkpoint again, as the recipe says; they are kept else.",
+)
+@click.option(
     "--context",
     "context_length",
     type=click.IntRange(16, 2**20),
@@ -180,6 +185,7 @@ def resolve(
         recipe=choices["recipe"] or defaults.recipe,
         shapes=GraphShapes(prefill_lengths=prefill_lengths, cache_length=context_length),
         draft_length=defaults.draft_length,
+        requantize=choices["requantize"],
     )
 
 

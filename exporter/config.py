@@ -113,6 +113,7 @@ class ExportConfig:
     recipe: str  # a recipe's name, or the path of a recipe file
     shapes: GraphShapes
     draft_length: int
+    requantize: bool = False  # round a checkpoint's own integers again, as the recipe says
 
 
 def known_sizes() -> list[str]:

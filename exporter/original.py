@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.checkpoint import TargetCheckpoint
+from exporter.checkpoint import TOKEN_ORDERING, DrafterCheckpoint, TargetCheckpoint
 from exporter.checkpoint_names import normalised_names
 from exporter.errors import ExportError
 
@@ -41,17 +41,19 @@ class Original:
     """A target and its drafter as transformers loads them."""
 
     def __init__(
-        self, model: Path, drafter: Path | None, merged: TargetCheckpoint | None = None
+        self,
+        model: Path,
+        drafter: Path | None,
+        *checkpoints: TargetCheckpoint | DrafterCheckpoint | None,
     ) -> None:
-        """Load both; the target with the weights of `merged`, if an adapter changed them.
+        """Load both; of a checkpoint of theirs whose tensors are computed, those.
 
         Raises:
             ExportError: if transformers refuses a checkpoint.
         """
-        self._target = _load(model)
-        if merged is not None:
-            _put_weights(self._target, merged)
-        self._drafter = None if drafter is None else _load(drafter)
+        computed = {c.folder: c for c in checkpoints if c is not None and not c.is_plain}
+        self._target = _load(model, computed.get(model))
+        self._drafter = None if drafter is None else _load(drafter, computed.get(drafter))
         self._embed = self._target.get_input_embeddings()
         self.num_weights = sum(weight.numel() for weight in self._target.parameters())
 
@@ -112,13 +114,15 @@ class Original:
         return drafts
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path, computed: TargetCheckpoint | DrafterCheckpoint | None) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
     name = CLASSES[config.model_type]
     with all_layers_shared(type(config.get_text_config())), _quiet(transformers):
         try:
+            if computed is not None:
+                return _build(getattr(transformers, name), config, computed)
             loaded = getattr(transformers, name).from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
             )
@@ -131,7 +135,12 @@ def _load(folder: Path) -> Any:
     return loaded.eval().requires_grad_(False)
 
 
-def _put_weights(model: Any, checkpoint: TargetCheckpoint) -> None:
+def _build(model_class: Any, config: Any, checkpoint: TargetCheckpoint | DrafterCheckpoint) -> Any:
+    """The model with the checkpoint's own numbers."""
+    for part in (config, config.get_text_config()):
+        vars(part).pop("quantization_config", None)
+    config._attn_implementation = "eager"
+    model = model_class(config).to(torch.float32).eval().requires_grad_(False)
     if not checkpoint.spec.tied_head:  # an adapter may have parted head and embedding
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
@@ -139,7 +148,10 @@ def _put_weights(model: Any, checkpoint: TargetCheckpoint) -> None:
     needed = set(checkpoint.names())
     for name, raw in normalised_names(tensors, str(checkpoint.folder)).items():
         if name in needed:
-            tensors[raw].copy_(checkpoint.tensor(name))
+            integers = name == TOKEN_ORDERING
+            stored = checkpoint.integers(name) if integers else checkpoint.tensor(name)
+            tensors[raw].copy_(stored.reshape(tensors[raw].shape))
+    return model
 
 
 @contextlib.contextmanager

@@ -113,7 +113,9 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     recipe = load_recipe(config.recipe)
     prompts = read_prompts(source.prompts)
     snapshots = _download(source, bar)
-    target = read_checkpoint(_folder(source.model, snapshots), source.adapter)
+    target = read_checkpoint(
+        _folder(source.model, snapshots), source.adapter, keep_integers=not config.requantize
+    )
     drafter = None
     if source.drafter is not None:
         drafter = read_drafter(_folder(source.drafter, snapshots), target)
@@ -223,7 +225,7 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
             f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
         )
     drafter = None if inputs.drafter is None else inputs.drafter.folder
-    original = Original(inputs.target.folder, drafter, inputs.target)
+    original = Original(inputs.target.folder, drafter, inputs.target, inputs.drafter)
     start = time.monotonic()
     with bar("reference", len(fitting), "prompts") as progress:
         reference = record_reference(original, fitting, size, progress)

@@ -1,6 +1,6 @@
 """Weights to integers and scales: the recipe says which, the arithmetic is ai-edge-quantizer's."""
 
-from exporter.quantize.arithmetic import QuantizedRows, quantize, quantize_rows
+from exporter.quantize.arithmetic import PackedRows, QuantizedRows, quantize, quantize_rows
 from exporter.quantize.recipe import (
     DRAFTER_PREFIX,
     Recipe,
@@ -13,6 +13,7 @@ from exporter.quantize.recipe import (
 
 __all__ = [
     "DRAFTER_PREFIX",
+    "PackedRows",
     "QuantizedRows",
     "Recipe",
     "WeightType",

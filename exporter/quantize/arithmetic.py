@@ -32,19 +32,35 @@ class RowSource(Protocol):
 
     def shape(self, name: str, /) -> Sequence[int]: ...
     def rows(self, name: str, start: int, stop: int, /) -> torch.Tensor: ...
+    def packed(self, name: str, /) -> "PackedRows | None": ...
+
+
+class PackedRows(Protocol):
+    """Integers that a checkpoint stores."""
+
+    def integers(self, start: int, stop: int, /) -> torch.Tensor: ...  # [R, C] int8
+    def scales(self, start: int, stop: int, /) -> torch.Tensor: ...  # [R] or [R, groups]
 
 
 def quantize(source: RowSource, name: str, weight_type: WeightType) -> Iterator[QuantizedRows]:
     """All rows of a matrix in order, never more than CHUNK_BYTES of them in memory.
 
-    A stack of matrices [N, O, I] is one matrix below the other: N * O rows.
+    A stack of matrices [N, O, I] is one matrix below the other: N * O rows. Integers that the
+    source has are passed on as they are, and so are their scales; `plan` has given them their type.
     """
     *above, num_columns = source.shape(name)
     num_rows = math.prod(above)
+    packed = None if weight_type.bits == 32 else source.packed(name)
     step = max(1, CHUNK_BYTES // (4 * num_columns))
     for start in range(0, num_rows, step):
-        rows = source.rows(name, start, min(start + step, num_rows))
-        yield QuantizedRows(*quantize_rows(rows, weight_type))
+        stop = min(start + step, num_rows)
+        if packed is None:
+            rows = source.rows(name, start, stop)
+            yield QuantizedRows(*quantize_rows(rows, weight_type))
+        else:
+            integers: npt.NDArray[np.int8] = packed.integers(start, stop).numpy()
+            scales: Floats = packed.scales(start, stop).numpy()
+            yield QuantizedRows(scales, _packed(integers.reshape(-1), weight_type.bits))
 
 
 def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, bytes]:
@@ -72,8 +88,6 @@ def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, 
         scales = scales.reshape(len(values), -1)
     else:
         scales, integers = _quantize(values, weight_type.bits, _as_it_is)
-    if weight_type.bits == 8:
-        return scales, integers.tobytes()
     return scales, _packed(integers, weight_type.bits)
 
 

@@ -111,6 +111,21 @@ class TensorSource(Protocol):
     def spec(self) -> Layers: ...
     def names(self) -> Sequence[str]: ...
     def shape(self, name: str, /) -> Sequence[int]: ...
+    def packed(self, name: str, /) -> "Packed | None": ...
+
+
+class PackedKind(Protocol):
+    @property
+    def bits(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+
+
+class Packed(Protocol):
+    """A matrix of integers that a checkpoint stores."""
+
+    @property
+    def kind(self) -> PackedKind: ...
 
 
 DRAFTER_PREFIX = "drafter."  # how a recipe names the drafter's tensors
@@ -119,12 +134,28 @@ DRAFTER_PREFIX = "drafter."  # how a recipe names the drafter's tensors
 def plan(source: TensorSource, recipe: Recipe, prefix: str = "") -> dict[str, WeightType]:
     """Every tensor of a checkpoint with the type it will be stored as.
 
-    `prefix` is put before the names when rules are matched (DRAFTER_PREFIX for a drafter).
+    `prefix` is put before the names when rules are matched (DRAFTER_PREFIX for a drafter). What
+    the checkpoint stores as integers stays what it is, unless the recipe wants it as float32.
+
+    Raises:
+        ExportError: if the recipe has no rule for a tensor, or integers are of an unknown kind.
     """
-    return {
-        name: recipe.weight_type(prefix + name, source.shape(name), layer_of(source, name))
-        for name in source.names()
-    }
+    return {name: _planned(source, name, recipe, prefix) for name in source.names()}
+
+
+def _planned(source: TensorSource, name: str, recipe: Recipe, prefix: str) -> WeightType:
+    wanted = recipe.weight_type(prefix + name, source.shape(name), layer_of(source, name))
+    packed = source.packed(name)
+    if packed is None or wanted.bits == 32:
+        return wanted
+    bits, group_size = packed.kind.bits, packed.kind.group_size
+    if bits not in BITS or group_size % GROUP_MULTIPLE or (group_size and bits != 4):
+        raise ExportError(
+            f"{prefix}{name}: the checkpoint stores {bits}-bit integers with one scale for "
+            f"{f'{group_size} weights' if group_size else 'a row'}, which no runtime here has; "
+            "add --requantize to round them again, or give the unquantized checkpoint"
+        )
+    return WeightType(bits, group_size)
 
 
 def layer_of(source: TensorSource, name: str) -> LayerSpec | None:
@@ -141,10 +172,14 @@ def report(source: TensorSource, recipe: Recipe, prefix: str = "") -> None:
     logger.info(
         "quantize    %s, %s, %d tensors, %.1f MB", recipe.name, whose, len(types), total / 1e6
     )
+    kept = [name for name in types if source.packed(name) is not None and types[name].bits < 32]
+    if kept:
+        logger.info("quantize    %s, %d of them as the checkpoint has them", whose, len(kept))
     undivided = [
         f"{name} ({source.shape(name)[-1]} columns)"
         for name, kind in types.items()
         if len(source.shape(name)) >= 2
+        and name not in kept
         and recipe.rule(prefix + name, layer_of(source, name)).weight_type != kind
     ]
     if undivided:

@@ -29,7 +29,6 @@ def test_a_config_that_is_no_text(target):
         {"attention_bias": True},
         {"hidden_activation": "silu"},
         {"use_bidirectional_attention": "all"},
-        {"quantization_config": {"quant_method": "awq"}},
         {"rope_scaling": {"type": "linear"}},
     ],
     ids=lambda change: next(iter(change)),

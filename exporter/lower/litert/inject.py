@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from exporter.errors import ExportError
-from exporter.quantize import WeightType, quantize, size_bytes
+from exporter.quantize import PackedRows, WeightType, quantize, size_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class WeightSource(Protocol):
 
     def shape(self, name: str, /) -> Sequence[int]: ...
     def rows(self, name: str, start: int, stop: int, /) -> torch.Tensor: ...
+    def packed(self, name: str, /) -> PackedRows | None: ...
 
 
 @dataclass(frozen=True)

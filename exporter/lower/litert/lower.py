@@ -75,8 +75,9 @@ def check(types: Mapping[str, WeightType]) -> None:
     for name, kind in types.items():
         if kind.group_size:
             raise ExportError(
-                f"{name}: groups of {kind.group_size} weights, LiteRT graphs have one scale per "
-                "row; use --quantize int4, or --runtime executorch"
+                f"{name}: one scale for every {kind.group_size} weights, LiteRT graphs have one "
+                "per row; use --runtime executorch or onnx, or --quantize int4 (with --requantize "
+                "if the checkpoint stores these integers)"
             )
 
 

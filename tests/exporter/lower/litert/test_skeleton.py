@@ -23,6 +23,9 @@ class Weights(nn.Module):
                 name, nn.Parameter(torch.zeros(1, 1).expand(shape), requires_grad=False)
             )
 
+    def packed(self, _name):
+        return None
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.numbers[name].shape)
 

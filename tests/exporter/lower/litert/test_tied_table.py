@@ -26,6 +26,9 @@ class Table(nn.Module):
         self.numbers = torch.randn(ROWS, WIDTH, generator=torch.manual_seed(seed))
         self.weight = nn.Parameter(torch.zeros(1, 1).expand(ROWS, WIDTH), requires_grad=False)
 
+    def packed(self, _name):
+        return None
+
     def shape(self, _name: str) -> tuple[int, ...]:
         return ROWS, WIDTH
 
