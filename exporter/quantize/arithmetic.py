@@ -4,7 +4,7 @@ One scale per row is bit for bit ai-edge-quantizer's.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from exporter.quantize.recipe import WeightType
 
 CHUNK_BYTES = 32 << 20  # float32 bytes of the rows held at once
 Floats = npt.NDArray[np.float32]
+Q4_0_BITS = 4
+GRID_TOLERANCE = 2**-4  # steps; rounding all values to bfloat16 moves the eighth one by as much
 SMALLEST_BOUND = 1e-9  # ai-edge-quantizer's: a row of zeros still gets a scale
 
 
@@ -70,7 +72,8 @@ def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, 
         rows: [R, C] float32; C must be even for 4 bits.
         weight_type: 8 bits use -127..127 and 4 bits -8..7; the scale is max |row| / 127 or / 7.
             Two 4-bit values share a byte, the first in its low half. The scales of groups are
-            rounded to bfloat16, because XNNPACK computes with those.
+            rounded to bfloat16, because XNNPACK computes with those. Groups that were trained for
+            q4_0 (multiples of max / 8) have max / 8 where that is nearer to them.
 
     Returns:
         (scales [R], [R, C / group_size] for groups, [0] for float32; the values of the rows one
@@ -84,10 +87,12 @@ def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, 
         return np.empty(0, np.float32), values.tobytes()
     if weight_type.group_size:
         groups = values.reshape(-1, weight_type.group_size)
-        scales, integers = _quantize(groups, weight_type.bits, _bfloat16)
+        scales = _group_scales(groups, weight_type.bits)
+        integers = _integers(groups, scales, weight_type.bits)
         scales = scales.reshape(len(values), -1)
     else:
-        scales, integers = _quantize(values, weight_type.bits, _as_it_is)
+        scales = _scales(values, weight_type.bits)
+        integers = _integers(values, scales, weight_type.bits)
     return scales, _packed(integers, weight_type.bits)
 
 
@@ -101,21 +106,62 @@ def _packed(integers: npt.NDArray[np.int8], bits: int) -> bytes:
     return packed.tobytes()
 
 
-def _quantize(
-    rows: Floats, bits: int, rounded: Callable[[Floats], Floats]
-) -> tuple[Floats, npt.NDArray[np.int8]]:
+def _scales(rows: Floats, bits: int) -> Floats:
+    scales: Floats = _bounds(rows) / np.float32(2 ** (bits - 1) - 1)
+    return scales
+
+
+def _bounds(rows: Floats) -> Floats:
+    largest = np.maximum(np.abs(rows.min(axis=1)), np.abs(rows.max(axis=1)))
+    bounds: Floats = np.maximum(largest, np.float32(SMALLEST_BOUND))
+    return bounds
+
+
+def _group_scales(groups: Floats, bits: int) -> Floats:
+    scales = _bfloat16(_scales(groups, bits))
+    trained = _on_q4_0_grid(groups) if bits == Q4_0_BITS else np.empty(0, np.int64)
+    if not trained.size:
+        return scales
+    # q4_0's scale has the sign that makes the largest value -8. XNNPACK wants a positive one, so
+    # where that value is positive it becomes 7, and the other 31 are what they were.
+    some = groups[trained]
+    exact_eighths = _bounds(some) / np.float32(8)
+    eighths = _bfloat16(exact_eighths)
+    clipped = some.max(axis=1) > np.float32(7.5) * eighths
+    doubtful = np.flatnonzero(clipped | (eighths != exact_eighths))
+    sevenths = scales[trained[doubtful]]
+    farther = _error(some[doubtful], eighths[doubtful], bits) >= _error(
+        some[doubtful], sevenths, bits
+    )
+    eighths[doubtful[farther]] = sevenths[farther]
+    scales[trained] = eighths
+    return scales
+
+
+def _error(groups: Floats, scales: Floats, bits: int) -> Floats:
+    rounded = _integers(groups, scales, bits).reshape(groups.shape) * scales[:, None]
+    error: Floats = np.square(rounded - groups).sum(axis=1)
+    return error
+
+
+def _on_q4_0_grid(groups: Floats) -> npt.NDArray[np.int64]:
+    """Indices of the groups of nothing but multiples of their largest value's eighth."""
+    bounds = _bounds(groups)
+    found = np.flatnonzero(bounds > np.float32(SMALLEST_BOUND))
+    # A few values rule nearly all others out.
+    for columns in (slice(0, 4), slice(4, None)):
+        steps = groups[found, columns] * (np.float32(8) / bounds[found])[:, None]
+        found = found[(np.abs(steps - np.rint(steps)) <= GRID_TOLERANCE).all(axis=1)]
+    return found
+
+
+def _integers(rows: Floats, scales: Floats, bits: int) -> npt.NDArray[np.int8]:
     highest = 2 ** (bits - 1) - 1
     lowest = -highest if bits == 8 else -highest - 1
-    bound = np.maximum(np.abs(rows.min(axis=1)), np.abs(rows.max(axis=1)))
-    scales = rounded(np.maximum(bound, np.float32(SMALLEST_BOUND)) / np.float32(highest))
     quotients = rows / scales[:, None]
     np.rint(quotients, out=quotients)
     np.clip(quotients, lowest, highest, out=quotients)
-    return scales, quotients.astype(np.int8).reshape(-1)
-
-
-def _as_it_is(scales: Floats) -> Floats:
-    return scales
+    return quotients.astype(np.int8).reshape(-1)
 
 
 def _bfloat16(scales: Floats) -> Floats:

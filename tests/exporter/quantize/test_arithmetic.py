@@ -53,11 +53,15 @@ def test_a_group_is_a_row_of_its_own_with_a_bfloat16_scale(rows):
     row_scales, _ = quantize_rows(groups, WeightType(4))
     expected = torch.from_numpy(row_scales).bfloat16().float().numpy()
     assert scales.shape == (len(rows), rows.shape[1] // 32)
-    np.testing.assert_array_equal(scales.reshape(-1), expected)
     integers = unpacked(data, 4).reshape(groups.shape)
     error = np.abs(integers * expected[:, None] - groups.numpy()).max(axis=1)
+    ordinary = scales.reshape(-1) == expected  # others look as if trained for q4_0
     # Half a step, and what rounding the scale took off the largest value.
-    assert (error <= 0.5 * expected * 1.001 + 7 * np.abs(expected - row_scales)).all()
+    bound = 0.5 * expected * 1.001 + 7 * np.abs(expected - row_scales)
+    assert (error <= bound)[ordinary].all()
+    found = torch.from_numpy(integers * scales.reshape(-1, 1))
+    sums = ((rounded - groups).square().sum(1) for rounded in (found, in_sevenths(groups)))
+    assert bool((next(sums) <= next(sums) * 1.001 + 1e-12).all())
 
 
 def test_float32_rows_are_stored_as_they_are():
@@ -111,3 +115,64 @@ def test_a_stack_is_one_matrix_below_the_other(monkeypatch, weight_type):
         np.concatenate([scales for scales, _ in wanted]),
     )
     assert stack.most_rows <= 4
+
+
+def q4_0_values(num_groups: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights that q4_0 has been through, as unquantized checkpoints hold them; integers, scales.
+
+    Source: llama.cpp, ggml-quants.c, quantize_row_q4_0_ref: the largest value becomes -8.
+    """
+    groups = torch.randn(num_groups, 32, generator=torch.manual_seed(seed)) * 0.02
+    largest = groups.gather(1, groups.abs().argmax(1, keepdim=True))
+    integers = (groups / (largest / -8) + 8.5).floor().clamp(0, 15) - 8
+    scales = (largest / -8).half().float()
+    return (integers * scales).bfloat16().float(), integers, scales
+
+
+def restored(rows: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    scales, data = quantize_rows(rows, WeightType(4, 32))
+    integers = unpacked(data, 4).reshape(rows.shape)
+    groups = integers.reshape(*scales.shape, 32) * scales[..., None]
+    return torch.from_numpy(groups.reshape(integers.shape)), integers, scales
+
+
+def in_sevenths(groups: torch.Tensor) -> torch.Tensor:
+    """What the scale of any other group makes of these."""
+    scales = (groups.abs().amax(1, keepdim=True).clamp_min(1e-9) / 7).bfloat16().float()
+    return (groups / scales).round().clamp(-8, 7) * scales
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def test_weights_trained_for_q4_0_keep_its_integers():
+    groups, integers, scales = q4_0_values(2000, 1)
+    found, found_integers, found_scales = restored(groups)
+    # XNNPACK wants a positive scale, and there is no 8.
+    expected = (integers * scales.sign()).clamp(-8, 7)
+    same = (found_integers == expected.numpy()).all(axis=1)
+    assert same.mean() > 0.99  # in some groups of many large values a seventh is nearer
+    np.testing.assert_allclose(found_scales[same], scales.abs()[same], rtol=2**-7)
+    exact = same & (scales > 0).numpy()[:, 0]
+    assert exact.mean() > 0.45
+    assert error(found[exact], groups[exact]) < 0.004  # bfloat16's
+    assert error(in_sevenths(groups), groups) > 0.09
+    assert error(found, groups) < 0.05
+
+
+def test_groups_on_the_grid_are_found_among_others():
+    on_grid, integers, scales = q4_0_values(40, 2)
+    others = torch.randn(40, 32, generator=torch.manual_seed(3))
+    zeros = torch.zeros(1, 32)
+    found, found_integers, _ = restored(torch.cat((others, on_grid, zeros)))
+    assert torch.equal(found[:40], in_sevenths(others))
+    same = (found_integers[40:80] == (integers * scales.sign()).clamp(-8, 7).numpy()).all(axis=1)
+    assert same.mean() > 0.9
+    assert torch.equal(found[80:], zeros)
+
+
+def test_a_group_of_equal_values_stays_one():
+    groups = torch.full((3, 32), 0.5) * torch.tensor([[1.0], [-1.0], [0.0]])
+    found, _, _ = restored(groups)
+    torch.testing.assert_close(found, groups, rtol=2**-8, atol=0)
