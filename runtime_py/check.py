@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_py.backends import Backend, SessionOptions
+from runtime_py.bench import TimedBackend
 from runtime_py.bundle import Bundle
 from runtime_py.manifest import RuntimeName, Tolerances
 from runtime_py.reference import Ids, Reference, acceptance
@@ -63,11 +64,17 @@ class CheckReport:
     original_acceptance: tuple[float, ...]  # the same, of the original drafter
     accepted_per_round: float  # in the speculative replay
     draft_length: int
+    round_cost: float | None = None  # of drafts and their verify, in decodes, on this device
     failures: tuple[str, ...] = field(default=())
 
     @property
     def passed(self) -> bool:
         return not self.failures
+
+    @property
+    def tokens_per_round(self) -> float:
+        """A round pays where it costs less than as many decodes."""
+        return 1 + self.accepted_per_round
 
 
 def check_bundle(
@@ -77,14 +84,24 @@ def check_bundle(
     progress: Progress = lambda _: None,
 ) -> CheckReport:
     """Load one runtime of a bundle and replay the bundle's reference on it."""
-    with closing(bundle.backend(runtime, options)) as backend:
-        return run_check(
+    with closing(TimedBackend(bundle.backend(runtime, options))) as backend:
+        report = run_check(
             bundle.session(backend),
             backend,
             bundle.reference(),
             bundle.entry(runtime).tolerances,
             progress,
         )
+        return replace(report, round_cost=round_cost(backend, report.draft_length))
+
+
+def round_cost(backend: TimedBackend, draft_length: int) -> float | None:
+    """How many decodes a round of this many drafts costs, by the calls that were timed."""
+    verify = f"verify {draft_length + 1}"
+    if not draft_length or not {"decode", "draft", verify} <= set(backend.calls):
+        return None
+    means = {stage: backend.seconds[stage] / count for stage, count in backend.calls.items()}
+    return (draft_length * means["draft"] + means[verify]) / means["decode"]
 
 
 def run_check(

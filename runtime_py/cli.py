@@ -149,7 +149,8 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
     with render.progress(f"check {name}", opened.reference().num_prompts, "prompts") as progress:
         report = check_bundle(opened, name, _session(options), progress)
     if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(report), "passed": report.passed}))
+        derived = {"tokens_per_round": report.tokens_per_round, "passed": report.passed}
+        click.echo(json.dumps({**dataclasses.asdict(report), **derived}))
     else:
         render.print_check(report, opened, name)
     if not report.passed:

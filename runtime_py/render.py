@@ -14,6 +14,9 @@ from runtime_py.bench import Contest, Run, median_tokens_per_s
 from runtime_py.bundle import Bundle
 from runtime_py.check import CheckReport, Comparison
 
+# Of first drafts. Published pairs have 60 to 90 %; chance has next to none.
+USELESS_SHARE, POOR_SHARE = 0.01, 0.1
+
 
 class Answer(Protocol):
     """The figures of one generation."""
@@ -78,11 +81,37 @@ def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
         click.echo(f"FAILED: {failure}")
     if report.passed:
         click.echo(f"passed: {_verdict(report)}")
-    if report.draft_length and max(report.original_acceptance[0], report.acceptance[0]) < 0.1:
-        click.echo(
-            "WARNING: the original drafter itself is hardly ever right here: it was made for "
-            "another target, or for other prompts; it will only cost time"
+    if report.draft_length:
+        for line in mtp_lines(report):
+            click.echo(line)
+
+
+def mtp_lines(report: CheckReport) -> list[str]:
+    """Whether drafting still pays, on the prompts that were recorded."""
+    tokens = report.tokens_per_round
+    lines = [
+        f"MTP: a round of {report.draft_length} drafts makes {tokens:.2f} tokens on these prompts; "
+        f"it pays where it costs less than {tokens:.2f} decodes"
+    ]
+    if report.round_cost is not None:
+        verdict = "it pays" if report.round_cost < tokens else "plain decoding is faster"
+        lines[0] += (
+            f". Here it costs {report.round_cost:.2f}: {verdict}; gemma-run bench compares all "
+            "draft lengths"
         )
+    share = max(report.original_acceptance[0], report.acceptance[0])
+    if share <= USELESS_SHARE:
+        lines.append(
+            f"WARNING: {share:.1%} of first drafts are right, of the original drafter's too: it is "
+            "wired wrongly or was made for another model. It can only cost time: train one for "
+            "this model, or export with --no-drafter"
+        )
+    elif share < POOR_SHARE:
+        lines.append(
+            f"WARNING: only {share:.1%} of first drafts are right, of the original drafter's too: "
+            "it was made for another target, or for other prompts; it will only cost time"
+        )
+    return lines
 
 
 def _verdict(report: CheckReport) -> str:
