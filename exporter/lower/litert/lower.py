@@ -30,8 +30,9 @@ from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan, size_byt
 
 OnBytes = Callable[[str, int, int], None]  # file at work, weight bytes written, of how many in all
 
-# FULLY_CONNECTED multiplies by constants only. EMBEDDING_LOOKUP gathers rows of integers, but as
-# float32: eight experts of 26B-A4B are 190 MB in every layer, eight times what their int4 is.
+# FULLY_CONNECTED has integers as constants only, and its sizes are fixed: an expert without tokens
+# would cost what others do. EMBEDDING_LOOKUP gathers integers, but as float32: 190 MB in a layer of
+# 26B-A4B, where 24 are read as int4. litert-torch 0.10.0 has no lowering for torch.cond.
 _NO_EXPERTS = "LiteRT multiplies by constants only, and experts are chosen while it runs"
 
 
