@@ -55,7 +55,8 @@ def main() -> None:
     widest = backend.verify_widths[-1]
     backend.verify([5] * widest, NUM_TOKENS)
     hidden = np.ones(backend.hidden_size, np.float32)
-    backend.draft(5, hidden, NUM_TOKENS + widest)
+    if backend.has_drafter:
+        backend.draft(5, hidden, NUM_TOKENS + widest)
     after = _now()
     backend.close()
     print(json.dumps([asdict(before), asdict(after)]))  # noqa: T201

@@ -11,6 +11,7 @@ from tests.benchmarks.inputs import ROOT, Work, python_command
 BENCHMARKS = (
     "runtimes",
     "loop_overhead",
+    "experts",
     "kv_in_place",
     "against_official",
     "export_memory",
