@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from exporter.quantize.grid import keep_grids
 from exporter.quantize.recipe import WeightType
 
 CHUNK_BYTES = 32 << 20  # float32 bytes of the rows held at once
@@ -69,9 +70,11 @@ def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, 
     """Scales and packed values of some rows.
 
     Args:
-        rows: [R, C] float32; C must be even for 4 bits.
-        weight_type: 8 bits use -127..127 and 4 bits -8..7; the scale is max |row| / 127 or / 7.
-            Two 4-bit values share a byte, the first in its low half. The scales of groups are
+        rows: [R, C] float32; a row must fill its last byte.
+        weight_type: 8 bits use -127..127, 4 bits -8..7 and 2 bits -2..1; the scale is max |row|
+            divided by the largest of them. Several values share a byte, the first in its lowest
+            bits. With `keep_grid`, a row that is a scale times such integers already, as one of a
+            checkpoint trained for so many bits is, gets that scale. The scales of groups are
             rounded to bfloat16, because XNNPACK computes with those. Groups that were trained for
             q4_0 (multiples of max / 8) have max / 8 where that is nearer to them.
 
@@ -92,6 +95,8 @@ def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, 
         scales = scales.reshape(len(values), -1)
     else:
         scales = _scales(values, weight_type.bits)
+        if weight_type.keep_grid:
+            keep_grids(scales, values, _bounds(values), _ends(weight_type.bits))
         integers = _integers(values, scales, weight_type.bits)
     return scales, _packed(integers, weight_type.bits)
 
@@ -156,12 +161,16 @@ def _on_q4_0_grid(groups: Floats) -> npt.NDArray[np.int64]:
 
 
 def _integers(rows: Floats, scales: Floats, bits: int) -> npt.NDArray[np.int8]:
-    highest = 2 ** (bits - 1) - 1
-    lowest = -highest if bits == 8 else -highest - 1
     quotients = rows / scales[:, None]
     np.rint(quotients, out=quotients)
-    np.clip(quotients, lowest, highest, out=quotients)
+    np.clip(quotients, *_ends(bits), out=quotients)
     return quotients.astype(np.int8).reshape(-1)
+
+
+def _ends(bits: int) -> tuple[int, int]:
+    """The lowest and the highest integer."""
+    highest = 2 ** (bits - 1) - 1
+    return (-highest if bits == 8 else -highest - 1), highest
 
 
 def _bfloat16(scales: Floats) -> Floats:

@@ -4,7 +4,7 @@ import logging
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -19,8 +19,9 @@ from runtime_py.manifest import Tolerances
 logger = logging.getLogger(__name__)
 
 BITS = (32, 8, 4, 2)
+GRID_BITS = (4, 2)
 RECIPE_KEYS = {"description", "rule", "check"}
-RULE_KEYS = {"pattern", "layers", "bits", "group_size"}
+RULE_KEYS = {"pattern", "layers", "bits", "group_size", "keep_grid"}
 # What `layers` may say, and whether the layers that it means own KV rows.
 LAYERS = {"own-kv": True, "shared-kv": False}
 GROUP_MULTIPLE = 32  # XNNPACK's 4-bit kernels take groups of a multiple of it
@@ -32,6 +33,7 @@ class WeightType:
 
     bits: int  # 32: float32
     group_size: int = 0  # neighbours in a row that share a scale; 0: the whole row
+    keep_grid: bool = False  # rows that are a scale times such integers stay as they are
 
 
 FLOAT32 = WeightType(32)
@@ -86,7 +88,7 @@ class Recipe:
                 f'multiple of {per_byte}; put a rule with bits = 8 for it before "{rule.pattern}"'
             )
         divided = group_size and shape[-1] % group_size == 0
-        return rule.weight_type if divided else WeightType(bits)
+        return rule.weight_type if divided else replace(rule.weight_type, group_size=0)
 
     def rule(self, name: str, layer: LayerSpec | None = None) -> Rule:
         """The first rule that matches, or an ExportError."""
@@ -253,7 +255,20 @@ def _parse_rule(name: str, rule: dict[str, Any]) -> Rule:
     if type(rule["bits"]) is not int or rule["bits"] not in BITS:
         raise ExportError(f"recipe {name}: bits = {rule['bits']}; choose one of {BITS}")
     _check_groups(name, rule["bits"], group_size)
-    return Rule(rule["pattern"], WeightType(rule["bits"], group_size), _owns_kv(name, rule))
+    weight_type = WeightType(rule["bits"], group_size, _keep_grid(name, rule))
+    return Rule(rule["pattern"], weight_type, _owns_kv(name, rule))
+
+
+def _keep_grid(name: str, rule: dict[str, Any]) -> bool:
+    keep = rule.get("keep_grid", False)
+    if not isinstance(keep, bool):
+        raise ExportError(f"recipe {name}: keep_grid = {keep}; give true or false")
+    if keep and (rule["bits"] not in GRID_BITS or rule.get("group_size")):
+        raise ExportError(
+            f"recipe {name}: keep_grid with bits = {rule['bits']} and group_size = "
+            f"{rule.get('group_size', 0)}; it is for whole rows of {GRID_BITS} bits"
+        )
+    return keep
 
 
 def _owns_kv(name: str, rule: dict[str, Any]) -> bool | None:

@@ -38,8 +38,9 @@ def test_every_matrix_is_in_the_file_as_the_recipe_says(found, checkpoints, reci
     expected = planned(checkpoints, recipe)
     assert {weight.name for weight in found.weights} == set(expected)
     for weight in found.weights:
-        stored = WeightType(BITS[weight.dtype], weight.group_size)
-        assert (weight.shape, stored) == expected[weight.name], weight
+        shape, kind = expected[weight.name]
+        found_type = BITS[weight.dtype], weight.group_size
+        assert (weight.shape, *found_type) == (shape, kind.bits, kind.group_size), weight
 
 
 def test_vectors_stay_float32(found):

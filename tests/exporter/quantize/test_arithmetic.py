@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_quantizer import qtyping
+from ai_edge_quantizer.algorithms.uniform_quantize import dequantized_weight_recovery as recovery
 from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as oracle
 from ai_edge_quantizer.transformations import transformation_utils
 from hypothesis import given, settings
@@ -62,6 +63,48 @@ def test_a_group_is_a_row_of_its_own_with_a_bfloat16_scale(rows):
     found = torch.from_numpy(integers * scales.reshape(-1, 1))
     sums = ((rounded - groups).square().sum(1) for rounded in (found, in_sevenths(groups)))
     assert bool((next(sums) <= next(sums) * 1.001 + 1e-12).all())
+
+
+GRIDS = st.tuples(
+    st.sampled_from([4, 2]), st.integers(0, 2**32 - 1), st.sampled_from([16, 64, 200])
+)
+
+
+@given(GRIDS, st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=100, deadline=None)
+def test_rows_trained_for_these_bits_keep_their_integers(grid, stored_as):
+    """As ai-edge-quantizer's recovery finds them."""
+    bits, seed, num_columns = grid
+    draw = np.random.default_rng(seed)
+    integers = draw.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, num_columns), np.int8)
+    integers[:, :2] = 1, -2  # not all are even
+    scales = draw.uniform(1e-3, 10, (5, 1)).astype(np.float32)
+    rows = torch.from_numpy(integers * scales).to(stored_as).float()
+
+    found, data = quantize_rows(rows, WeightType(bits, keep_grid=True))
+
+    np.testing.assert_array_equal(unpacked(data, bits).reshape(integers.shape), integers)
+    np.testing.assert_allclose(found, scales[:, 0], rtol=1e-6 if stored_as.itemsize == 4 else 4e-3)
+    if stored_as == torch.float32:
+        _, theirs = recovery.get_zp_scale_from_dequantized_symmetric_weights(rows.numpy(), 0)
+        np.testing.assert_allclose(found, theirs[:, 0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_rows_that_were_not_are_quantized_as_ever(bits):
+    rows = torch.randn(200, 96, generator=torch.Generator().manual_seed(bits))
+    rows[7] = 0.0
+    found = quantize_rows(rows, WeightType(bits, keep_grid=True))
+    expected = quantize_rows(rows, WeightType(bits))
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert found[1] == expected[1]
+
+
+def test_one_number_off_the_grid_is_enough():
+    rows = torch.ones(1, 500)
+    rows[0, 400] = 0.3
+    scales, _ = quantize_rows(rows, WeightType(4, keep_grid=True))
+    assert scales == np.float32(1) / np.float32(7)
 
 
 def test_float32_rows_are_stored_as_they_are():

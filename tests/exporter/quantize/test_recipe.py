@@ -51,9 +51,9 @@ class Source:
 @pytest.mark.parametrize(("name", "bits"), [("float32", 32), ("int8", 8), ("int4", 4)])
 def test_named_recipes_store_matrices_as_they_are_called_and_vectors_as_float32(name, bits):
     types = plan(Source(), load_recipe(name))
-    assert types == {
-        "layers.0.mlp.up_proj.weight": WeightType(bits),
-        "norm.weight": WeightType(32),
+    assert {name: kind.bits for name, kind in types.items()} == {
+        "layers.0.mlp.up_proj.weight": bits,
+        "norm.weight": 32,
     }
 
 
@@ -76,7 +76,7 @@ def test_int4_keeps_the_narrow_places_at_8_bits(name):
     "name", ["embed_tokens.weight", "embed_tokens_per_layer.weight", "drafter.embed_tokens.weight"]
 )
 def test_int4_quantizes_the_tables_too(name):
-    assert load_recipe("int4").weight_type(name, (8, 8)) == WeightType(4)
+    assert load_recipe("int4").weight_type(name, (8, 8)).bits == 4
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int4", "int4-groups"])
@@ -121,6 +121,8 @@ def test_first_matching_rule_wins_and_the_prefix_is_part_of_the_name(tmp_path):
         ('[[rule]]\npattern = "*"\nbits = 4\ngroup_size = "32"\n', "group_size = 32"),
         ('[[rule]]\npattern = "*"\nbits = 4\ngroup_size = true\n', "group_size = True"),
         ('[[rule]]\npattern = "*"\nbits = 8\ngroup_size = 32\n', "only 4-bit weights"),
+        ('[[rule]]\npattern = "*"\nbits = 4\nkeep_grid = 1\n', "keep_grid = 1; give true"),
+        ('[[rule]]\npattern = "*"\nbits = 8\nkeep_grid = true\n', "keep_grid with bits = 8"),
         ("[[rule]]\nbits = 8\n", "lacks pattern"),
         ('description = "nothing"\n', "no \\[\\[rule\\]\\]"),
         ("[[rule]\n", "not valid TOML"),
