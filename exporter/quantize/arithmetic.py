@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from exporter.errors import ExportError
 from exporter.quantize.grid import keep_grids
 from exporter.quantize.recipe import WeightType
 
@@ -20,13 +21,14 @@ Floats = npt.NDArray[np.float32]
 Q4_0_BITS = 4
 GRID_TOLERANCE = 2**-4  # steps; rounding all values to bfloat16 moves the eighth one by as much
 SMALLEST_BOUND = 1e-9  # ai-edge-quantizer's: a row of zeros still gets a scale
+LARGEST_FLOAT16 = 65504
 
 
 @dataclass(frozen=True)
 class QuantizedRows:
     """Consecutive rows of one tensor as they are stored."""
 
-    scales: Floats  # [rows], [rows, groups], or empty for float32
+    scales: Floats  # [rows], [rows, groups], or empty for floating point
     data: bytes
 
 
@@ -53,17 +55,28 @@ def quantize(source: RowSource, name: str, weight_type: WeightType) -> Iterator[
     """
     *above, num_columns = source.shape(name)
     num_rows = math.prod(above)
-    packed = None if weight_type.bits == 32 else source.packed(name)
+    packed = source.packed(name) if weight_type.is_integer else None
     step = max(1, CHUNK_BYTES // (4 * num_columns))
     for start in range(0, num_rows, step):
         stop = min(start + step, num_rows)
         if packed is None:
             rows = source.rows(name, start, stop)
+            if weight_type.bits == 16:
+                _refuse_large(name, rows)
             yield QuantizedRows(*quantize_rows(rows, weight_type))
         else:
             integers: npt.NDArray[np.int8] = packed.integers(start, stop).numpy()
             scales: Floats = packed.scales(start, stop).numpy()
             yield QuantizedRows(scales, _packed(integers.reshape(-1), weight_type.bits))
+
+
+def _refuse_large(name: str, rows: torch.Tensor) -> None:
+    largest = float(rows.abs().max())
+    if largest > LARGEST_FLOAT16:
+        raise ExportError(
+            f"{name}: {largest:.0f} is among its numbers, float16 ends at {LARGEST_FLOAT16}; "
+            "use --quantize float32 or int8"
+        )
 
 
 def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, bytes]:
@@ -79,15 +92,16 @@ def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, 
             q4_0 (multiples of max / 8) have max / 8 where that is nearer to them.
 
     Returns:
-        (scales [R], [R, C / group_size] for groups, [0] for float32; the values of the rows one
-        after the other).
+        (scales [R], [R, C / group_size] for groups, [0] for floating point; the values of the rows
+        one after the other).
 
     Source: ai-edge-quantizer 0.10.0, uniform_quantize_tensor.py (tensor_zp_scale_from_min_max,
     uniform_quantize), symmetric, channelwise.
     """
     values: Floats = rows.detach().to(torch.float32).contiguous().numpy()
-    if weight_type.bits == 32:
-        return np.empty(0, np.float32), values.tobytes()
+    if not weight_type.is_integer:
+        stored = values if weight_type.bits == 32 else values.astype(np.float16)
+        return np.empty(0, np.float32), stored.tobytes()
     if weight_type.group_size:
         groups = values.reshape(-1, weight_type.group_size)
         scales = _group_scales(groups, weight_type.bits)

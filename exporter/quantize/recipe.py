@@ -18,7 +18,7 @@ from runtime_py.manifest import Tolerances
 
 logger = logging.getLogger(__name__)
 
-BITS = (32, 8, 4, 2)
+BITS = (32, 16, 8, 4, 2)
 GRID_BITS = (4, 2)
 RECIPE_KEYS = {"description", "rule", "check"}
 RULE_KEYS = {"pattern", "layers", "bits", "group_size", "keep_grid"}
@@ -31,9 +31,14 @@ GROUP_MULTIPLE = 32  # XNNPACK's 4-bit kernels take groups of a multiple of it
 class WeightType:
     """How one tensor is stored: 8, 4 and 2 bits are symmetric integers with scales."""
 
-    bits: int  # 32: float32
+    bits: int  # 32: float32, 16: float16
     group_size: int = 0  # neighbours in a row that share a scale; 0: the whole row
     keep_grid: bool = False  # rows that are a scale times such integers stay as they are
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether there are scales."""
+        return self.bits < 16
 
 
 FLOAT32 = WeightType(32)
@@ -137,7 +142,7 @@ def plan(source: TensorSource, recipe: Recipe, prefix: str = "") -> dict[str, We
     """Every tensor of a checkpoint with the type it will be stored as.
 
     `prefix` is put before the names when rules are matched (DRAFTER_PREFIX for a drafter). What
-    the checkpoint stores as integers stays what it is, unless the recipe wants it as float32.
+    the checkpoint stores as integers stays what it is, unless the recipe wants floating point.
 
     Raises:
         ExportError: if the recipe has no rule for a tensor, or integers are of an unknown kind.
@@ -148,7 +153,7 @@ def plan(source: TensorSource, recipe: Recipe, prefix: str = "") -> dict[str, We
 def _planned(source: TensorSource, name: str, recipe: Recipe, prefix: str) -> WeightType:
     wanted = recipe.weight_type(prefix + name, source.shape(name), layer_of(source, name))
     packed = source.packed(name)
-    if packed is None or wanted.bits == 32:
+    if packed is None or not wanted.is_integer:
         return wanted
     bits, group_size = packed.kind.bits, packed.kind.group_size
     if bits not in BITS or group_size % GROUP_MULTIPLE or (group_size and bits != 4):
@@ -174,7 +179,7 @@ def report(source: TensorSource, recipe: Recipe, prefix: str = "") -> None:
     logger.info(
         "quantize    %s, %s, %d tensors, %.1f MB", recipe.name, whose, len(types), total / 1e6
     )
-    kept = [name for name in types if source.packed(name) is not None and types[name].bits < 32]
+    kept = [name for name in types if source.packed(name) is not None and types[name].is_integer]
     if kept:
         logger.info("quantize    %s, %d of them as the checkpoint has them", whose, len(kept))
     undivided = [

@@ -23,8 +23,10 @@ def integers_and_scales(source, name: str, kind: WeightType) -> tuple[np.ndarray
 
 def dequantized(source, name: str, kind: WeightType) -> np.ndarray:
     """The matrix [O, I] that the stored numbers stand for."""
-    if kind.bits == 32:
-        return np.asarray(source.rows(name, 0, source.shape(name)[0]), np.float32)
+    if not kind.is_integer:
+        dtype = np.float32 if kind.bits == 32 else np.float16
+        stored = b"".join(chunk.data for chunk in quantize(source, name, kind))
+        return np.frombuffer(stored, dtype).reshape(source.shape(name)).astype(np.float32)
     integers, scales = integers_and_scales(source, name, kind)
     groups = integers.reshape(len(integers), scales.shape[1], -1) * scales[:, :, None]
     return groups.reshape(integers.shape).astype(np.float32)

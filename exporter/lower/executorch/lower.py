@@ -22,6 +22,8 @@ from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
 from runtime_py.weight_names import KEY, write_names
 
 FORMAT_VERSION = 2
+# Bits of weights that XNNPACK's serialized graphs have no product for -> the recipe to take.
+INSTEAD = {16: "float32 or int8", 2: "int4"}
 
 
 # XNNPACK has no gather, and a constant in each linear. embedding_4bit gathers, but makes float32:
@@ -43,10 +45,11 @@ def check(types: Mapping[str, WeightType]) -> None:
     refuse_experts(types, _NO_EXPERTS)
     check_versions("ExecuTorch", PINNED)
     for name, kind in types.items():
-        if kind.bits == 2:
+        if kind.bits in INSTEAD:
             raise ExportError(
-                f"{name}: 2 bits, XNNPACK in ExecuTorch {PINNED['executorch']} multiplies with 4 "
-                "or 8; use --quantize int4, or --runtime litert or onnx"
+                f"{name}: {kind.bits} bits, XNNPACK in ExecuTorch {PINNED['executorch']} "
+                "multiplies float32 with float32, int8 or int4; use --quantize "
+                f"{INSTEAD[kind.bits]}, or --runtime litert or onnx"
             )
 
 

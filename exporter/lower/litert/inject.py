@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from exporter.errors import ExportError
+from exporter.lower.litert.float16 import widen
 from exporter.quantize import PackedRows, WeightType, quantize, size_bytes
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def inject(
     weights = _place(_find_uses(model, names), source, types)
     for weight in weights:
         _retype(model, weight, source.shape(weight.name)[0])
+    widen(model)
     model.externalBuffers = None
     model.externalBufferGroups = None
     # The root's length does not depend on the offsets and scales in it, so that the weights can be
@@ -172,6 +174,7 @@ def _retype(model: Any, weight: Weight, num_rows: int) -> None:
 
     tensor_types = {
         32: schema.TensorType.FLOAT32,
+        16: schema.TensorType.FLOAT16,
         8: schema.TensorType.INT8,
         4: schema.TensorType.INT4,
         2: schema.TensorType.INT2,
@@ -183,7 +186,7 @@ def _retype(model: Any, weight: Weight, num_rows: int) -> None:
         tensor.buffer = len(model.buffers) - 1
         tensor.name = weight.name.encode()
         tensor.type = tensor_types[weight.weight_type.bits]
-        if weight.weight_type.bits < 32:
+        if weight.weight_type.is_integer:
             tensor.quantization = schema.QuantizationParametersT()
             tensor.quantization.scale = np.ones(num_rows, np.float32)
             tensor.quantization.zeroPoint = np.zeros(num_rows, np.int64)
@@ -212,7 +215,7 @@ def _write_weights(
 
 
 def _set_scales(weight: Weight, scales: npt.NDArray[np.float32]) -> None:
-    if weight.weight_type.bits < 32:
+    if weight.weight_type.is_integer:
         for tensor in weight.uses:
             assert len(tensor.quantization.scale) == len(scales)
             tensor.quantization.scale = scales

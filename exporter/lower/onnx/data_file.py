@@ -43,11 +43,11 @@ class DataFile:
         return self._places[key,]
 
     def matrix(self, matrix: Matrix, row_bytes: int) -> tuple[Place, Place]:
-        """Its rows, each filled up to `row_bytes`, and its scales (empty for float32)."""
+        """Its rows, each filled up to `row_bytes`, and its scales (empty for floating point)."""
         values_key, scales_key = (matrix, row_bytes), (matrix, "scales")
         if values_key not in self._places:
             values = self._reserve(matrix.num_rows * row_bytes)
-            num_scales = matrix.num_rows * matrix.num_groups if matrix.bits < 32 else 0
+            num_scales = matrix.num_rows * matrix.num_groups if matrix.weight_type.is_integer else 0
             scales = self._places.get(scales_key) or self._reserve(4 * num_scales)
             self._places[values_key], self._places[scales_key] = values, scales
             self._write_rows(matrix, values, scales)
@@ -58,7 +58,7 @@ class DataFile:
         values_at, scales_at = values.offset, scales.offset
         for chunk in quantize(matrix.checkpoint, matrix.name, matrix.weight_type):
             data = chunk.data
-            if matrix.bits < 32:
+            if matrix.weight_type.is_integer:
                 stored = np.frombuffer(data, np.uint8).reshape(-1, matrix.row_bytes)
                 padding = ((0, 0), (0, row_bytes - matrix.row_bytes))
                 data = (np.pad(stored, padding) ^ np.uint8(_OFFSETS[matrix.bits])).tobytes()

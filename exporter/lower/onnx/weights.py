@@ -67,15 +67,16 @@ class Weight(nn.Module):
         self.block_size = _table_block(matrix) if gathered else operators.BLOCK_SIZE
         num_blocks = math.ceil(matrix.num_columns / self.block_size)
         block_bytes = self.block_size * matrix.bits // 8
-        if matrix.bits == 32:
-            weight = torch.zeros(1, 1).expand(matrix.num_rows, matrix.num_columns)
+        if not matrix.weight_type.is_integer:
+            dtype = torch.float32 if matrix.bits == 32 else torch.float16
+            weight = torch.zeros(1, 1, dtype=dtype).expand(matrix.num_rows, matrix.num_columns)
         elif gathered:
             weight = torch.zeros(1, 1, dtype=torch.uint8).expand(matrix.num_rows, matrix.row_bytes)
         else:
             weight = torch.zeros(1, 1, 1, dtype=torch.uint8)
             weight = weight.expand(matrix.num_rows, num_blocks, block_bytes)
         self.register_buffer("weight", weight)
-        if matrix.bits < 32:
+        if matrix.weight_type.is_integer:
             scales = torch.zeros(1, 1).expand(matrix.num_rows, num_blocks)
             self.register_buffer("scales", scales)
 
@@ -88,8 +89,9 @@ class StoredLinear(Weight):
 
     def forward(self, x: Tensor) -> Tensor:
         matrix = self.matrix
-        if matrix.bits == 32:
-            return operators.linear(x, self.weight)
+        if not matrix.weight_type.is_integer:
+            # onnxruntime widens float16 once, when it loads the graph.
+            return operators.linear(x, self.weight.to(torch.float32))
         return operators.matmul_nbits(x, self.weight, self.scales, matrix.bits, matrix.num_columns)
 
 
@@ -104,8 +106,8 @@ class StoredTable(Weight):
         return self.rows(token_ids) * self._scale
 
     def rows(self, indices: Tensor) -> Tensor:
-        if self.matrix.bits == 32:
-            return nn.functional.embedding(indices, self.weight)
+        if not self.matrix.weight_type.is_integer:
+            return nn.functional.embedding(indices, self.weight).to(torch.float32)
         return operators.gather_rows(
             self.weight, indices, self.scales, self.matrix.bits, self.block_size
         )

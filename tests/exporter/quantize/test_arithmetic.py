@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from exporter.errors import ExportError
 from exporter.quantize import WeightType, quantize, quantize_rows
 from exporter.quantize import arithmetic as arithmetic_module
 from tests.exporter.packing import unpacked
@@ -114,6 +115,15 @@ def test_float32_rows_are_stored_as_they_are():
     np.testing.assert_array_equal(np.frombuffer(data, np.float32), rows.numpy().reshape(-1))
 
 
+def test_float16_rows_are_rounded_and_never_infinite():
+    rows = torch.tensor([[1.0, 1e-9, 65504.0, 0.1]])
+    scales, data = quantize_rows(rows, WeightType(16))
+    assert scales.size == 0
+    np.testing.assert_array_equal(np.frombuffer(data, np.float16), rows.half().numpy()[0])
+    with pytest.raises(ExportError, match="w: 70000 is among its numbers, float16 ends at 65504"):
+        list(quantize(OneMatrix(torch.tensor([[1.0, -7e4]])), "w", WeightType(16)))
+
+
 class OneMatrix:
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
@@ -130,7 +140,7 @@ class OneMatrix:
         return self.matrix.flatten(0, -2)[start:stop]
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4, 2])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4, 2])
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9])
 def test_chunks_join_to_the_whole_and_bound_the_rows_in_memory(monkeypatch, bits, num_rows):
     source = OneMatrix(torch.randn(num_rows, 8))

@@ -48,7 +48,9 @@ class Source:
         return self.shapes[name]
 
 
-@pytest.mark.parametrize(("name", "bits"), [("float32", 32), ("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("float32", 32), ("float16", 16), ("int8", 8), ("int4", 4)]
+)
 def test_named_recipes_store_matrices_as_they_are_called_and_vectors_as_float32(name, bits):
     types = plan(Source(), load_recipe(name))
     assert {name: kind.bits for name, kind in types.items()} == {
@@ -134,7 +136,7 @@ def test_what_a_recipe_may_not_say(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
-    with pytest.raises(ExportError, match="float32, int4, int4-groups, int8, mobile"):
+    with pytest.raises(ExportError, match="float16, float32, int4, int4-groups, int8, mobile"):
         load_recipe("int5")
     with pytest.raises(ExportError, match="no such recipe file"):
         load_recipe("nowhere.toml")
@@ -221,13 +223,17 @@ def test_rows_of_2_bits_must_fill_their_bytes():
         load_recipe("mobile").weight_type("embed_tokens.weight", (4, 6))
 
 
-def test_executorch_refuses_2_bits_and_the_others_take_them():
-    types = {"layers.1.mlp.up_proj.weight": WeightType(2)}
-    with pytest.raises(ExportError, match=r"up_proj\.weight: 2 bits, .* use --quantize int4"):
+@pytest.mark.parametrize(("bits", "instead"), [(2, "int4"), (16, "float32 or int8")])
+def test_executorch_refuses_2_and_16_bits_and_the_others_take_them(bits, instead):
+    types = {"layers.1.mlp.up_proj.weight": WeightType(bits)}
+    wanted = rf"up_proj\.weight: {bits} bits, .* use --quantize {instead}, or --runtime"
+    with pytest.raises(ExportError, match=wanted):
         executorch.check(types)
     litert.check(types)
     onnx.check(types)
 
 
 def test_size_counts_packed_bytes():
-    assert [size_bytes((6, 4), WeightType(bits)) for bits in (32, 8, 4, 2)] == [96, 24, 12, 6]
+    assert [size_bytes((6, 4), WeightType(bits)) for bits in (32, 16, 8, 4, 2)] == [
+        *(96, 48, 24, 12, 6)
+    ]

@@ -18,15 +18,19 @@ from exporter.quantize import WeightType
 from tests.exporter.packing import dequantized
 
 NUM_ROWS, NUM_COLUMNS = 48, 64
-BITS = (32, 8, 4, 2)
+BITS = (32, 16, 8, 4, 2)
 
 
 class Matrix:
-    """A checkpoint of one matrix whose rows use all that two bits can say."""
+    """A checkpoint of one matrix; trained for 2 bits, it has all four numbers in every row."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trained: bool = False) -> None:
         generator = torch.Generator().manual_seed(4)
         self.matrix = torch.randn(NUM_ROWS, NUM_COLUMNS, generator=generator)
+        if trained:
+            scales = self.matrix[:, :1].abs() + 0.1
+            shape = (NUM_ROWS, NUM_COLUMNS)
+            self.matrix = scales * torch.randint(-2, 2, shape, generator=generator)
 
     def packed(self, _name):
         return None
@@ -97,6 +101,16 @@ def test_a_product_is_that_of_the_stored_numbers(skeletons, bits):
     found = call(model, x, (3, NUM_ROWS))
     given = rounded_to_int8(x) if bits < 16 else x
     expected = given @ dequantized(source, "weight", WeightType(bits)).T
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_a_product_with_what_was_trained_for_these_bits_is_exact(skeletons, bits):
+    source, kind = Matrix(trained=True), WeightType(bits, keep_grid=True)
+    assert np.allclose(dequantized(source, "weight", kind), source.matrix, rtol=1e-6)
+    x = np.random.default_rng(2).standard_normal((3, NUM_COLUMNS)).astype(np.float32)
+    found = call(skeletons.stored("matmul", source, kind), x, (3, NUM_ROWS))
+    expected = rounded_to_int8(x) @ source.matrix.numpy().T
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 

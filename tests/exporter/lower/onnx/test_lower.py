@@ -41,7 +41,15 @@ EXPERTS = Shape(
 )  # fmt: skip
 # Of the largest logit, against the graph with the stored weights: what is left is the activations'
 # rounding to int8, which random models magnify; a weight that is wrong makes 0.4 and more.
-ERRORS = {"float32": 1e-5, "int8": 0.15, "int4": 0.15, "int4-groups": 0.15, "mobile": 0.15}
+ERRORS = {
+    "float32": 1e-5,
+    "int8": 0.15,
+    "int4": 0.15,
+    "int4-groups": 0.15,
+    "mobile": 0.15,
+    "float16": 1e-5,
+}
+FLOATING = ("float32", "float16")
 # onnxruntime's builds for the CPU, the web and Android have all of these.
 OPERATORS = {
     "FusedMatMul": "float32 matrices, stored as the checkpoint has them: [O, I]",
@@ -111,6 +119,7 @@ class Lowered:
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
                 "ple-float32",
+                "ple-float16",
                 "ple-int8",
                 "ple-int4",
                 "ple-int4-groups",
@@ -186,7 +195,7 @@ def test_prefill_decode_verify_and_draft_equal_the_eager_graph(lowered, backend,
         drafted, projected = backend.draft(ids[position], last.numpy(), position)
         wanted, wanted_projected = eager.draft(token_ids[position], last, position)
         assert error(projected, wanted_projected) < allowed
-        if lowered.recipe == "float32":  # integers may choose other clusters of tokens
+        if lowered.recipe in FLOATING:  # integers may choose other clusters of tokens
             assert error(drafted, wanted) < allowed
 
 
@@ -226,7 +235,7 @@ def test_names_are_module_paths_and_nothing_of_this_machine_is_kept(lowered):
     model = read_graphs(lowered.folder)["finish"]
     assert model.graph.name == "model.finish"
     names = [node.name for node in model.graph.node]
-    kernel = "FusedMatMul" if lowered.recipe == "float32" else "MatMulNBits"
+    kernel = "FusedMatMul" if lowered.recipe in FLOATING else "MatMulNBits"
     assert f"target/layers.1/mlp/gate_proj/{kernel}" in names
     assert len(set(names)) == len(names)
     assert "target.layers.1.mlp.gate_proj.weight" in stored_tensors(model)
@@ -279,7 +288,7 @@ def test_integers_and_scales_are_those_of_the_recipe(lowered):
             module, _, tensor_name = name.partition(".")
             prefix = "drafter." if module == "drafter" else ""
             kind = lowered.types(prefix).get(tensor_name)
-            if kind is None or kind.bits == 32:
+            if kind is None or not kind.is_integer:
                 continue
             checkpoint = lowered.drafter if prefix else lowered.target
             integers, scales = integers_and_scales(checkpoint, tensor_name, kind)
@@ -317,7 +326,7 @@ def test_every_expert_is_a_part_of_its_stack(lowered):
 def test_the_recipe_decides_the_operators(lowered):
     counts = [node.op_type for node in read_graphs(lowered.folder)["fill"].graph.node]
     assert ("MatMulNBits" in counts) == ("GatherBlockQuantized" in counts)
-    assert ("MatMulNBits" in counts) == (lowered.recipe != "float32")
+    assert ("MatMulNBits" in counts) == (lowered.recipe not in FLOATING)
 
 
 def test_rows_are_written_once_per_layer_and_read_once_per_donor(lowered):
