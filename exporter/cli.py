@@ -18,9 +18,11 @@ from exporter.config import (
     HubModel,
     Location,
     ModelSource,
+    known_recipes,
     known_sizes,
     load_size,
     parse_location,
+    recipe_text,
 )
 from exporter.errors import ExportError
 from runtime_py import render
@@ -97,7 +99,16 @@ class ErrorLine(click.Command):
     "--quantize",
     "recipe",
     metavar="RECIPE",
-    help="float32, int8, int4, int4-groups, or your own recipe.toml.  [default: the target's]",
+    help="How weights are stored: float32, float16, int8, int4, int4-groups, mobile, or your own "
+    "recipe.toml.  [default: the target's]",
+)
+@click.option(
+    "--print-recipe",
+    type=click.Choice(known_recipes()),
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _option, name: _print_recipe(ctx, name),
+    help="Print a recipe, to copy and edit, and do nothing else.",
 )
 @click.option(
     "--requantize",
@@ -131,6 +142,7 @@ def main(**options: Any) -> None:
     gemma-export --target android --size e2b --model ./my-finetune
     gemma-export --target desktop --model ./mine --drafter ./my-drafter --quantize int4
     gemma-export --target android --size e2b --adapter ./my-lora --prompts my-prompts.jsonl
+    gemma-export --print-recipe int4 > mine.toml
 
     The bundle is a folder. The platform's own runtime loads the model file in it as it is,
     gemma-run runs it without torch, and it carries a recording of the original, which
@@ -149,6 +161,12 @@ def main(**options: Any) -> None:
     if not no_check and not _check(config.output, manifest):
         sys.exit(1)
     click.echo(f'\nNext: gemma-run generate {config.output} --prompt "…"')
+
+
+def _print_recipe(context: click.Context, name: str | None) -> None:
+    if name is not None:
+        click.echo(recipe_text(name), nl=False)
+        context.exit()
 
 
 def resolve(

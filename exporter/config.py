@@ -10,6 +10,7 @@ from exporter.errors import ExportError, shown
 from runtime_py.manifest import RuntimeName
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
+RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 MAIN = "main"  # the branch of every repository
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -119,6 +120,16 @@ class ExportConfig:
 def known_sizes() -> list[str]:
     """The names `--size` takes: one TOML file each in models/."""
     return sorted(path.stem for path in MODELS.glob("*.toml"))
+
+
+def known_recipes() -> list[str]:
+    """The names `--quantize` takes: one TOML file each in exporter/recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def recipe_text(name: str) -> str:
+    """One of them as it is, comments included: what a user copies and edits."""
+    return (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def load_size(size: str) -> ModelSource:

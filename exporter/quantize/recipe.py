@@ -6,12 +6,12 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from exporter.config import known_recipes, recipe_text
 from exporter.errors import ExportError
 from exporter.graph.spec import LayerSpec
 from runtime_py.manifest import Tolerances
@@ -205,7 +205,7 @@ def size_bytes(shape: Sequence[int], weight_type: WeightType) -> int:
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read a recipe by its name, as `recipe_names` lists them, or from a TOML file.
+    """Read a recipe by its name, one of `known_recipes`, or from a TOML file.
 
     Raises:
         ExportError: if there is no such recipe, or if it says something unknown.
@@ -215,14 +215,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         if not path.is_file():
             raise ExportError(f"{path}: no such recipe file; give a .toml file or a recipe's name")
         return _parse(path.stem, path.read_bytes())
-    folder = resources.files("exporter") / "recipes"
-    known = sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    known = known_recipes()
     if str(name_or_path) not in known:
         raise ExportError(
             f"recipe {name_or_path}: unknown; choose one of {', '.join(known)} or give the path "
             "of a .toml file"
         )
-    return _parse(str(name_or_path), (folder / f"{name_or_path}.toml").read_bytes())
+    return _parse(str(name_or_path), recipe_text(str(name_or_path)).encode())
 
 
 def _parse(name: str, content: bytes) -> Recipe:

@@ -216,7 +216,7 @@ def _memory(
     num_memories = max(map(len, planned), default=0)
     arenas = sum(max(row[i] for row in planned if len(row) > i) for i in range(num_memories))
     looked_up = sum(weight.size_bytes for weight in weights if "lookup" in weight.uses)
-    multiplied = sum(weight.size_bytes for weight in weights if "matmul" in weight.uses)
+    multiplied = sum(weight.packed_bytes for weight in weights if "matmul" in weight.uses)
     return (
         Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
         Memory(

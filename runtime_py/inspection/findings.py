@@ -55,6 +55,11 @@ class Weight:
     used_by: tuple[str, ...]  # signatures, methods or graphs
 
     @property
+    def packed_bytes(self) -> int:
+        """What a runtime makes of it to multiply with: float16 becomes float32."""
+        return self.size_bytes * (2 if self.dtype == "float16" else 1)
+
+    @property
     def part(self) -> str:
         """A tied table that is stored a second time for the head is the head there."""
         if self.name == TABLE and self.uses == ("matmul",):

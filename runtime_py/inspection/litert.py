@@ -248,7 +248,7 @@ def _memory(
     weights: tuple[Weight, ...], signatures: list[Signature], kv: tuple[KvBuffer, ...]
 ) -> tuple[Memory, ...]:
     looked_up = sum(w.size_bytes for w in weights if "lookup" in w.uses)
-    multiplied = sum(w.size_bytes for w in weights if "matmul" in w.uses)
+    multiplied = sum(w.packed_bytes for w in weights if "matmul" in w.uses)
     buffers = sum(
         value.size_bytes
         for signature in signatures

@@ -248,7 +248,7 @@ def _kv(fill: Signature, context_length: int) -> tuple[KvBuffer, ...]:
 
 def _memory(weights: tuple[Weight, ...], kv: tuple[KvBuffer, ...]) -> tuple[Memory, ...]:
     looked_up = sum(weight.size_bytes for weight in weights if "lookup" in weight.uses)
-    multiplied = sum(weight.size_bytes for weight in weights if "matmul" in weight.uses)
+    multiplied = sum(weight.packed_bytes for weight in weights if "matmul" in weight.uses)
     return (
         Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
         Memory(

@@ -146,7 +146,21 @@ def test_a_bad_recipe(checkpoint, name, text, said):
 
 def test_an_unknown_recipe(checkpoint):
     assert "int3" in (said := export(checkpoint, "--quantize", "int3"))
-    assert "float32, int4, int4-groups, int8" in said
+    assert "float16, float32, int4, int4-groups, int8, mobile" in said
+
+
+@pytest.mark.parametrize(
+    ("recipe", "runtime", "said"),
+    [
+        ("mobile", "executorch", "2 bits, XNNPACK in ExecuTorch"),
+        ("float16", "executorch", "16 bits, XNNPACK in ExecuTorch"),
+        ("int4-groups", "litert", "LiteRT graphs have one scale per row"),
+    ],
+)
+def test_a_recipe_the_runtime_cannot_store(checkpoint, recipe, runtime, said):
+    line = export(checkpoint, "--quantize", recipe, "--runtime", runtime)
+    assert said in line
+    assert "use --quantize int4" in line or "use --quantize float32" in line
 
 
 @pytest.mark.parametrize("text", ["", "not json\n", '{"kind": "song", "text": "la"}\n'])

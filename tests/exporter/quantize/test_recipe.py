@@ -1,9 +1,13 @@
 """A recipe says for every tensor how it is stored, or says why it cannot."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from exporter.cli import main
+from exporter.config import known_recipes
 from exporter.errors import ExportError
 from exporter.graph.spec import LayerSpec
 from exporter.lower import executorch, litert, onnx
@@ -140,6 +144,14 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones():
         load_recipe("int5")
     with pytest.raises(ExportError, match="no such recipe file"):
         load_recipe("nowhere.toml")
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_a_printed_recipe_is_the_recipe_and_needs_nothing_else(tmp_path, name):
+    printed = CliRunner().invoke(main, ["--print-recipe", name])
+    assert printed.exit_code == 0
+    copied = load_recipe(write(tmp_path, printed.output))
+    assert replace(copied, name=name) == load_recipe(name)
 
 
 def test_a_tensor_no_rule_matches_is_an_error(tmp_path):

@@ -13,6 +13,7 @@ from exporter.config import GraphShapes
 from exporter.lower.onnx import lower
 from exporter.quantize import WeightType, load_recipe, plan
 from runtime_py.backends.onnx import OnnxBackend
+from runtime_py.inspection.onnx import inspect
 from tests.exporter.graph.eager import EagerModel
 from tests.exporter.lower.onnx.files import read_graphs, stored_tensors
 from tests.exporter.packing import dequantized, integers_and_scales, unpacked
@@ -321,6 +322,20 @@ def test_every_expert_is_a_part_of_its_stack(lowered):
         path = f"target.{name}.scales"
         stored = tensors.get(f"{path}.stored") or tensors[path]
         np.testing.assert_array_equal(stored.read(lowered.folder).reshape(scales.shape), scales)
+
+
+def test_inspection_finds_what_the_recipe_planned(lowered):
+    found = inspect(lowered.folder / "model.fill.onnx")
+    bits = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "int2": 2}
+    planned = {
+        prefix + name: (tuple(checkpoint.shape(name)), kind.bits)
+        for prefix, checkpoint in (("", lowered.target), ("drafter.", lowered.drafter))
+        for name, kind in lowered.types(prefix).items()
+        if len(checkpoint.shape(name)) == 2
+    }
+    assert {w.name: (w.shape, bits[w.dtype]) for w in found.weights} == planned
+    assert len(found.weights) == len(planned)
+    assert {buffer.num_rows for buffer in found.kv} == {CACHE_LENGTH}
 
 
 def test_the_recipe_decides_the_operators(lowered):
