@@ -3,12 +3,12 @@
 Field numbers are those of onnx.proto (ONNX 1.23).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runtime_py.inspection.findings import (
-    ITEM_BITS,
     Constant,
     Findings,
     KvBuffer,
@@ -30,7 +30,9 @@ from runtime_py.protobuf import Message, ProtobufError
 GRAPHS = ("model.fill.onnx", "model.finish.onnx", "model.draft.onnx")
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _TYPES |= {11: "float64", 16: "bfloat16", 21: "uint4", 22: "int4"}
+_MATRIX_TYPES = ("float32", "float16", "uint8")
 _EXTERNAL = 1
+_MAX_STEPS = 4  # between an initializer and what multiplies with it
 # Modules that hold the target's tensors; the drafter's module is called as recipes call it.
 _MODULES = ("embedder.", "per_layer_embedder.", "target.")
 _KV_PREFIX, _KV_ROWS_DIM = "past_key_values.", 2  # [1, G, C, E]
@@ -41,7 +43,8 @@ _READERS: Mapping[str, tuple[int, int, Use]] = {
     "Gather": (0, -1, "lookup"),
     "GatherBlockQuantized": (0, 2, "lookup"),
 }
-_SAME_NUMBERS = ("Cast", "Expand", "Reshape")  # their first input, seen otherwise
+_SAME_NUMBERS = ("Cast", "Expand", "Reshape", "Split")  # their first input, or a part of it
+_EXPERT = re.compile(r"(layers\.\d+\.experts\.\w+)\.\d+\.weight")
 
 
 @dataclass
@@ -59,6 +62,7 @@ class _Stored:
     is_scales: bool = False
 
 
+_Source = tuple[str, int]  # a value, and how many parts the node that takes it makes of it
 _Place = tuple[str, int, str]  # file, first byte, and the name of what lies in a graph itself
 
 
@@ -72,27 +76,30 @@ class _Reader:
 
     def read(self, file: str, graph: Message) -> None:
         tensors = dict(self._tensor(file, entry) for entry in graph.messages(5))
-        sources: dict[str, str] = {}
+        sources: dict[str, _Source] = {}
         for node in graph.messages(1):
             kind, inputs = node.text(4), node.texts(1)
             if kind in _SAME_NUMBERS and inputs:
-                sources.update((output, inputs[0]) for output in node.texts(2))
+                outputs = node.texts(2)
+                sources.update((output, (inputs[0], len(outputs))) for output in outputs)
             elif kind in _READERS:
                 self._use(file, node, [_follow(name, sources) for name in inputs], tensors)
 
     def _use(
-        self, file: str, node: Message, inputs: list[str], tensors: Mapping[str, _Place]
+        self, file: str, node: Message, inputs: list[_Source], tensors: Mapping[str, _Place]
     ) -> None:
         matrix_input, scales_input, use = _READERS[node.text(4)]
-        if len(inputs) <= max(matrix_input, scales_input) or inputs[matrix_input] not in tensors:
+        if len(inputs) <= max(matrix_input, scales_input):
             return
-        matrix = self.stored[tensors[inputs[matrix_input]]]
-        if len(matrix.shape) < 2 or matrix.dtype not in ITEM_BITS or "int64" in matrix.dtype:
+        place = tensors.get(inputs[matrix_input][0])
+        matrix = self.stored[place] if place else None
+        if matrix is None or len(matrix.shape) < 2 or matrix.dtype not in _MATRIX_TYPES:
             return
-        if not matrix.uses and scales_input >= 0 and inputs[scales_input] in tensors:
-            scales = self.stored[tensors[inputs[scales_input]]]
+        scales_name, num_parts = inputs[scales_input]
+        if not matrix.uses and scales_input >= 0 and scales_name in tensors:
+            scales = self.stored[tensors[scales_name]]
             scales.is_scales = True
-            _quantized(matrix, scales, _attributes(node))
+            _quantized(matrix, scales.size_bytes // num_parts, _attributes(node))
         matrix.uses[use] = None
         matrix.used_by[file] = None
 
@@ -144,7 +151,7 @@ def inspect(path: Path) -> Findings:
                 signatures.append(_signature(name, graph))
                 context_length = context_length or _context_length(model)
                 reader.file_sizes[name] = len(data)
-    weights = tuple(_weight(stored) for stored in reader.stored.values() if stored.uses)
+    weights = tuple(_stacked(_weight(stored) for stored in reader.stored.values() if stored.uses))
     kv = _kv(signatures[0], context_length)
     return Findings(
         files=reader.file_sizes,
@@ -165,25 +172,27 @@ def inspect(path: Path) -> Findings:
     )
 
 
-def _quantized(matrix: _Stored, scales: _Stored, attributes: Mapping[str, int]) -> None:
+def _quantized(matrix: _Stored, scale_bytes: int, attributes: Mapping[str, int]) -> None:
     """What the bytes of a matrix stand for; `bits` is the operator's."""
     bits = attributes.get("bits", 8)
     num_rows = matrix.shape[0]
     num_columns = attributes.get("K") or matrix.shape[-1] * 8 // max(1, bits)
     matrix.dtype, matrix.shape = f"int{bits}", (num_rows, num_columns)
-    matrix.num_groups = scales.size_bytes // 4 // max(1, num_rows)
-    matrix.scale_bytes = scales.size_bytes
+    matrix.num_groups = scale_bytes // 4 // max(1, num_rows)
+    matrix.scale_bytes = scale_bytes
 
 
 def _attributes(node: Message) -> dict[str, int]:
     return {attribute.text(1): attribute.number(3) for attribute in node.messages(5)}
 
 
-def _follow(name: str, sources: Mapping[str, str]) -> str:
-    """The value that `name` shows in another type or shape."""
-    for _ in range(3):
-        name = sources.get(name, name)
-    return name
+def _follow(name: str, sources: Mapping[str, _Source]) -> _Source:
+    """The value that `name` shows in another type or shape, and of how many parts it is one."""
+    num_parts = 1
+    for _ in range(_MAX_STEPS):
+        name, others = sources.get(name, (name, 1))
+        num_parts *= others
+    return name, num_parts
 
 
 def _checkpoint_name(name: str) -> str:
@@ -208,6 +217,25 @@ def _weight(stored: _Stored) -> Weight:
         uses=tuple(sorted(stored.uses)),
         used_by=tuple(stored.used_by),
     )
+
+
+def _stacked(weights: Iterable[Weight]) -> Iterator[Weight]:
+    """The matrices of all experts of a layer are one stack [N, O, I], as in the checkpoint."""
+    stacks: dict[object, list[Weight]] = {}
+    for weight in weights:
+        match = _EXPERT.fullmatch(weight.name)
+        if match is None:
+            yield weight
+        else:
+            stacks.setdefault((match[1], weight.dtype, weight.shape), []).append(weight)
+    for parts in stacks.values():
+        yield replace(
+            parts[0],
+            name=parts[0].name.removesuffix(".weight").rpartition(".")[0],
+            shape=(len(parts), *parts[0].shape),
+            size_bytes=sum(part.size_bytes for part in parts),
+            scale_bytes=sum(part.scale_bytes for part in parts),
+        )
 
 
 def _signature(file: str, graph: Message) -> Signature:

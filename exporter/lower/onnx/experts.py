@@ -30,7 +30,13 @@ def _expand(graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
     path = node.name.rpartition("/")[0]
     parts = ir.node("Split", [x, counts], {"axis": 0}, num_outputs=num_experts)
     parts.name = f"{path}/Split"
-    nodes, columns = [parts], [parts.outputs, _slices(graph, weight, num_experts)]
+    slices = _slices(graph, weight, num_experts)
+    nodes = [parts]
+    if weight.dtype == ir.DataType.FLOAT16:  # widened when the graph is loaded
+        to = {"to": ir.DataType.FLOAT}
+        casts = [ir.node("Cast", [v], to, name=f"{path}.{i}/Cast") for i, v in enumerate(slices)]
+        nodes, slices = [*nodes, *casts], [cast.outputs[0] for cast in casts]
+    columns = [parts.outputs, slices]
     for value in scales:  # of constants: split when the graph is loaded
         split = ir.node("Split", [value], {"num_outputs": num_experts}, num_outputs=num_experts)
         split.name = f"{path}/Split_of_scales"

@@ -121,7 +121,7 @@ class StoredStack(Weight):
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """counts [num_experts]: so many rows, one after the other, are each expert's."""
-        if self.matrix.bits == 32:
+        if not self.matrix.weight_type.is_integer:
             return operators.grouped_linear(x, counts, self.weight)
         stored, matrix = (self.weight, self.scales), self.matrix
         return operators.grouped_nbits(x, counts, stored, matrix.bits, matrix.num_columns)

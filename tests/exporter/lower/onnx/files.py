@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-NUMPY = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.UINT8: np.uint8}
+NUMPY = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.FLOAT16: np.float16,
+    onnx.TensorProto.UINT8: np.uint8,
+}
 
 
 @dataclass(frozen=True)
