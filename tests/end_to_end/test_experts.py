@@ -9,6 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.cli import main
+from exporter.quantize import load_recipe, size_bytes
+from runtime_py.bundle import Bundle
+from runtime_py.inspection import inspect_bundle
 from tests.end_to_end.conftest import LoadedBundle, run
 from tests.exporter.tiny_models import Shape, save_pair
 
@@ -76,6 +79,20 @@ def test_verify_equals_decode_bit_for_bit(loaded):
         for first in range(0, len(text), width):
             logits, _ = backend.verify(text[first : first + width], start + first)
             np.testing.assert_array_equal(logits, decoded[first : first + width])
+
+
+def test_inspect_shows_a_stack_as_the_checkpoint_has_it(bundle):
+    opened = Bundle.open(bundle)
+    found = {weight.name: weight for weight in inspect_bundle(opened, "onnx").weights}
+    recipe = load_recipe(opened.entry("onnx").recipe)
+    for name, shape in (("gate_up_proj", (8, 64, 64)), ("down_proj", (8, 64, 32))):
+        weight = found[f"layers.1.experts.{name}"]
+        kind = recipe.weight_type(weight.name, shape)
+        assert (weight.shape, weight.part) == (shape, "experts")
+        assert weight.dtype == ("float32" if kind.bits == 32 else f"int{kind.bits}")
+        assert weight.size_bytes == size_bytes(shape, kind)
+        num_scales = 8 * 64 * (shape[2] // kind.group_size if kind.group_size else 1)
+        assert weight.scale_bytes == (4 * num_scales if kind.bits < 32 else 0)
 
 
 @pytest.mark.parametrize("runtime", ["litert", "executorch"])
