@@ -57,6 +57,9 @@ class RandomWeights:
         block = _block(shape[-1])
         return block.repeat(-(-(stop - start) // len(block)), 1)[: stop - start]
 
+    def packed(self, _name: str) -> None:
+        """No integers of its own."""
+
     def tensor(self, name: str) -> torch.Tensor:
         return self.rows(name, 0, self._shapes[name][0])
 
