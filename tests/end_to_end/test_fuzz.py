@@ -1,0 +1,63 @@
+"""Random valid pairs are exported and pass their check, whatever features they combine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from exporter.pipeline import export
+from runtime_py.backends import SessionOptions
+from runtime_py.bundle import Bundle
+from runtime_py.check import CheckReport, check_bundle
+from tests.end_to_end.fuzz import Case, draw_case, save_case, with_recipe
+
+NUM_VALID = 200
+# What a recipe of 8 bits may fail on with random weights: it promises nothing about those.
+LOSSES = ("logits differ", "only ", "the drafter is broken")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_small():
+    """One thread: the models are too small for more."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
+    torch.set_num_threads(num_threads)
+
+
+def export_and_check(case: Case, folder: Path, recipe: str) -> CheckReport:
+    config = with_recipe(save_case(case, folder), recipe)
+    export(config)
+    bundle = Bundle.open(config.output)
+    bundle.verify_checksums()
+    return check_bundle(bundle, "onnx", SessionOptions(num_threads=1))
+
+
+def slow_but(quick: int, count: int) -> list[object]:
+    """The seeds of which every run takes one."""
+    return [
+        seed if seed == quick else pytest.param(seed, marks=pytest.mark.slow)
+        for seed in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", slow_but(3, NUM_VALID))
+def test_a_valid_pair(seed, tmp_path):
+    case = draw_case(seed)
+    report = export_and_check(case, tmp_path, "float32")
+    assert report.passed, (report.failures, case)
+    assert report.agreement > 0.99
+    assert report.draft_length == (3 if case.has_drafter else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["int8", "int4-groups"])
+@pytest.mark.parametrize("seed", range(0, NUM_VALID, 20))
+def test_a_valid_pair_quantized(seed, recipe, tmp_path):
+    """Random weights are not made for few bits; what must hold is that drafting changes nothing."""
+    case = draw_case(seed)
+    report = export_and_check(case, tmp_path, recipe)
+    assert not [line for line in report.failures if not line.startswith(LOSSES)], (report, case)
