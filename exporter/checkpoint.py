@@ -63,7 +63,9 @@ class Checkpoint(Generic[Spec]):
         stored = self._stored(name)
         if not 0 <= start <= stop <= stored.num_rows:
             raise ValueError(f"{name}: rows {start}..{stop} of {stored.num_rows}")
-        return stored.rows(start, stop).to(torch.float32)
+        rows = stored.rows(start, stop).to(torch.float32, copy=True)
+        stored.release(start, stop)
+        return rows
 
     def tensor(self, name: str) -> Tensor:
         """The whole tensor as float32."""
@@ -73,12 +75,6 @@ class Checkpoint(Generic[Spec]):
     def integers(self, name: str) -> Tensor:
         """The whole of an integer table (token_ordering) as int32."""
         return self._stored(name).rows(0, self.shape(name)[0]).to(torch.int32)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the tensors are those of the files, as numbers."""
-        packed = any(isinstance(stored, PackedTensor) for stored in self._tensors.values())
-        return self.adapter is None and not packed
 
     def packed(self, name: str) -> PackedTensor | None:
         """The integers of this matrix, if the checkpoint stores such and they are to be kept."""
@@ -249,11 +245,13 @@ def _equal(a: Stored, b: Stored) -> bool:
     comparable = len(a.shape) == 2 and a.type_name in FLOAT_TYPES
     if not comparable or (a.shape, a.type_name) != (b.shape, b.type_name):
         return False
-    return all(
-        torch.equal(a.rows(start, stop), b.rows(start, stop))
-        for start in range(0, a.shape[0], COMPARED_ROWS)
-        for stop in [min(start + COMPARED_ROWS, a.shape[0])]
-    )
+    for start in range(0, a.shape[0], COMPARED_ROWS):
+        stop = min(start + COMPARED_ROWS, a.shape[0])
+        if not torch.equal(a.rows(start, stop), b.rows(start, stop)):
+            return False
+        a.release(start, stop)
+        b.release(start, stop)
+    return True
 
 
 def _check_tensor(name: str, stored: Stored, shape: tuple[int, ...]) -> None:

@@ -121,6 +121,9 @@ class MergedTensor:
     def rows(self, start: int, stop: int) -> Tensor:
         return self.base.rows(start, stop).to(torch.float32) + self.delta.rows(start, stop)
 
+    def release(self, start: int, stop: int) -> None:
+        self.base.release(start, stop)
+
 
 @dataclass(frozen=True)
 class Adapter:

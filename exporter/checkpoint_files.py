@@ -16,6 +16,7 @@ from exporter.errors import ExportError, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+NEIGHBOURS = 1 << 16  # bytes
 MAX_JSON_BYTES = 100 * 1024 * 1024
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
@@ -36,6 +37,7 @@ class Stored(Protocol):
     @property
     def num_rows(self) -> int: ...
     def rows(self, start: int, stop: int) -> Tensor: ...
+    def release(self, start: int, stop: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,19 @@ class StoredTensor:
             data = self.mapped
         flat = torch.frombuffer(data, dtype=dtype, count=(stop - start) * row, offset=offset)
         return flat.reshape(stop - start, *tail)
+
+    def release(self, start: int, stop: int) -> None:
+        """Give back the memory of rows that were read; they can be read again.
+
+        Pages of a mapped file count as memory of this process as long as they are mapped.
+        """
+        if not hasattr(mmap, "MADV_DONTNEED"):  # not on Windows, where mapped pages are not counted
+            return
+        row = math.prod(self.shape) // max(1, self.num_rows) * TYPES[self.type_name].itemsize
+        # The kernel maps some neighbours with each page that is read.
+        first = max(0, self.offset + start * row - NEIGHBOURS) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = min(len(self.mapped), self.offset + stop * row + NEIGHBOURS)
+        self.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def read_json(path: Path) -> dict[str, Any]:

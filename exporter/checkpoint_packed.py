@@ -75,6 +75,10 @@ class PackedTensor:
         groups = values.reshape(stop - start, num_groups, self.num_columns // num_groups)
         return (groups * scales).reshape(values.shape)
 
+    def release(self, start: int, stop: int) -> None:
+        self.words.release(start, stop)
+        self.scale.release(start, stop)
+
     def integers(self, start: int, stop: int) -> Tensor:
         """[R, I] int8."""
         bits = self.kind.bits

@@ -1,157 +1,246 @@
-"""The original: transformers' own modules, eager and float32, which everything is compared with."""
+"""The original: transformers' own modules, eager and float32, which everything is compared with.
+
+They are built without weights and run layer by layer, for all texts at once (original_weights), so
+that a model of any size is evaluated in the memory of its largest layer.
+"""
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from exporter.checkpoint import TOKEN_ORDERING, DrafterCheckpoint, TargetCheckpoint
-from exporter.checkpoint_names import normalised_names
-from exporter.errors import ExportError
+from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
+from exporter.errors import ExportError, shown
+from exporter.original_weights import Kept, LentLinear, Rows, WeightSource, give, lend
 
 # model_type -> class. Not config.json's "architectures", which a tool may leave out or call the
 # decoder without its head.
 CLASSES = {
-    "gemma4": "Gemma4ForConditionalGeneration",
     "gemma4_text": "Gemma4ForCausalLM",
     "gemma4_assistant": "Gemma4AssistantForCausalLM",
-    "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
     "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
     "gemma4_unified_assistant": "Gemma4UnifiedAssistantForCausalLM",
 }
-KVStates = dict[str, tuple[Tensor, Tensor]]  # kind of layer -> keys, values [1, G, T, E]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One pass of the target over a whole text of T tokens."""
-
-    token_ids: list[int]
-    logits: Tensor  # [T, V]
-    hidden: Tensor  # [1, T, D], after the last norm
-    kv_states: KVStates
+_REFUSALS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),  # transformers'
+    ExportError,  # ours, of tensors it needs
+)
+KEPT_BYTES = 1 << 30  # of float32 weights: models up to this size are read once and kept
+KEPT_HEAD_BYTES = 1 << 28  # of a drafter's dense head
+TOKENS_AT_ONCE = 1024  # of all texts together, in one pass over the layers
 
 
 class Original:
-    """A target and its drafter as transformers loads them."""
+    """A target and its drafter as transformers evaluates them."""
 
     def __init__(
         self,
-        model: Path,
-        drafter: Path | None,
-        *checkpoints: TargetCheckpoint | DrafterCheckpoint | None,
+        target: TargetCheckpoint,
+        drafter: DrafterCheckpoint | None,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """Load both; of a checkpoint of theirs whose tensors are computed, those.
+        """Build both.
+
+        Args:
+            target: where the weights are read.
+            drafter: is small, and kept from its first use on but for its head.
+            kept_bytes: a target of at most so many float32 bytes is kept too.
 
         Raises:
-            ExportError: if transformers refuses a checkpoint.
+            ExportError: if transformers would refuse a checkpoint.
         """
-        computed = {c.folder: c for c in checkpoints if c is not None and not c.is_plain}
-        self._target = _load(model, computed.get(model))
-        self._drafter = None if drafter is None else _load(drafter, computed.get(drafter))
-        self._embed = self._target.get_input_embeddings()
-        self.num_weights = sum(weight.numel() for weight in self._target.parameters())
+        names = target.names()
+        self.num_weights = sum(math.prod(target.shape(name)) for name in names)
+        self._donors = target.spec.donors
+        self.target = _build_target(target, keep=4 * self.num_weights <= kept_bytes)
+        self.drafter = None if drafter is None else _build_drafter(drafter)
 
-    def greedy(self, prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
-        """The next `num_tokens` greedy tokens; stop tokens do not end them."""
-        return self._generate(prompt_ids, num_tokens)
+    @torch.inference_mode()
+    def read(self, token_ids: Sequence[int]) -> Tensor:
+        """[T, V] logits of a whole text, which is read at once."""
+        whole = torch.arange(len(token_ids))
+        out = self.target(input_ids=torch.tensor([list(token_ids)]), logits_to_keep=whole)
+        logits: Tensor = out.logits[0]
+        return logits
 
-    def assisted(self, prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
-        """The same by transformers' own assisted generation."""
-        return self._generate(prompt_ids, num_tokens, assistant_model=self._drafter)
+    def begin(self, texts: Sequence[Sequence[int]]) -> "Continuation":
+        """Read the beginnings of several texts of at least one token each."""
+        return Continuation(self.target, self.drafter, self._donors, texts)
 
-    def _generate(self, prompt_ids: Sequence[int], num_tokens: int, **options: Any) -> list[int]:
-        prompt = torch.tensor([list(prompt_ids)])
-        generated = self._target.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            max_new_tokens=num_tokens,
-            eos_token_id=None,
-            pad_token_id=0,
-            **options,
+
+class Continuation:
+    """Texts that grow by one token at a time, all together.
+
+    They end in the same column: shorter ones are padded on the left, as transformers does.
+    """
+
+    logits: Tensor  # [N, V] of each text's next token
+    hidden: Tensor  # [N, D], after the last norm, that these logits were made of
+
+    def __init__(
+        self,
+        target: Any,
+        drafter: Any,
+        donors: Any,
+        texts: Sequence[Sequence[int]],
+    ) -> None:
+        from transformers import DynamicCache
+
+        self._target, self._drafter, self._donors = target, drafter, donors
+        # Without a configuration, so that no layer drops rows that the drafter may look at.
+        self._cache: Any = DynamicCache()
+        longest = max(len(text) for text in texts)
+        pads = [longest - len(text) for text in texts]
+        self._lengths = torch.tensor([len(text) for text in texts])
+        self._mask = torch.zeros(len(texts), 0, dtype=torch.long)
+        token_ids = torch.tensor(
+            [[0] * pad + list(text) for pad, text in zip(pads, texts, strict=True)]
         )
-        return [int(token_id) for token_id in generated[0, len(prompt_ids) :]]
+        mask = torch.arange(longest) >= torch.tensor(pads)[:, None]
+        step = max(1, TOKENS_AT_ONCE // len(texts))
+        for start in range(0, longest, step):
+            chunk = slice(start, start + step)
+            self._extend(token_ids[:, chunk], mask[:, chunk].long())
 
-    def read(self, token_ids: Sequence[int]) -> Reading:
-        """Run the target over a whole text at once."""
-        out = self._target(
-            input_ids=torch.tensor([list(token_ids)]),
-            output_hidden_states=True,
-            return_shared_kv_states=True,
-            use_cache=False,
-        )
-        return Reading(list(token_ids), out.logits[0], out.hidden_states[-1], out.shared_kv_states)
+    def advance(self, token_ids: Tensor) -> None:
+        """Add one token to each text; token_ids is [N]."""
+        self._extend(token_ids[:, None], torch.ones(len(token_ids), 1, dtype=torch.long))
+        self._lengths = self._lengths + 1
 
-    def draft(self, reading: Reading, position: int, draft_length: int) -> list[int]:
-        """What the drafter proposes after the token at `position`, the last emitted one.
+    @torch.inference_mode()
+    def _extend(self, token_ids: Tensor, mask: Tensor) -> None:
+        self._mask = torch.cat((self._mask, mask), dim=1)
+        positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
+        with _remembered(self._target.lm_head) as hidden:
+            out = self._target(
+                input_ids=token_ids,
+                attention_mask=self._mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                # As a tensor: for a number, transformers 5.23 slices per-layer inputs, which models
+                # with shared layers may lack.
+                logits_to_keep=torch.tensor([token_ids.shape[1] - 1]),
+            )
+        self.logits, self.hidden = out.logits[:, -1], hidden[0][:, -1]
+
+    @torch.inference_mode()
+    def draft(self, token_ids: Tensor, draft_length: int) -> Tensor:
+        """What the drafter proposes after one more token of each text.
 
         As transformers' SinglePositionMultiTokenCandidateGenerator does it, over committed rows.
+
+        Args:
+            token_ids: [N], each text's next token, which is not yet part of it.
+            draft_length: K, tokens proposed.
+
+        Returns:
+            [N, K]; K is 0 without a drafter.
         """
         if self._drafter is None:
-            return []
-        kv_states = {
-            kind: (keys[:, :, :position], values[:, :, :position])
-            for kind, (keys, values) in reading.kv_states.items()
+            return torch.zeros(len(token_ids), 0, dtype=torch.long)
+        layers = self._cache.layers
+        rows = {
+            kind: (layers[index].keys, layers[index].values) for kind, index in self._donors.items()
         }
-        last = torch.tensor([[reading.token_ids[position]]])
-        hidden = reading.hidden[:, position - 1 : position]
+        last, hidden = token_ids[:, None], self.hidden[:, None]
         drafts = []
         for _ in range(draft_length):
+            embedding = self._target.get_input_embeddings()(last)
             out = self._drafter(
-                inputs_embeds=torch.cat((self._embed(last), hidden), dim=-1),
-                position_ids=torch.tensor([[position]]),
-                shared_kv_states=kv_states,
+                inputs_embeds=torch.cat((embedding, hidden), dim=-1),
+                position_ids=self._lengths[:, None],
+                attention_mask=self._mask,
+                shared_kv_states=rows,
                 use_cache=False,
             )
             last, hidden = out.logits.argmax(dim=-1), out.last_hidden_state
-            drafts.append(int(last))
-        return drafts
+            drafts.append(last)
+        return torch.cat(drafts, dim=1)
 
 
-def _load(folder: Path, computed: TargetCheckpoint | DrafterCheckpoint | None) -> Any:
+def _build_target(checkpoint: TargetCheckpoint, keep: bool) -> Any:
+    source: WeightSource = Kept(checkpoint) if keep else checkpoint
+    with _refused(checkpoint.folder):
+        whole = _skeleton(checkpoint.folder, text_only=True)
+        text = whole.model
+        text.embed_tokens = Rows(text.embed_tokens, "embed_tokens.weight", source)
+        if checkpoint.spec.per_layer_size:
+            name = "embed_tokens_per_layer.weight"
+            text.embed_tokens_per_layer = Rows(text.embed_tokens_per_layer, name, source)
+        whole.lm_head = LentLinear(whole.lm_head, checkpoint.spec.head_name, source)
+        lend(text, "", source)
+    return whole
+
+
+def _build_drafter(checkpoint: DrafterCheckpoint) -> Any:
+    """All of it in memory but a dense head, which may be larger than all the rest."""
+    name = checkpoint.spec.head_name
+    with _refused(checkpoint.folder):
+        whole = _skeleton(checkpoint.folder, text_only=False)
+        text, head = whole.model, whole.lm_head
+        text.embed_tokens = whole.model = whole.lm_head = None  # it is handed embeddings
+        give(text, "", checkpoint)
+        give(whole, "", checkpoint)
+        if checkpoint.spec.centroids is None:
+            small = 4 * math.prod(checkpoint.shape(name)) <= KEPT_HEAD_BYTES
+            head = LentLinear(head, name, Kept(checkpoint) if small else checkpoint)
+        else:  # the centroid head picks rows of the matrix by itself
+            head.weight = nn.Parameter(checkpoint.tensor(name), requires_grad=False)
+        whole.model, whole.lm_head = text, head
+    return whole
+
+
+def _skeleton(folder: Path, text_only: bool) -> Any:
+    """transformers' model of a folder's configuration, on the meta device."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    name = CLASSES[config.model_type]
-    with all_layers_shared(type(config.get_text_config())), _quiet(transformers):
-        try:
-            if computed is not None:
-                return _build(getattr(transformers, name), config, computed)
-            loaded = getattr(transformers, name).from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+    text_config = config.get_text_config()
+    with all_layers_shared(type(text_config)), _quiet(transformers):
+        wanted = text_config if text_only else config
+        with torch.device("meta"):
+            built: Any = getattr(transformers, CLASSES[wanted.model_type])._from_config(
+                wanted, attn_implementation="eager", dtype=torch.float32
             )
-        except (OSError, ValueError, AttributeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ExportError(
-                f"{folder}: transformers cannot load the original ({reason}); "
-                "correct the checkpoint, it is what the export is compared with"
-            ) from None
-    return loaded.eval().requires_grad_(False)
+        rotary = built.model.rotary_emb
+        built.model.rotary_emb = type(rotary)(text_config)  # computed, not read
+    return built.eval().requires_grad_(False)
 
 
-def _build(model_class: Any, config: Any, checkpoint: TargetCheckpoint | DrafterCheckpoint) -> Any:
-    """The model with the checkpoint's own numbers."""
-    for part in (config, config.get_text_config()):
-        vars(part).pop("quantization_config", None)
-    config._attn_implementation = "eager"
-    model = model_class(config).to(torch.float32).eval().requires_grad_(False)
-    if not checkpoint.spec.tied_head:  # an adapter may have parted head and embedding
-        head = model.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    needed = set(checkpoint.names())
-    for name, raw in normalised_names(tensors, str(checkpoint.folder)).items():
-        if name in needed:
-            integers = name == TOKEN_ORDERING
-            stored = checkpoint.integers(name) if integers else checkpoint.tensor(name)
-            tensors[raw].copy_(stored.reshape(tensors[raw].shape))
-    return model
+@contextlib.contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    """What transformers says against a checkpoint, in one line."""
+    try:
+        yield
+    except _REFUSALS as error:
+        reason = (str(error).splitlines() or [""])[0]
+        if not reason or isinstance(error, LookupError):  # which names the missing thing only
+            reason = f"{type(error).__name__} {reason}".strip()
+        raise ExportError(
+            f"{folder}: transformers cannot load the original ({shown(reason, 300)}); "
+            "correct the checkpoint, it is what the export is compared with"
+        ) from None
+
+
+@contextlib.contextmanager
+def _remembered(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module was given while this lasts."""
+    given: list[Tensor] = []
+
+    def remember(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+        given.append(inputs[0])
+
+    handle = module.register_forward_pre_hook(remember)
+    try:
+        yield given
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager

@@ -32,7 +32,13 @@ from exporter.quantize import (
     report,
     size_bytes,
 )
-from exporter.reference import Prompt, ReferenceSize, read_prompts, record_reference
+from exporter.reference import (
+    Prompt,
+    choose_prompts,
+    read_prompts,
+    record_reference,
+    reference_size,
+)
 from exporter.text import OriginalTokenizer, TextFiles, read_text_files
 from runtime_py.manifest import Manifest, ModelEntry, RuntimeEntry, RuntimeName
 from runtime_py.reference import Reference
@@ -187,6 +193,12 @@ def _num_weights(checkpoint: AnyCheckpoint) -> int:
     return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
 
 
+def num_multiplied(target: TargetCheckpoint) -> int:
+    """Weights that every token is multiplied with: not those that are looked up only."""
+    tables = {"embed_tokens.weight", "embed_tokens_per_layer.weight"} - {target.spec.head_name}
+    return sum(math.prod(target.shape(name)) for name in target.names() if name not in tables)
+
+
 def refuse_small_disk(config: ExportConfig, inputs: Inputs) -> None:
     """The graphs are written once, then packed into the bundle: twice the weights for a moment."""
     weights = sum(
@@ -214,24 +226,23 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
     Raises:
         ExportError: if no prompt fits, or if the bundle's tokenizer would not say the same.
     """
-    source, size = config.source, ReferenceSize(draft_length=config.draft_length)
+    source = config.source
+    size = reference_size(num_multiplied(inputs.target), config.draft_length)
     tokenizer = OriginalTokenizer(inputs.text.folder)
     encoded = [(prompt.text, _encode(tokenizer, inputs.text, prompt)) for prompt in inputs.prompts]
-    room = config.shapes.cache_length - size.num_tokens
-    fitting = [(text, ids) for text, ids in encoded if len(ids) <= room][: size.num_prompts]
-    if not fitting:
+    chosen = choose_prompts(encoded, size, config.shapes.cache_length)
+    if not chosen:
         raise ExportError(
             f"{source.prompts}: no prompt leaves room for {size.num_tokens} tokens in a context of "
             f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
         )
-    drafter = None if inputs.drafter is None else inputs.drafter.folder
-    original = Original(inputs.target.folder, drafter, inputs.target, inputs.drafter)
     start = time.monotonic()
-    with bar("reference", len(fitting), "prompts") as progress:
-        reference = record_reference(original, fitting, size, progress)
+    original = Original(inputs.target, inputs.drafter)
+    with bar("reference", size.num_tokens, "tokens") as progress:
+        reference = record_reference(original, chosen, size, progress)
     logger.info(
         "reference   %d prompts x %d tokens, %.0f s",
-        len(fitting),
+        len(chosen),
         size.num_tokens,
         time.monotonic() - start,
     )

@@ -6,19 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from exporter.errors import ExportError
 from exporter.original import Original
-from runtime_py.reference import Reference
+from runtime_py.reference import Ids, Reference
 
 logger = logging.getLogger(__name__)
 
 NUM_PROBES = 64  # tokens per position whose logits are kept
 SMALL_MODEL = 50_000_000  # weights; below it one thread runs the original fastest
+LARGE_MODEL = 256_000_000  # weights; above it less is recorded
+# (up to so many weights, tokens): E2B has 2.3e9, E4B 4.6e9 of them.
+TOKENS_OF_LARGE = ((3_000_000_000, 32), (6_000_000_000, 16), (float("inf"), 8))
 NUM_TOP_PROBES = 16  # of them, the most probable ones
 
 
@@ -29,6 +32,35 @@ class ReferenceSize:
     num_prompts: int = 20
     num_tokens: int = 64  # greedy tokens per prompt
     draft_length: int = 3  # drafts recorded after each of them
+    max_prompt_length: int | None = None  # tokens; None: any that fits the context
+
+
+def reference_size(num_multiplied: int, draft_length: int) -> ReferenceSize:
+    """As much as takes a few minutes, a pass over all the layers for every token.
+
+    Args:
+        num_multiplied: weights that every token is multiplied with (tables are only looked up).
+        draft_length: drafts to record.
+    """
+    if num_multiplied <= LARGE_MODEL:
+        return ReferenceSize(draft_length=draft_length)
+    num_tokens = next(tokens for most, tokens in TOKENS_OF_LARGE if num_multiplied <= most)
+    return ReferenceSize(
+        num_prompts=8, num_tokens=num_tokens, draft_length=draft_length, max_prompt_length=256
+    )
+
+
+def choose_prompts(
+    prompts: Sequence[tuple[str, Sequence[int]]], size: ReferenceSize, cache_length: int
+) -> list[tuple[str, Sequence[int]]]:
+    """The first prompts that leave room for the recorded tokens, short ones if there are any."""
+    room = cache_length - size.num_tokens
+    fitting = [prompt for prompt in prompts if len(prompt[1]) <= room]
+    if size.max_prompt_length is not None:
+        longest = size.max_prompt_length
+        short = [prompt for prompt in fitting if len(prompt[1]) <= longest]
+        fitting = short or sorted(fitting, key=lambda prompt: len(prompt[1]))[:1]
+    return fitting[: size.num_prompts]
 
 
 @dataclass(frozen=True)
@@ -79,28 +111,41 @@ def record_reference(
     size: ReferenceSize,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Reference:
-    """Run the original.
+    """Run the original on all prompts together, one pass over its layers for each token.
 
     Args:
-        original: target and drafter as transformers loads them.
+        original: target and drafter as transformers evaluates them.
         prompts: text (for people) and token ids of each prompt.
         size: tokens and drafts to record.
-        progress: called with the number of prompts done.
+        progress: called with the number of tokens done.
     """
-    records = []
+    probes = [_Probes(size, seed) for seed in range(len(prompts))]
+    tokens, drafts = [], []
     with torch.inference_mode(), _threads_that_pay(original):
-        for index, (_, prompt_ids) in enumerate(prompts):
-            records.append(_record(original, list(prompt_ids), size, seed=index))
+        texts = original.begin([ids for _, ids in prompts])
+        for index in range(size.num_tokens):
+            for probe, logits in zip(probes, texts.logits, strict=True):
+                probe.add(logits)
+            tokens.append(texts.logits.argmax(dim=-1))
+            if index < size.num_tokens - size.draft_length:
+                drafts.append(texts.draft(tokens[-1], size.draft_length))
+            if index + 1 < size.num_tokens:
+                texts.advance(tokens[-1])
             progress(index + 1)
     return Reference(
         prompts=tuple(text for text, _ in prompts),
         prompt_ids=tuple(np.array(ids, np.int32) for _, ids in prompts),
-        greedy_ids=np.stack([record.greedy_ids for record in records]),
-        probe_ids=np.stack([record.probe_ids for record in records]),
-        probe_logits=np.stack([record.probe_logits for record in records]),
-        logit_scale=max(record.logit_scale for record in records),
-        draft_ids=np.stack([record.draft_ids for record in records]),
+        greedy_ids=_by_prompt(tokens),
+        probe_ids=np.stack([np.stack(probe.ids) for probe in probes]).astype(np.int32),
+        probe_logits=np.stack([np.stack(probe.logits) for probe in probes]),
+        logit_scale=max(probe.scale for probe in probes),
+        draft_ids=_by_prompt(drafts),
     )
+
+
+def _by_prompt(steps: Sequence[torch.Tensor]) -> Ids:
+    """One tensor [N, ...] per token -> [N, M, ...]."""
+    return torch.stack(list(steps), dim=1).numpy().astype(np.int32)
 
 
 @contextmanager
@@ -115,38 +160,22 @@ def _threads_that_pay(original: Original) -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-@dataclass(frozen=True)
-class _Record:
-    greedy_ids: Any
-    probe_ids: Any
-    probe_logits: Any
-    logit_scale: float
-    draft_ids: Any
+class _Probes:
+    """The logits that are kept of one prompt's tokens: the most probable, and some at random."""
 
+    def __init__(self, size: ReferenceSize, seed: int) -> None:
+        self._size = size
+        self._generator = torch.Generator().manual_seed(seed)
+        self.ids: list[Ids] = []
+        self.logits: list[npt.NDArray[np.float32]] = []
+        self.scale = 0.0
 
-def _record(original: Original, prompt_ids: list[int], size: ReferenceSize, seed: int) -> _Record:
-    greedy_ids = original.greedy(prompt_ids, size.num_tokens)
-    read = original.read([*prompt_ids, *greedy_ids])
-    first = len(prompt_ids) - 1  # the row that chose the first greedy token
-    logits = read.logits[first : first + size.num_tokens]  # [M, V]
-    probe_ids = _probe_ids(logits, seed)
-    drafts = [
-        original.draft(read, len(prompt_ids) + token, size.draft_length)
-        for token in range(size.num_tokens - size.draft_length)
-    ]
-    return _Record(
-        np.array(greedy_ids, np.int32),
-        probe_ids.numpy().astype(np.int32),
-        logits.gather(1, probe_ids).numpy(),
-        float(logits.abs().max()),
-        np.array(drafts, np.int32),
-    )
-
-
-def _probe_ids(logits: torch.Tensor, seed: int) -> torch.Tensor:
-    num_rows, vocab_size = logits.shape
-    num_top = min(NUM_TOP_PROBES, vocab_size)
-    top = logits.topk(num_top, dim=-1).indices
-    generator = torch.Generator().manual_seed(seed)
-    others = torch.randint(vocab_size, (num_rows, NUM_PROBES - num_top), generator=generator)
-    return torch.cat((top, others), dim=-1)
+    def add(self, logits: torch.Tensor) -> None:
+        vocab_size = len(logits)
+        num_top = min(NUM_TOP_PROBES, vocab_size)
+        top = logits.topk(num_top).indices
+        others = torch.randint(vocab_size, (NUM_PROBES - num_top,), generator=self._generator)
+        ids = torch.cat((top, others))
+        self.ids.append(ids.numpy())
+        self.logits.append(logits[ids].numpy())
+        self.scale = max(self.scale, float(logits.abs().max()))

@@ -40,12 +40,11 @@ def test_the_exporter_reads_them(pair):
 
 
 def test_transformers_runs_them_and_nothing_overflows(pair):
-    original = Original(*pair)
-    with torch.inference_mode():
-        reading = original.read([2, 5, 9, 4100])
-        assert reading.logits.isfinite().all()
-        assert 0.1 < reading.logits.std() < 10
-        assert len(original.draft(reading, 3, 2)) == 2
+    target = read_checkpoint(pair[0])
+    texts = Original(target, read_drafter(pair[1], target)).begin([[2, 5, 9, 4100]])
+    assert texts.logits.isfinite().all()
+    assert 0.1 < texts.logits.std() < 10
+    assert texts.draft(texts.logits.argmax(dim=-1), 2).shape == (1, 2)
 
 
 def test_transformers_misses_no_tensor(pair):

@@ -12,11 +12,11 @@ import pytest
 from filelock import FileLock
 
 from exporter.config import load_size
-from exporter.original import Original
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.sampling import GREEDY
 from runtime_py.speculative import Session, Stops
+from tests.whole_model import WholeModel
 
 ROOT = Path(__file__).parents[2]
 NUM_TOKENS = 64
@@ -125,8 +125,8 @@ def loaded(export_tiny, recipe, runtime):
 
 
 @pytest.fixture(scope="session")
-def original(tiny) -> Original:
+def original(tiny) -> WholeModel:
     import torch
 
     torch.set_num_threads(1)  # the tiny model is too small for more
-    return Original(tiny.model, tiny.drafter)
+    return WholeModel(tiny.model, tiny.drafter)

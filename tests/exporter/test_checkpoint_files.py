@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint_files import SINGLE_FILE, open_tensors
 from tests.exporter import tiny_models
 from tests.exporter.damage import WEIGHTS, complaint, edit_config, edit_tensors, error_of
 from tests.exporter.tiny_models import E2B
@@ -226,3 +228,25 @@ def test_damage_gives_one_line_or_nothing(originals, tmp_path, seed):
         data[draw.randrange(header)] = draw.choice(b'\0\xff{}[]"0123456789-,:ex')
     path.write_bytes(data)
     complaint(read_drafter, tmp_path / "damaged", read_checkpoint(originals[0]))
+
+
+def mapped_kb() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^RssFile:\s*(\d+) kB", status, re.M)[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts pages as Linux does")
+def test_what_was_read_does_not_stay_in_memory(tmp_path):
+    """A file of 40 MB: as long as its pages are mapped, they count as memory of the process."""
+    table = torch.arange(10_000_000, dtype=torch.float32).reshape(1000, -1)
+    save_file({"table": table}, tmp_path / SINGLE_FILE)
+    stored = open_tensors(tmp_path)["table"]
+    before = mapped_kb()
+    assert torch.equal(stored.rows(0, 1000), table)
+    assert mapped_kb() > before + 35_000
+    stored.release(0, 1000)
+    assert mapped_kb() < before + 1000
+    for row in range(0, 1000, 3):  # one by one: the kernel maps neighbours of what is read
+        assert torch.equal(stored.rows(row, row + 1)[0], table[row])
+        stored.release(row, row + 1)
+    assert mapped_kb() < before + 1000

@@ -114,7 +114,7 @@ def test_the_original_says_what_transformers_says_of_it(packed):
     """It rounds each product to the type of the scales, bfloat16; the original here does not."""
     token_ids = [3, 60, 7, 7, 12]
     with torch.inference_mode():
-        found = Original(packed, None, read_checkpoint(packed)).read(token_ids).logits
+        found = Original(read_checkpoint(packed), None).read(token_ids)
         options = {"dtype": torch.float32, "attn_implementation": "eager"}
         model = transformers.AutoModelForCausalLM.from_pretrained(packed, **options)
         expected = model(input_ids=torch.tensor([token_ids])).logits[0]

@@ -1,0 +1,69 @@
+"""How much of the original is recorded, and that the record is what the original said."""
+
+import numpy as np
+import pytest
+
+from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.original import Original
+from exporter.reference import ReferenceSize, choose_prompts, record_reference, reference_size
+from tests.whole_model import WholeModel
+
+SIZE = ReferenceSize(num_tokens=6, draft_length=2)
+
+
+@pytest.fixture(scope="module")
+def recorded(originals):
+    target = read_checkpoint(originals[0])
+    prompts = [("one", [2, 5, 9, 11]), ("two", [2, 7])]
+    done = []
+    original = Original(target, read_drafter(originals[1], target))
+    return record_reference(original, prompts, SIZE, done.append), done
+
+
+def test_the_record_is_what_transformers_says(recorded, originals):
+    reference, done = recorded
+    whole = WholeModel(*originals)
+    donors = read_checkpoint(originals[0]).spec.donors
+    assert done == [1, 2, 3, 4, 5, 6]
+    for index, ids in enumerate(reference.prompt_ids):
+        greedy_ids = reference.greedy_ids[index].tolist()
+        assert greedy_ids == whole.greedy(ids.tolist(), SIZE.num_tokens)
+        read = whole.read([*ids.tolist(), *greedy_ids])
+        logits = read.logits[len(ids) - 1 : -1].numpy()
+        wanted = np.take_along_axis(logits, reference.probe_ids[index].astype(np.int64), axis=1)
+        np.testing.assert_allclose(reference.probe_logits[index], wanted, atol=1e-4)
+        assert np.abs(logits).max() <= reference.logit_scale * 1.0001
+        drafts = [
+            whole.draft(read, donors, len(ids) + token, SIZE.draft_length)
+            for token in range(SIZE.num_tokens - SIZE.draft_length)
+        ]
+        assert reference.draft_ids[index].tolist() == drafts
+
+
+def test_the_most_probable_token_is_the_first_probe(recorded):
+    np.testing.assert_array_equal(recorded[0].probe_ids[..., 0], recorded[0].greedy_ids)
+    assert (recorded[0].margins >= 0).all()
+
+
+def test_less_is_recorded_of_a_large_model():
+    assert reference_size(2_000_000, 3) == ReferenceSize(draft_length=3)
+    sizes = [reference_size(weights, 3) for weights in (10**9, 5 * 10**9, 30 * 10**9)]
+    assert [(size.num_prompts, size.num_tokens) for size in sizes] == [(8, 32), (8, 16), (8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "cache_length", "wanted"),
+    [
+        ([3, 50, 4], None, 100, [3, 50, 4]),
+        ([3, 50, 4], None, 30, [3, 4]),  # 6 of the rows are for the answer
+        ([3, 50, 4], 10, 100, [3, 4]),
+        ([60, 50], 10, 100, [50]),  # none is short: the shortest
+        ([60, 50], None, 30, []),
+        ([1] * 30, None, 30, [1] * 20),
+    ],
+)
+def test_prompts_that_fit(lengths, most, cache_length, wanted):
+    prompts = [("", [0] * length) for length in lengths]
+    size = ReferenceSize(num_tokens=6, max_prompt_length=most)
+    chosen = choose_prompts(prompts, size, cache_length)
+    assert [len(ids) for _, ids in chosen] == wanted
