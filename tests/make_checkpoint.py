@@ -1,6 +1,7 @@
-"""A random Gemma 4 of E2B's widths and its drafter, as checkpoints: for benchmarks, not for talk.
+"""A random Gemma 4 of a true size and its drafter, as checkpoints: for benchmarks, not for talk.
 
-    python -m tests.make_checkpoint --shape e2b-stack OUT     # OUT/target and OUT/drafter
+    python -m tests.make_checkpoint --size e2b --seed 0 OUT     # OUT/target and OUT/drafter
+    python -m tests.make_checkpoint --size 12b --layers 6 OUT   # the same widths, fewer layers
 
 Tensors are drawn and written a few rows at a time, so the full size needs disk but no memory.
 """
@@ -11,12 +12,13 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 import torch
+from torch import nn
 
 from exporter.checkpoint_config import parse_drafter, parse_target
 from exporter.config import load_size
@@ -40,17 +42,36 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrafterSize:
+    """The drafter's own numbers; E2B's, unless said otherwise."""
+
+    hidden_size: int = 256
+    intermediate_size: int = 2048
+    num_heads: int = 4
+    clustered: bool = True  # a head of centroids
+
+
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """E2B, unless said otherwise."""
 
     num_layers: int = 35
+    num_shared: int = 20  # the last ones attend another's KV
+    period: int = 5  # every so many-th layer is full
     vocab_size: int = 262144
     hidden_size: int = 1536
     intermediate_size: int = 6144
+    doubled: bool = True  # shared layers have twice the intermediate size
+    num_heads: int = 8
+    num_kv_heads: int = 1
+    num_global_kv_heads: int | None = None  # set: attention_k_eq_v
     head_dim: int = 256  # of sliding layers, half that of full ones
+    window: int = 512
     per_layer_size: int = 256
-    drafter_hidden_size: int = 256
-    drafter_intermediate_size: int = 2048
+    num_experts: int = 0
+    expert_size: int = 0
+    unified: bool = False  # the 12B's classes
+    drafter: DrafterSize = field(default_factory=DrafterSize)
 
     def __post_init__(self) -> None:
         if self.num_layers < 4:
@@ -62,17 +83,73 @@ class Size:
             )
 
     @property
-    def num_shared(self) -> int:
-        """Layers that attend another's KV: E2B has 20 of 35."""
-        return self.num_layers * 4 // 7
-
-    @property
     def kinds(self) -> list[str]:
-        """Every fifth layer is full, and the last one that owns KV, and the last one."""
-        return _kinds(self.num_layers - self.num_shared) + _kinds(self.num_shared)
+        """The last layer that owns KV is full, and the last one."""
+        own = self.num_layers - self.num_shared
+        return _kinds(own, self.period) + _kinds(self.num_shared, self.period)
+
+    def reduced(self, num_layers: int | None, vocab_size: int | None) -> "Size":
+        """The same widths; as many of its layers share as in the whole."""
+        layers = self.num_layers if num_layers is None else num_layers
+        return replace(
+            self,
+            num_layers=layers,
+            num_shared=layers * self.num_shared // self.num_layers,
+            vocab_size=self.vocab_size if vocab_size is None else vocab_size,
+        )
 
 
-SHAPES = {"e2b": Size(), "e2b-stack": Size(num_layers=6, vocab_size=8192)}
+_LARGE_DRAFTER = DrafterSize(
+    hidden_size=1024, intermediate_size=8192, num_heads=16, clustered=False
+)
+_LARGE = Size(  # what the sizes without per-layer embeddings have in common
+    num_shared=0, period=6, doubled=False, window=1024, per_layer_size=0, drafter=_LARGE_DRAFTER
+)
+E2B = Size()
+SIZES = {
+    "e2b": E2B,
+    "e2b-stack": E2B.reduced(6, 8192),
+    "e4b": Size(
+        num_layers=42,
+        num_shared=18,
+        period=6,
+        hidden_size=2560,
+        intermediate_size=10240,
+        doubled=False,
+        num_kv_heads=2,
+    ),
+    "12b": replace(
+        _LARGE,
+        num_layers=48,
+        hidden_size=3840,
+        intermediate_size=15360,
+        num_heads=16,
+        num_kv_heads=8,
+        num_global_kv_heads=1,
+        unified=True,
+    ),
+    "26b-a4b": replace(
+        _LARGE,
+        num_layers=30,
+        hidden_size=2816,
+        intermediate_size=2112,
+        num_heads=16,
+        num_kv_heads=8,
+        num_global_kv_heads=2,
+        num_experts=128,
+        expert_size=704,
+    ),
+    "31b": replace(
+        _LARGE,
+        num_layers=60,
+        hidden_size=5376,
+        intermediate_size=21504,
+        num_heads=32,
+        num_kv_heads=16,
+        num_global_kv_heads=4,
+        drafter=replace(_LARGE_DRAFTER, num_heads=32),
+    ),
+}
 TEXT = {
     "attention_bias": False,
     "bos_token_id": 2,
@@ -80,14 +157,11 @@ TEXT = {
     "pad_token_id": 0,
     "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 131072,
-    "model_type": "gemma4_text",
-    "num_key_value_heads": 1,
     "rms_norm_eps": 1e-6,
     "rope_parameters": {
         FULL: {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
         SLIDING: {"rope_theta": 1e4, "rope_type": "default"},
     },
-    "sliding_window": 512,
     "tie_word_embeddings": True,
 }
 
@@ -102,7 +176,9 @@ def make_pair(out: Path, size: Size, seed: int) -> tuple[Path, Path]:
     (drafter / "config.json").write_text(json.dumps(drafter_config(size), indent=2))
     spec = parse_target(target_config(size), "target")
     drafter_spec = parse_drafter(drafter_config(size), "drafter", spec)
-    modules = [Embedder(spec), Target(spec), PerLayerEmbedder(spec)]
+    modules: list[nn.Module] = [Embedder(spec), Target(spec)]
+    if spec.per_layer_size:
+        modules.append(PerLayerEmbedder(spec))
     write_tensors(target, expected_tensors(modules), seed)
     write_tensors(drafter, expected_tensors([Drafter(drafter_spec)]), seed + 1)
     return target, drafter
@@ -110,48 +186,61 @@ def make_pair(out: Path, size: Size, seed: int) -> tuple[Path, Path]:
 
 def target_config(size: Size) -> dict[str, Any]:
     """config.json of the target."""
-    return {
+    config = {
         **_text_config(size),
-        "architectures": ["Gemma4ForCausalLM"],
+        "architectures": [f"{_family(size)}ForCausalLM"],
         "dtype": "bfloat16",
         "final_logit_softcapping": 30.0,
         "hidden_size": size.hidden_size,
-        "hidden_size_per_layer_input": size.per_layer_size,
         "intermediate_size": size.intermediate_size,
         "layer_types": size.kinds,
-        "num_attention_heads": 8,
+        "num_attention_heads": size.num_heads,
         "num_hidden_layers": size.num_layers,
         "num_kv_shared_layers": size.num_shared,
-        "use_double_wide_mlp": True,
+        "use_double_wide_mlp": size.doubled,
+    }
+    if size.num_experts:
+        config |= {
+            "enable_moe_block": True,
+            "moe_intermediate_size": size.expert_size,
+            "num_experts": size.num_experts,
+            "top_k_experts": 8,
+        }
+    if size.unified:
+        return config
+    return config | {
+        "hidden_size_per_layer_input": size.per_layer_size,
         "vocab_size_per_layer_input": size.vocab_size,
     }
 
 
 def drafter_config(size: Size) -> dict[str, Any]:
     """config.json of its drafter; it scores as many tokens as the real one, if there are."""
+    drafter = size.drafter
     num_centroids = size.vocab_size // CLUSTER_LENGTH
+    text = {
+        **_text_config(size),
+        "final_logit_softcapping": None,
+        "hidden_size": drafter.hidden_size,
+        "intermediate_size": drafter.intermediate_size,
+        "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
+        "num_attention_heads": drafter.num_heads,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 4,
+        "use_double_wide_mlp": False,
+    }
+    if not size.unified:
+        text |= {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     return {
-        "architectures": ["Gemma4AssistantForCausalLM"],
-        "model_type": "gemma4_assistant",
+        "architectures": [f"{_family(size)}AssistantForCausalLM"],
+        "model_type": "gemma4_unified_assistant" if size.unified else "gemma4_assistant",
         "dtype": "bfloat16",
         "backbone_hidden_size": size.hidden_size,
         "centroid_intermediate_top_k": min(32, num_centroids),
         "num_centroids": num_centroids,
         "tie_word_embeddings": True,
-        "use_ordered_embeddings": True,
-        "text_config": {
-            **_text_config(size),
-            "final_logit_softcapping": None,
-            "hidden_size": size.drafter_hidden_size,
-            "hidden_size_per_layer_input": 0,
-            "intermediate_size": size.drafter_intermediate_size,
-            "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
-            "num_attention_heads": 4,
-            "num_hidden_layers": 4,
-            "num_kv_shared_layers": 4,
-            "use_double_wide_mlp": False,
-            "vocab_size_per_layer_input": 0,
-        },
+        "use_ordered_embeddings": drafter.clustered,
+        "text_config": text,
     }
 
 
@@ -159,14 +248,23 @@ def _text_config(size: Size) -> dict[str, Any]:
     """What both have in common."""
     return {
         **TEXT,
+        "attention_k_eq_v": size.num_global_kv_heads is not None,
         "global_head_dim": 2 * size.head_dim,
         "head_dim": size.head_dim,
+        "model_type": "gemma4_unified_text" if size.unified else "gemma4_text",
+        "num_global_key_value_heads": size.num_global_kv_heads,
+        "num_key_value_heads": size.num_kv_heads,
+        "sliding_window": size.window,
         "vocab_size": size.vocab_size,
     }
 
 
-def _kinds(count: int) -> list[str]:
-    return [FULL if i % 5 == 4 or i == count - 1 else SLIDING for i in range(count)]
+def _family(size: Size) -> str:
+    return "Gemma4Unified" if size.unified else "Gemma4"
+
+
+def _kinds(count: int, period: int) -> list[str]:
+    return [FULL if i % period == period - 1 or i == count - 1 else SLIDING for i in range(count)]
 
 
 def write_tensors(folder: Path, shapes: Shapes, seed: int) -> None:
@@ -259,16 +357,14 @@ def write_text_files(source: Path, out: Path, vocab_size: int) -> None:
 
 
 @click.command()
-@click.option("--shape", type=click.Choice(sorted(SHAPES)), required=True)
-@click.option("--layers", type=int, help="Instead of the shape's own number.")
-@click.option("--vocab", type=int, help="Instead of the shape's own number.")
+@click.option("--size", "name", type=click.Choice(sorted(SIZES)), required=True)
+@click.option("--layers", type=int, help="Instead of the size's own number.")
+@click.option("--vocab", type=int, help="Instead of the size's own number.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.argument("out", type=click.Path(path_type=Path))
-def main(shape: str, layers: int | None, vocab: int | None, seed: int, out: Path) -> None:
+def main(name: str, layers: int | None, vocab: int | None, seed: int, out: Path) -> None:
     """Write OUT/target and OUT/drafter."""
-    asked = {"num_layers": layers, "vocab_size": vocab}
-    size = replace(SHAPES[shape], **{k: v for k, v in asked.items() if v is not None})
-    for folder in make_pair(out, size, seed):
+    for folder in make_pair(out, SIZES[name].reduced(layers, vocab), seed):
         size_bytes = sum(path.stat().st_size for path in folder.iterdir())
         click.echo(f"{folder}  {size_bytes / 1e6:.1f} MB")
 

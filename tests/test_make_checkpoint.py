@@ -1,6 +1,8 @@
 """The random checkpoints of the benchmarks are checkpoints like any other."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,19 +10,22 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer
 
 from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint_config import parse_target
+from exporter.graph.target import Embedder, PerLayerEmbedder, Target
+from exporter.graph.weights import expected_tensors
 from exporter.original import Original
 from tests import make_checkpoint
-from tests.make_checkpoint import SHAPES, Size, make_pair
+from tests.make_checkpoint import SIZES, DrafterSize, Size, make_pair, target_config
 
 SMALL = Size(
     num_layers=6,
+    num_shared=3,
     vocab_size=4224,
     hidden_size=64,
     intermediate_size=96,
     head_dim=8,
     per_layer_size=8,
-    drafter_hidden_size=32,
-    drafter_intermediate_size=48,
+    drafter=DrafterSize(hidden_size=32, intermediate_size=48),
 )
 
 
@@ -71,7 +76,7 @@ def test_every_id_has_a_piece(pair):
 
 
 def test_the_full_shape_is_e2b():
-    size = SHAPES["e2b"]
+    size = SIZES["e2b"]
     own, shared = size.kinds[:15], size.kinds[15:]
     assert len(shared) == size.num_shared == 20
     assert own[4::5] == ["full_attention"] * 3
@@ -79,9 +84,39 @@ def test_the_full_shape_is_e2b():
     assert size.kinds.count("full_attention") == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "billions"), [("e2b", 4.63), ("e4b", 7.5), ("12b", 11.9), ("31b", 30.7)]
+)
+def test_the_full_sizes_have_as_many_weights_as_their_names_say(name, billions):
+    spec = parse_target(target_config(SIZES[name]), name)
+    modules = [Embedder(spec), Target(spec)]
+    modules += [PerLayerEmbedder(spec)] if spec.per_layer_size else []
+    count = sum(math.prod(shape) for shape in expected_tensors(modules).values())
+    assert count / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+@pytest.mark.parametrize("name", sorted(set(SIZES) - {"26b-a4b"}))
+def test_transformers_knows_every_size(name, tmp_path):
+    """Few layers, few tokens and narrow: what is left are the switches."""
+    size = replace(
+        SIZES[name].reduced(6, 4224),
+        hidden_size=64,
+        intermediate_size=96,
+        head_dim=8,
+        drafter=replace(SIZES[name].drafter, hidden_size=32, intermediate_size=48),
+    )
+    folders = make_pair(tmp_path, size, seed=0)
+    target = read_checkpoint(folders[0])
+    original = Original(target, read_drafter(folders[1], target))
+    found = original.target.config
+    assert [layer.kind for layer in target.spec.layers] == found.layer_types
+    texts = original.begin([[2, 5, 9]])
+    assert texts.draft(texts.logits.argmax(dim=-1), 2).shape == (1, 2)
+
+
 @pytest.mark.parametrize("options", [("--layers", "3"), ("--vocab", "5000"), ("--vocab", "128")])
 def test_impossible_sizes_are_refused(tmp_path, options):
     out = tmp_path / "out"
-    done = CliRunner().invoke(make_checkpoint.main, ["--shape", "e2b-stack", *options, str(out)])
+    done = CliRunner().invoke(make_checkpoint.main, ["--size", "e2b-stack", *options, str(out)])
     assert done.exit_code == 2
     assert options[0] in done.output

@@ -63,7 +63,7 @@ class Work:
             shutil.rmtree(out, ignore_errors=True)
             run_module(
                 "tests.make_checkpoint",
-                *("--shape", "e2b-stack", "--layers", num_layers, "--vocab", vocab_size, out),
+                *("--size", "e2b-stack", "--layers", num_layers, "--vocab", vocab_size, out),
             )
             (out / "made").touch()
         return out
