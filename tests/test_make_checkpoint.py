@@ -85,7 +85,8 @@ def test_the_full_shape_is_e2b():
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("e2b", 4.63), ("e4b", 7.5), ("12b", 11.9), ("31b", 30.7)]
+    ("name", "billions"),
+    [("e2b", 4.63), ("e4b", 7.5), ("12b", 11.9), ("26b-a4b", 25.2), ("31b", 30.7)],
 )
 def test_the_full_sizes_have_as_many_weights_as_their_names_say(name, billions):
     spec = parse_target(target_config(SIZES[name]), name)
@@ -95,7 +96,7 @@ def test_the_full_sizes_have_as_many_weights_as_their_names_say(name, billions):
     assert count / 1e9 == pytest.approx(billions, rel=0.01)
 
 
-@pytest.mark.parametrize("name", sorted(set(SIZES) - {"26b-a4b"}))
+@pytest.mark.parametrize("name", SIZES)
 def test_transformers_knows_every_size(name, tmp_path):
     """Few layers, few tokens and narrow: what is left are the switches."""
     size = replace(

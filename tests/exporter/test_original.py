@@ -16,13 +16,15 @@ from tests.whole_model import WholeModel
 LENGTHS = (17, 3, 1, 9)  # longer and shorter than every window, so that all are padded but one
 NUM_TOKENS = 8
 DRAFT_LENGTH = 3
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # of the largest value
+RANDOM_TOLERANCE = 1e-4  # some random models are ill-conditioned (graph/test_against_transformers)
 SHAPES = {
     "e2b": tiny_models.E2B,
     "e4b": tiny_models.E4B,
     "unified-12b": tiny_models.UNIFIED_12B,
     "dense-31b": tiny_models.DENSE_31B,
     "untied": tiny_models.UNTIED,
+    "26b-a4b": tiny_models.A4B_26B,
 } | {f"random-{seed}": tiny_models.random_shape(seed) for seed in range(6)}
 
 
@@ -36,6 +38,7 @@ class Pair:
             tiny_models.save(target, folder / "target"),
             tiny_models.save(tiny_models.drafter_model(shape, seed + 1), folder / "drafter"),
         )
+        self.tolerance = RANDOM_TOLERANCE if name.startswith("random") else TOLERANCE
         self.whole = WholeModel(*folders)
         self.checkpoint = read_checkpoint(folders[0])
         self.drafter = read_drafter(folders[1], self.checkpoint)
@@ -44,6 +47,10 @@ class Pair:
             torch.randint(shape.vocab_size, (length,), generator=generator).tolist()
             for length in LENGTHS
         ]
+
+    def assert_close(self, found, wanted):
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() <= self.tolerance * wanted.abs().max()
 
     def original(self, kept_bytes: int = 0) -> Original:
         return Original(self.checkpoint, self.drafter, kept_bytes)
@@ -54,13 +61,10 @@ def pair(request, tmp_path_factory):
     return Pair(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def assert_close(found, wanted):
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
-
-
 def test_logits_of_a_whole_text(pair):
-    assert_close(pair.original().read(pair.prompts[0]), pair.whole.read(pair.prompts[0]).logits)
+    pair.assert_close(
+        pair.original().read(pair.prompts[0]), pair.whole.read(pair.prompts[0]).logits
+    )
 
 
 def continuation(pair, **options):
@@ -82,8 +86,8 @@ def test_texts_of_all_lengths_together(pair):
         assert pair.whole.greedy(prompt_ids, NUM_TOKENS) == text[len(prompt_ids) :]
         read = pair.whole.read(text)
         rows = slice(len(prompt_ids) - 1, len(text) - 1)
-        assert_close(logits[index], read.logits[rows])
-        assert_close(hidden[index], read.hidden[0, rows])
+        pair.assert_close(logits[index], read.logits[rows])
+        pair.assert_close(hidden[index], read.hidden[0, rows])
         for step in range(NUM_TOKENS):
             position = len(prompt_ids) + step
             wanted = pair.whole.draft(read, donors, position, DRAFT_LENGTH)
@@ -95,13 +99,15 @@ def test_what_is_kept_and_how_much_is_read_at_once_change_nothing(pair, monkeypa
     monkeypatch.setattr(original, "TOKENS_AT_ONCE", 8)  # two columns of four texts
     monkeypatch.setattr("exporter.original_weights.LENT_BYTES", 1000)
     for found, one in zip(continuation(pair, kept_bytes=1 << 30), wanted, strict=True):
-        assert_close(found.float(), one.float())
+        pair.assert_close(found.float(), one.float())
 
 
 @pytest.mark.parametrize("name", ["e2b", "unified-12b"])
 def test_the_text_part_of_a_multimodal_checkpoint(name, tmp_path):
     pair = Pair(name, tmp_path, multimodal=True)
-    assert_close(pair.original().read(pair.prompts[0]), pair.whole.read(pair.prompts[0]).logits)
+    pair.assert_close(
+        pair.original().read(pair.prompts[0]), pair.whole.read(pair.prompts[0]).logits
+    )
 
 
 def test_without_a_drafter(pair):
