@@ -89,11 +89,10 @@ class Continuation:
         donors: Any,
         texts: Sequence[Sequence[int]],
     ) -> None:
-        from transformers import DynamicCache
+        from exporter.original_cache import growing_cache  # loads transformers
 
         self._target, self._drafter, self._donors = target, drafter, donors
-        # Without a configuration, so that no layer drops rows that the drafter may look at.
-        self._cache: Any = DynamicCache()
+        self._cache: Any = growing_cache()
         longest = max(len(text) for text in texts)
         pads = [longest - len(text) for text in texts]
         self._lengths = torch.tensor([len(text) for text in texts])
