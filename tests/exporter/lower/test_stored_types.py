@@ -111,5 +111,5 @@ def test_the_others_are_refused_before_any_work(pair, runtime, name):
     if name in TAKEN[runtime]:
         lowering.check(types)
     else:
-        with pytest.raises(ExportError, match=r"weight: .*; use --quantize .* --runtime"):
+        with pytest.raises(ExportError, match=r"weight: .*; use .*--quantize (int4|float32)"):
             lowering.check(types)
