@@ -24,7 +24,7 @@ from exporter.checkpoint_files import (
 )
 from exporter.checkpoint_names import check_names, is_unused, normalised_names
 from exporter.checkpoint_packed import PackedTensor, join_packed, packed_types
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError, NotFiniteError, shown
 from exporter.graph.drafter import Drafter
 from exporter.graph.spec import DrafterSpec, TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
@@ -59,12 +59,20 @@ class Checkpoint(Generic[Spec]):
         """Rows start .. stop - 1 as float32; only they are read from the file.
 
         A stack of matrices [N, O, I] has N * O rows.
+
+        Raises:
+            ExportError: if a number in them is none.
         """
         stored = self._stored(name)
         if not 0 <= start <= stop <= stored.num_rows:
             raise ValueError(f"{name}: rows {start}..{stop} of {stored.num_rows}")
         rows = stored.rows(start, stop).to(torch.float32, copy=True)
         stored.release(start, stop)
+        if not torch.isfinite(rows).all():
+            raise NotFiniteError(
+                f"{stored.path}: {name} holds NaN or infinity in rows {start} to {stop - 1}; "
+                "download it again, or save the checkpoint of a training step before it broke"
+            )
         return rows
 
     def tensor(self, name: str) -> Tensor:
@@ -80,6 +88,18 @@ class Checkpoint(Generic[Spec]):
         """The integers of this matrix, if the checkpoint stores such and they are to be kept."""
         stored = self._stored(name)
         return stored if self.keeps_integers and isinstance(stored, PackedTensor) else None
+
+    def check_finite(self) -> None:
+        """Read every weight once.
+
+        Raises:
+            ExportError: naming the first tensor that holds NaN or infinity.
+        """
+        for name in self.names():
+            stored = self._stored(name)
+            if stored.type_name in FLOAT_TYPES:
+                for start in range(0, stored.num_rows, COMPARED_ROWS):
+                    self.rows(name, start, min(start + COMPARED_ROWS, stored.num_rows))
 
     def _stored(self, name: str) -> Stored:
         return self._tensors[name]

@@ -133,11 +133,18 @@ def _shards(folder: Path) -> list[Path]:
 def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     if (folder / SINGLE_FILE).is_file():
         return
-    for name, shard in _weight_map(folder).items():
-        if name not in tensors:
+    weight_map = _weight_map(folder)
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].path.name != shard:
             raise ExportError(
                 f"{folder / INDEX_FILE}: says {shown(name)} is in {shown(shard)}, "
                 "which does not hold it; download the checkpoint again"
+            )
+    for name, tensor in tensors.items():
+        if name not in weight_map:
+            raise ExportError(
+                f"{folder / INDEX_FILE}: does not name {shown(name)}, which is in "
+                f"{tensor.path.name}; download the index again"
             )
 
 
@@ -172,19 +179,32 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
     header = _json_object(text, f"{path}: header")
     header.pop("__metadata__", None)
     data = 8 + header_size
-    tensors = {}
-    end = 0
+    tensors, spans = {}, []
     for name, entry in header.items():
         type_name, shape, (first, last) = _entry(entry, f"{path}: {shown(name)}")
         tensors[name] = StoredTensor(path, mapped, type_name, shape, data + first)
-        end = max(end, last)
+        spans.append((first, last, name))
+    end = max((last for _, last, _ in spans), default=0)
     if end != size - data:
         state = "truncated" if end > size - data else "longer than its header says"
         raise ExportError(
             f"{path}: {state}: the header describes {data + end} bytes, the file has {size}; "
             "download it again"
         )
+    _refuse_overlaps(path, sorted(spans))
     return tensors
+
+
+def _refuse_overlaps(path: Path, spans: list[tuple[int, int, str]]) -> None:
+    """The format: every byte belongs to one tensor."""
+    end = 0
+    for first, last, name in spans:
+        if first != end:
+            raise ExportError(
+                f"{path}: {shown(name)} begins at byte {first} of the data and the tensor before "
+                f"it ends at {end}; download it again"
+            )
+        end = last
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -227,9 +247,19 @@ def _is_count(value: object) -> bool:
 
 def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{where}: not JSON ({shown(error)}); download it again") from error
     if not isinstance(value, dict):
         raise ExportError(f"{where}: a JSON {type(value).__name__}, needed an object")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object as a dict; of a key that stands twice, readers would choose either."""
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"{shown(key)} stands twice in one object")
+        values[key] = value
+    return values

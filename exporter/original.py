@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError, NotFiniteError, shown
 from exporter.original_weights import Kept, LentLinear, Rows, WeightSource, give, lend
 
 # model_type -> class. Not config.json's "architectures", which a tool may leave out or call the
@@ -26,10 +26,6 @@ CLASSES = {
     "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
     "gemma4_unified_assistant": "Gemma4UnifiedAssistantForCausalLM",
 }
-_REFUSALS = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),  # transformers'
-    ExportError,  # ours, of tensors it needs
-)
 KEPT_BYTES = 1 << 30  # of float32 weights: models up to this size are read once and kept
 KEPT_HEAD_BYTES = 1 << 28  # of a drafter's dense head
 TOKENS_AT_ONCE = 1024  # of all texts together, in one pass over the layers
@@ -199,7 +195,7 @@ def _skeleton(folder: Path, text_only: bool) -> Any:
     """transformers' model of a folder's configuration, on the meta device."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text_config = config.get_text_config()
     with all_layers_shared(type(text_config)), _quiet(transformers):
         wanted = text_config if text_only else config
@@ -217,8 +213,10 @@ def _refused(folder: Path) -> Iterator[None]:
     """What transformers says against a checkpoint, in one line."""
     try:
         yield
-    except _REFUSALS as error:
-        reason = (str(error).splitlines() or [""])[0]
+    except NotFiniteError:
+        raise
+    except Exception as error:  # transformers checks every value of config.json in its own way
+        reason = " ".join(str(error).split())
         if not reason or isinstance(error, LookupError):  # which names the missing thing only
             reason = f"{type(error).__name__} {reason}".strip()
         raise ExportError(

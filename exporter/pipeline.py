@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from exporter.bundle import BundleContents, refuse_existing, staged, write_bundle
 from exporter.checkpoint import (
     DrafterCheckpoint,
@@ -230,6 +232,7 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
     size = reference_size(num_multiplied(inputs.target), config.draft_length)
     tokenizer = OriginalTokenizer(inputs.text.folder)
     encoded = [(prompt.text, _encode(tokenizer, inputs.text, prompt)) for prompt in inputs.prompts]
+    _refuse_unusable_text(inputs, tokenizer, encoded)
     chosen = choose_prompts(encoded, size, config.shapes.cache_length)
     if not chosen:
         raise ExportError(
@@ -240,6 +243,7 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
     original = Original(inputs.target, inputs.drafter)
     with bar("reference", size.num_tokens, "tokens") as progress:
         reference = record_reference(original, chosen, size, progress)
+    _refuse_numbers_that_are_none(inputs, reference)
     logger.info(
         "reference   %d prompts x %d tokens, %.0f s",
         len(chosen),
@@ -247,6 +251,32 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
         time.monotonic() - start,
     )
     return reference
+
+
+def _refuse_unusable_text(
+    inputs: Inputs, tokenizer: OriginalTokenizer, encoded: list[tuple[str, list[int]]]
+) -> None:
+    """Find out now, not when everything is lowered."""
+    if inputs.text.chat_template is not None:
+        encoded = encoded + [(str(said), tokenizer.encode_chat(said)) for said in CONVERSATIONS]
+    vocab_size = inputs.target.spec.vocab_size
+    for text, ids in encoded:
+        if max(ids, default=0) >= vocab_size:
+            raise ExportError(
+                f"{inputs.target.folder}: the tokenizer turns {shown(text)!r} into token "
+                f"{max(ids)}, the model has {vocab_size}; add the model's own tokenizer"
+            )
+
+
+def _refuse_numbers_that_are_none(inputs: Inputs, reference: Reference) -> None:
+    if np.isfinite(reference.probe_logits).all():
+        return
+    for checkpoint in inputs.checkpoints.values():
+        checkpoint.check_finite()
+    raise ExportError(
+        f"{inputs.target.folder}: the original's logits are NaN or infinite, though no weight is: "
+        "some are too large; give the checkpoint of a training step before it broke"
+    )
 
 
 def compare_text(folder: Path, manifest: Manifest, inputs: Inputs) -> None:

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, shown
 
 logger = logging.getLogger(__name__)
+
+MAX_STOP_IDS = 64  # as many as a manifest holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,17 @@ def read_text_files(folder: Path, adapter: Path | None = None) -> TextFiles:
             f"{folder}: no tokenizer.json; add the one of the model this was tuned from"
         )
     config = _read_json(folder / "config.json")
-    text_config: Mapping[str, Any] = {**config, **config.get("text_config", {})}
+    nested = config.get("text_config")
+    text_config: Mapping[str, Any] = {**config, **(nested if isinstance(nested, dict) else {})}
     generation = _read_json(folder / "generation_config.json")
+    _check_sampling(folder, generation)
     bos_token_id = text_config.get("bos_token_id")
-    if not isinstance(bos_token_id, int):
+    if not _is_token(bos_token_id, text_config):
         raise ExportError(
-            f"{folder}/config.json: bos_token_id is {bos_token_id!r}, needed is a token id"
+            f"{folder}/config.json: bos_token_id is {shown(repr(bos_token_id))}, needed is a token "
+            "id of the vocabulary; get the checkpoint's own config.json"
         )
+    pad_token_id = text_config.get("pad_token_id")
     tokenizer_config = _read_json(source / "tokenizer_config.json")
     return TextFiles(
         folder=source,
@@ -56,7 +62,8 @@ def read_text_files(folder: Path, adapter: Path | None = None) -> TextFiles:
         stop_token_ids=_stop_ids(folder, config, text_config, generation),
         tokenizer_config=tokenizer_config,
         generation=generation,
-        pad_token_id=text_config.get("pad_token_id"),
+        # Nothing is padded here: one that is no token, as -1, is as good as none.
+        pad_token_id=pad_token_id if _is_token(pad_token_id, text_config) else None,
     )
 
 
@@ -66,6 +73,23 @@ def _text_folder(folder: Path, adapter: Path) -> Path:
         return folder
     template = _chat_template(adapter, _read_json(adapter / "tokenizer_config.json"))
     return folder if template is None else adapter
+
+
+def _is_token(value: object, text_config: Mapping[str, Any]) -> TypeGuard[int]:
+    """Whether `value` is a token id of the vocabulary that read_checkpoint has checked."""
+    vocab_size = text_config.get("vocab_size", 2**31)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
+
+
+def _check_sampling(folder: Path, generation: Mapping[str, Any]) -> None:
+    for key, kinds in {"temperature": (int, float), "top_p": (int, float), "top_k": (int,)}.items():
+        value = generation.get(key)
+        good = isinstance(value, kinds) and not isinstance(value, bool) and 0 <= value < 2**31
+        if value is not None and not good:
+            raise ExportError(
+                f"{folder}/generation_config.json: {key} is {shown(repr(value))}, needed is a "
+                "number; correct or remove it"
+            )
 
 
 def _stop_ids(
@@ -78,22 +102,32 @@ def _stop_ids(
     for source in (generation, config, text_config):
         if found is None:
             found = source.get("eos_token_id")
-    ids = [found] if isinstance(found, int) else found
-    if not isinstance(ids, list) or not ids or not all(isinstance(item, int) for item in ids):
+    ids = found if isinstance(found, list) else [found]
+    if not 0 < len(ids) <= MAX_STOP_IDS or not all(_is_token(item, text_config) for item in ids):
         raise ExportError(
-            f"{folder}: eos_token_id is {found!r} in generation_config.json and config.json, "
-            "needed are token ids; add them, or generation never stops"
+            f"{folder}: eos_token_id is {shown(repr(found))} in generation_config.json and "
+            "config.json, needed are token ids; add them, or generation never stops"
         )
     return tuple(ids)
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
-    text = (
-        file.read_text(encoding="utf-8")
-        if file.is_file()
-        else tokenizer_config.get("chat_template")
-    )
+    text: object
+    if file.is_file():
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExportError(
+                f"{file}: cannot be read as text ({shown(error)}); get the checkpoint's own"
+            ) from None
+    else:
+        text = tokenizer_config.get("chat_template")
+    if text is not None and not isinstance(text, str):
+        raise ExportError(
+            f"{folder}/tokenizer_config.json: chat_template is {shown(repr(text))}, needed is one "
+            "text; put it into chat_template.jinja"
+        )
     # The tag marks what to train on; it renders nothing, and engines other than transformers' do
     # not know it.
     return None if text is None else re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
@@ -105,7 +139,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: not valid JSON ({error}); correct the file") from None
+        raise ExportError(f"{path}: not valid JSON ({shown(error)}); correct the file") from None
     if not isinstance(values, dict):
         raise ExportError(f"{path}: not a JSON object; correct the file")
     return values
@@ -118,12 +152,16 @@ class OriginalTokenizer:
         import transformers
 
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False
+            )
+        except Exception as error:  # tokenizers raises bare Exception for a bad file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ExportError(
-                f"{folder}: transformers cannot load the tokenizer ({reason}); correct it"
+                f"{folder}: transformers cannot load the tokenizer ({shown(reason, 300)}); "
+                "correct it"
             ) from None
+        self._folder = folder
 
     def encode(self, text: str, bos_token_id: int) -> list[int]:
         """Plain text, begun with the beginning-of-sequence token."""
@@ -132,7 +170,13 @@ class OriginalTokenizer:
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """A conversation, up to where the model's next turn begins."""
-        rendered = self._tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=False
-        )
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template is a program, and may fail as one
+            raise ExportError(
+                f"{self._folder}: the chat template fails ({shown(error, 300)}); correct it, or "
+                "remove it"
+            ) from None
         return [int(token) for token in self._tokenizer.encode(rendered, add_special_tokens=False)]

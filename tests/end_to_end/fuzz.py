@@ -48,7 +48,7 @@ def draw_case(seed: int) -> Case:
         global_kv_heads=draw.choice([None, *divisors]),
         head_dim=draw.choice([2, 4, 6, 8, 16, 32]),
         global_head_dim=draw.choice([4, 8, 16, 24, 64]),
-        # Not 1: transformers' cached decoding then differs from its own pass over the whole text.
+        # Not 1: transformers' cached decoding then differs from its own pass over the text.
         window=draw.choice([2, 3, 4, 6, 16, 40, 200]),
         shared=len(shared),
         doubled=draw.random() < 0.5,
