@@ -140,7 +140,8 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
             if isinstance(where, HubModel)
         },
     )
-    longest = target.config.get("text_config", target.config).get("max_position_embeddings")
+    text = target.config.get("text_config")
+    longest = (text if isinstance(text, dict) else target.config).get("max_position_embeddings")
     if isinstance(longest, int) and config.shapes.cache_length > longest:
         raise ExportError(
             f"{source.model}: the model was made for {longest} tokens, --context asks for "

@@ -156,7 +156,7 @@ class OriginalTokenizer:
                 folder, trust_remote_code=False
             )
         except Exception as error:  # tokenizers raises bare Exception for a bad file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise ExportError(
                 f"{folder}: transformers cannot load the tokenizer ({shown(reason, 300)}); "
                 "correct it"

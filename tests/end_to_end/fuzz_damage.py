@@ -64,7 +64,7 @@ def flip_in_header(draw: random.Random, folder: Path) -> str:
     path = draw.choice(weights_of(part(draw, folder)))
     header, data = read_header(path)
     header.pop("__metadata__", None)
-    text = bytearray(json.dumps(header).encode())
+    text = bytearray(json.dumps(header, separators=(",", ":")).encode())  # each byte counts
     where = draw.randrange(len(text))
     text[where] ^= draw.randrange(1, 128)
     write_header(path, bytes(text), data)
@@ -210,7 +210,6 @@ def broken_text(draw: random.Random, folder: Path) -> str:
             ("tokenizer_config.json", b"[]"),
             ("tokenizer_config.json", b"{"),
             ("tokenizer_config.json", b'{"chat_template": 7}'),
-            ("tokenizer_config.json", b'{"tokenizer_class": "NoSuchTokenizer"}'),
             ("generation_config.json", b"null"),
             ("generation_config.json", b"\xff\xfe"),
             ("chat_template.jinja", b"{% if"),

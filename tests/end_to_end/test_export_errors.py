@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
@@ -181,6 +182,47 @@ def test_a_context_longer_than_the_models(checkpoint):
 def test_no_tokenizer(checkpoint):
     (checkpoint / "target" / "tokenizer.json").unlink()
     assert "tokenizer.json" in export(checkpoint)
+
+
+def test_a_value_that_only_transformers_refuses(checkpoint):
+    change_config(checkpoint / "target", attention_dropout="x")
+    assert "transformers cannot load" in (said := export(checkpoint))
+    assert "attention_dropout" in said
+
+
+def test_a_tokenizer_of_a_larger_vocabulary(checkpoint):
+    path = checkpoint / "target" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["model"]["vocab"]["a"] = 10**6
+    path.write_text(json.dumps(values))
+    (checkpoint / "prompts.jsonl").write_text('{"kind": "text", "text": "a"}')
+    said = export(checkpoint, "--prompts", checkpoint / "prompts.jsonl")
+    assert "into token 1000000, the model has" in said
+
+
+def test_weights_too_large_for_their_products(checkpoint):
+    """Each is a number, the logits are not."""
+
+    def enlarge(tensors):
+        tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)
+
+    change_config(checkpoint / "target", final_logit_softcapping=None)
+    change_tensors(checkpoint / "target", enlarge)
+    assert "though no weight is" in export(checkpoint, *short_prompt(checkpoint))
+
+
+def test_a_weight_that_is_not_a_number(checkpoint):
+    def spoil(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+
+    change_tensors(checkpoint / "target", spoil)
+    said = export(checkpoint, *short_prompt(checkpoint))
+    assert "layers.1.mlp.up_proj.weight holds NaN or infinity" in said
+
+
+def short_prompt(folder):
+    (folder / "short.jsonl").write_text('{"kind": "text", "text": "a"}')
+    return "--prompts", folder / "short.jsonl"
 
 
 def test_no_place_for_the_bundle(checkpoint):

@@ -68,6 +68,27 @@ def test_half_precision_becomes_float32(target, dtype):
         checkpoint.rows("embed_tokens.weight", 0, 65)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_number_that_is_none_is_found_when_its_row_is_read(target, value, dtype):
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].to(dtype)
+        tensors["model.embed_tokens.weight"][5, 3] = value
+
+    edit_tensors(target, spoil)
+    checkpoint = read_checkpoint(target)
+    assert checkpoint.rows("embed_tokens.weight", 0, 5).isfinite().all()
+    message = error_of(checkpoint.rows, "embed_tokens.weight", 4, 8)
+    assert "embed_tokens.weight holds NaN or infinity in rows 4 to 7" in message
+    assert message == error_of(checkpoint.check_finite).replace("0 to 63", "4 to 7")
+
+
+def test_good_numbers_are_all_finite(target, drafter):
+    checkpoint = read_checkpoint(target)
+    checkpoint.check_finite()
+    read_drafter(drafter, checkpoint).check_finite()  # whose ordering is of integers
+
+
 def test_tensors_that_are_not_aligned_in_the_file(target):
     before = read_checkpoint(target).tensor("norm.weight").clone()
     path = target / WEIGHTS

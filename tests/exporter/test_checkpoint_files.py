@@ -113,6 +113,30 @@ def test_a_header_longer_than_the_file(target):
     assert "truncated or not a safetensors file" in error_of(read_checkpoint, target)
 
 
+def read_header(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def test_a_tensor_twice_in_the_header(target):
+    header, data = read_header(target / WEIGHTS)
+    entry = json.dumps({"model.norm.weight": header["model.norm.weight"]})[1:-1]
+    text = "{" + entry + "," + json.dumps(header)[1:]
+    rewrite_header(target / WEIGHTS, text.encode(), data)
+    assert "model.norm.weight stands twice" in error_of(read_checkpoint, target)
+
+
+def test_two_tensors_on_the_same_bytes(target):
+    header, data = read_header(target / WEIGHTS)
+    norm = "model.layers.0.input_layernorm.weight"
+    header[norm]["data_offsets"] = header["model.norm.weight"]["data_offsets"]
+    rewrite_header(target / WEIGHTS, header, data)
+    message = error_of(read_checkpoint, target)
+    assert "begins at byte" in message
+    assert "the tensor before it ends at" in message
+
+
 def test_a_file_longer_than_its_header_says(target):
     with (target / WEIGHTS).open("ab") as file:
         file.write(b"more")
@@ -158,6 +182,34 @@ def test_a_tensor_the_index_promises(sharded):
     first = sorted(path.name for path in sharded.glob("*.safetensors"))[0]
     edit_index(sharded, lambda names: names | {"model.ghost.weight": first})
     assert "model.ghost.weight" in error_of(read_checkpoint, sharded)
+
+
+def test_a_tensor_the_index_forgets(sharded):
+    """A reader that goes by the index would make up its numbers."""
+
+    def forget(names: dict[str, str]) -> dict[str, str]:
+        return {name: shard for name, shard in names.items() if name != "model.norm.weight"}
+
+    edit_index(sharded, forget)
+    assert "does not name model.norm.weight" in error_of(read_checkpoint, sharded)
+
+
+def test_a_tensor_in_another_shard_than_the_index_says(sharded):
+    first, second = sorted(path.name for path in sharded.glob("*.safetensors"))[:2]
+
+    def swap(names: dict[str, str]) -> dict[str, str]:
+        name = next(name for name, shard in names.items() if shard == first)
+        return names | {name: second}
+
+    edit_index(sharded, swap)
+    assert "which does not hold it" in error_of(read_checkpoint, sharded)
+
+
+def test_a_tensor_twice_in_the_index(sharded):
+    path = sharded / "model.safetensors.index.json"
+    entry = '"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors",'
+    path.write_text(path.read_text().replace('"weight_map": {', entry))
+    assert "model.norm.weight stands twice" in error_of(read_checkpoint, sharded)
 
 
 def test_the_same_tensor_in_two_shards(sharded):

@@ -1,9 +1,13 @@
 import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from exporter.config import load_size
 from exporter.errors import ExportError
-from exporter.text import read_text_files
+from exporter.text import OriginalTokenizer, read_text_files
 
 
 @pytest.fixture
@@ -11,6 +15,16 @@ def checkpoint(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     write(tmp_path, "config.json", {"bos_token_id": 2, "eos_token_id": 1})
     return tmp_path
+
+
+@pytest.fixture
+def tiny_tokenizer(tmp_path):
+    """The tiny model's, which a test may spoil."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(Path(str(load_size("tiny").model)) / name, folder / name)
+    return folder
 
 
 def write(folder, name, data):
@@ -43,7 +57,20 @@ def test_the_template_lies_in_its_own_file_or_in_the_tokenizers(checkpoint):
         ("config.json", '{"eos_token_id": 1}', "bos_token_id is None"),
         ("config.json", '{"bos_token_id": 2}', "eos_token_id is None"),
         ("config.json", '{"bos_token_id": 2, "eos_token_id": ["x"]}', "eos_token_id is"),
+        ("config.json", '{"bos_token_id": true, "eos_token_id": 1}', "bos_token_id is True"),
+        ("config.json", '{"bos_token_id": -1, "eos_token_id": 1}', "bos_token_id is -1"),
+        (
+            "config.json",
+            '{"bos_token_id": 8, "eos_token_id": 1, "vocab_size": 8}',
+            "of the vocabulary",
+        ),
+        ("config.json", f'{{"bos_token_id": {10**30}, "eos_token_id": 1}}', "bos_token_id is 1000"),
+        ("config.json", f'{{"bos_token_id": 2, "eos_token_id": {10**30}}}', "eos_token_id is 1000"),
+        ("config.json", f'{{"bos_token_id": 2, "eos_token_id": {[1] * 65}}}', "eos_token_id is"),
         ("config.json", "[]", "not a JSON object"),
+        ("generation_config.json", '{"temperature": "hot"}', "temperature is 'hot'"),
+        ("generation_config.json", '{"top_k": 1.5}', "top_k is 1.5"),
+        ("tokenizer_config.json", '{"chat_template": [7]}', "chat_template is"),
         ("generation_config.json", "{", "not valid JSON"),
     ],
 )
@@ -51,6 +78,50 @@ def test_what_is_missing_or_malformed_is_named(checkpoint, name, content, said):
     (checkpoint / name).write_text(content)
     with pytest.raises(ExportError, match=said):
         read_text_files(checkpoint)
+
+
+def test_a_template_that_is_no_text(checkpoint):
+    (checkpoint / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ExportError, match="cannot be read as text"):
+        read_text_files(checkpoint)
+
+
+@pytest.mark.parametrize("value", [-1, "0", 10**30, None])
+def test_a_padding_token_that_is_none_is_left_out(checkpoint, value):
+    values = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": value, "text_config": None}
+    write(checkpoint, "config.json", values)
+    assert read_text_files(checkpoint).pad_token_id is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[" * 100_000),
+        ("tokenizer_config.json", "[]"),
+    ],
+)
+def test_a_tokenizer_that_transformers_cannot_load(tiny_tokenizer, name, content):
+    (tiny_tokenizer / name).write_text(content)
+    with pytest.raises(ExportError, match="transformers cannot load the tokenizer"):
+        OriginalTokenizer(tiny_tokenizer)
+
+
+def test_the_code_of_a_checkpoint_is_never_run_nor_asked_about(tiny_tokenizer, tmp_path):
+    """transformers would ask on the terminal."""
+    auto_map = {"AutoTokenizer": ["odd.OddTokenizer", None]}
+    write(tiny_tokenizer, "tokenizer_config.json", {"auto_map": auto_map})
+    (tiny_tokenizer / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with suppress(ExportError):
+        OriginalTokenizer(tiny_tokenizer)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("template", ["{% if", "{{ messages.a.b }}", "{{ raise_exception('no') }}"])
+def test_a_template_that_fails(tiny_tokenizer, template):
+    (tiny_tokenizer / "chat_template.jinja").write_text(template)
+    with pytest.raises(ExportError, match="the chat template fails"):
+        OriginalTokenizer(tiny_tokenizer).encode_chat([{"role": "user", "content": "hi"}])
 
 
 def test_a_folder_without_tokenizer_is_refused(checkpoint):
