@@ -57,7 +57,9 @@ def draw_case(seed: int) -> Case:
         eps=draw.choice([1e-6, 1e-6, 1e-2]),
         tied=draw.random() < 0.7,
         unified=unified,
-        drafter_layers=draw.choice(["sssf", "sf", "ssf", "f", "fsf"]),
+        experts=0 if unified else draw.choice([0, 0, 0, 4, 6]),
+        active_experts=draw.choice([1, 2, 4]),
+        drafter_layers=draw.choice(["sssf", "sf", "sf", "f", "fsf"]),
         drafter_hidden=draw.choice([8, 16, 24, 30]),
         centroids=draw.choice([0, 0, *[n for n in (4, 6, 12, 20) if vocab_size % n == 0]]),
         top_k=draw.choice([1, 2, 4]),
@@ -77,7 +79,7 @@ def _layers(draw: random.Random) -> tuple[str, str]:
 
     Few: a layer more costs seconds of tracing.
     """
-    own = "".join(draw.sample("sf", 2)) + "".join(draw.choices("sssf", k=draw.choice([0, 0, 1, 2])))
+    own = "".join(draw.sample("sf", 2)) + "".join(draw.choices("sssf", k=draw.choice([0, 0, 0, 2])))
     shared = "".join(draw.choices("sf", k=draw.choice([0, 0, 1, 2])))
     if shared:
         return own, shared[:-1] + "f"
