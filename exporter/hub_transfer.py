@@ -6,19 +6,23 @@ its session, into the place where its cache looks for them.
 """
 
 import hashlib
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from huggingface_hub import get_session, hf_raise_for_status
 
 from exporter.errors import ExportError
+
+logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 << 10
 TIMEOUT_S = 20.0
@@ -97,7 +101,7 @@ class Transfer:
         """
         self.blob.parent.mkdir(parents=True, exist_ok=True)
         self.lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.lock):  # another export, or `hf download`, may be at it
+        with self._held():
             if self.blob.exists():
                 return
             with self.partial.open("ab+") as file:
@@ -114,6 +118,20 @@ class Transfer:
                     f"{self.file.sha256[:12]}…; they were removed, run the command again"
                 )
             self.partial.rename(self.blob)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Another export, or `hf download`, may be at the same file."""
+        lock = FileLock(self.lock)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("download    waiting for another process at %s", self.file.name)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _complete(self, partial: _Partial, on_length: Callable[[int], None]) -> None:
         failures, furthest = 0, partial.length

@@ -1,16 +1,21 @@
 """Random valid pairs are exported and pass their check, whatever features they combine."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from exporter.config import HubModel
+from exporter.hub import Hub, fetch
 from exporter.pipeline import export
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.check import CheckReport, check_bundle
 from tests.end_to_end.fuzz import Case, draw_case, save_case, with_recipe
+from tests.exporter.fake_hub import COMMIT, fake_hub
 
 NUM_VALID = 200
 # What a recipe of 8 bits may fail on with random weights: it promises nothing about those.
@@ -51,6 +56,26 @@ def test_a_valid_pair(seed, tmp_path):
     assert report.passed, (report.failures, case)
     assert report.agreement > 0.99
     assert report.draft_length == (3 if case.has_drafter else 0)
+
+
+@pytest.mark.slow
+def test_a_pair_from_the_hub(tmp_path, monkeypatch):
+    """Downloaded, exported, checked; the manifest says which commits came."""
+    config = save_case(draw_case(3), tmp_path)
+    with fake_hub() as server:
+        server.add("maker/target", config.source.model)
+        server.add("maker/drafter", config.source.drafter)
+        hub = Hub(endpoint=server.endpoint, cache=tmp_path / "cache")
+        monkeypatch.setattr("exporter.pipeline.fetch", partial(fetch, hub=hub))
+        pair = {"model": HubModel("maker/target"), "drafter": HubModel("maker/drafter")}
+        manifest = export(replace(config, source=replace(config.source, **pair)))
+    assert manifest.sources == {
+        "target": f"maker/target@{COMMIT}",
+        "drafter": f"maker/drafter@{COMMIT}",
+    }
+    bundle = Bundle.open(config.output)
+    assert bundle.manifest == manifest
+    assert check_bundle(bundle, "onnx", SessionOptions(num_threads=1)).passed
 
 
 @pytest.mark.slow

@@ -6,9 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import IncompleteSnapshotError
 
@@ -185,6 +188,24 @@ class TestAnInterruption:
         blob.with_name(f"{blob.name}.incomplete").write_bytes(b"x" * 10**6)
         fetch([TARGET], no_bar, hub)
         assert blob.read_bytes() == server.repositories[TARGET.repo].files[WEIGHTS]
+
+
+def test_two_exports_download_once(server, hub, caplog):
+    """The second waits for the first, which may be `hf download`, and takes what it brought."""
+    blob = blob_of(server, hub)
+    lock = hub.lock(TARGET, blob.name)
+    lock.parent.mkdir(parents=True)
+    held = FileLock(lock)
+    held.acquire()
+    with caplog.at_level("INFO", "exporter"), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(fetch, [TARGET], no_bar, hub)
+        while not any("waiting for another process" in line for line in caplog.messages):
+            time.sleep(0.01)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(server.repositories[TARGET.repo].files[WEIGHTS])
+        held.release()
+        assert waiting.result(timeout=30)[TARGET].commit == COMMIT
+    assert not server.asked("GET", f"/{blob.name}")
 
 
 class TestWrongBytes:
