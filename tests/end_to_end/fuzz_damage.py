@@ -54,7 +54,8 @@ def cut(draw: random.Random, folder: Path) -> str:
     files = [*weights_of(part(draw, folder)), folder / "target" / "tokenizer.json"]
     path = draw.choice([*files, part(draw, folder) / "config.json"])
     data = path.read_bytes()
-    kept = draw.choice([0, 1, 7, 8, 9, draw.randrange(len(data)), len(data) - 1])
+    length = len(data.rstrip()) if path.suffix == ".json" else len(data)
+    kept = draw.choice([0, 1, 7, 8, 9, draw.randrange(length), length - 1])
     path.write_bytes(data[:kept])
     return f"{path.name} cut after {kept} of {len(data)} bytes"
 
@@ -220,6 +221,8 @@ def broken_text(draw: random.Random, folder: Path) -> str:
             ("config.json", b"\xef\xbb\xbf{}"),
         ]
     )
+    if name == "tokenizer_config.json":  # where a template is looked for when it has no file
+        (folder / "target" / "chat_template.jinja").unlink()
     (folder / "target" / name).write_bytes(content)
     return f"{name} is {content[:40]!r}"
 
@@ -270,8 +273,10 @@ def same_tensor_twice(draw: random.Random, folder: Path) -> str:
 
 def wrong_pair(draw: random.Random, folder: Path) -> str:
     """A drafter that is none of this target's, or no drafter."""
-    kind = draw.choice(["target", "width", "vocabulary", "ordering", "centroids"])
     config = folder / "drafter" / "config.json"
+    ordered = json.loads(config.read_text())["use_ordered_embeddings"]
+    kinds = ["target", "width", "vocabulary", "centroids", *(["ordering"] if ordered else [])]
+    kind = draw.choice(kinds)
     if kind == "target":
         config.write_bytes((folder / "target" / "config.json").read_bytes())
     elif kind == "width":

@@ -15,7 +15,7 @@ from tests.end_to_end.fuzz_damage import DAMAGES
 from tests.exporter.tiny_models import E2B, UNIFIED_12B
 
 NUM_DAMAGED = 160  # ten of every kind
-NUM_QUICK = 2 * len(DAMAGES)
+NUM_QUICK = len(DAMAGES)
 MAX_GROWTH_BYTES = 400 << 20
 
 
