@@ -41,22 +41,13 @@ from exporter.reference import (
     record_reference,
     reference_size,
 )
-from exporter.text import OriginalTokenizer, TextFiles, read_text_files
+from exporter.text import TextFiles, read_text_files
+from exporter.text_proof import compare_text, encode_prompts
 from runtime_py.manifest import Manifest, ModelEntry, RuntimeEntry, RuntimeName
 from runtime_py.reference import Reference
-from runtime_py.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-# What chat templates treat differently: one turn, several, and white space to be trimmed.
-CONVERSATIONS = (
-    [{"role": "user", "content": "Hello!"}],
-    [
-        {"role": "user", "content": "  What is 2 + 2? "},
-        {"role": "assistant", "content": "4\n"},
-        {"role": "user", "content": "And in words?"},
-    ],
-)
 AnyCheckpoint = TargetCheckpoint | DrafterCheckpoint
 
 
@@ -110,7 +101,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
             sources=inputs.sources,
         )
         manifest = write_bundle(folder, contents)
-        compare_text(folder, manifest, inputs)
+        compare_text(folder, manifest, inputs.text, inputs.prompts)
     logger.info("done        %s, %.0f s", config.output, time.monotonic() - start)
     return manifest
 
@@ -231,9 +222,7 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
     """
     source = config.source
     size = reference_size(num_multiplied(inputs.target), config.draft_length)
-    tokenizer = OriginalTokenizer(inputs.text.folder)
-    encoded = [(prompt.text, _encode(tokenizer, inputs.text, prompt)) for prompt in inputs.prompts]
-    _refuse_unusable_text(inputs, tokenizer, encoded)
+    encoded = encode_prompts(inputs.text, inputs.prompts, inputs.target.spec.vocab_size)
     chosen = choose_prompts(encoded, size, config.shapes.cache_length)
     if not chosen:
         raise ExportError(
@@ -254,21 +243,6 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
     return reference
 
 
-def _refuse_unusable_text(
-    inputs: Inputs, tokenizer: OriginalTokenizer, encoded: list[tuple[str, list[int]]]
-) -> None:
-    """Find out now, not when everything is lowered."""
-    if inputs.text.chat_template is not None:
-        encoded = encoded + [(str(said), tokenizer.encode_chat(said)) for said in CONVERSATIONS]
-    vocab_size = inputs.target.spec.vocab_size
-    for text, ids in encoded:
-        if max(ids, default=0) >= vocab_size:
-            raise ExportError(
-                f"{inputs.target.folder}: the tokenizer turns {shown(text)!r} into token "
-                f"{max(ids)}, the model has {vocab_size}; add the model's own tokenizer"
-            )
-
-
 def _refuse_numbers_that_are_none(inputs: Inputs, reference: Reference) -> None:
     if np.isfinite(reference.probe_logits).all():
         return
@@ -278,37 +252,6 @@ def _refuse_numbers_that_are_none(inputs: Inputs, reference: Reference) -> None:
         f"{inputs.target.folder}: the original's logits are NaN or infinite, though no weight is: "
         "some are too large; give the checkpoint of a training step before it broke"
     )
-
-
-def compare_text(folder: Path, manifest: Manifest, inputs: Inputs) -> None:
-    """The bundle's own tokenizer and chat template must say what transformers' say.
-
-    Raises:
-        ExportError: naming the text that becomes other tokens.
-    """
-    theirs, ours = OriginalTokenizer(inputs.text.folder), Tokenizer(folder, manifest)
-    for prompt in inputs.prompts:
-        wanted = theirs.encode(prompt.text, inputs.text.bos_token_id)
-        _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)
-    if inputs.text.chat_template is not None:
-        for conversation in CONVERSATIONS:
-            wanted = theirs.encode_chat(conversation)
-            said = str([message["content"] for message in conversation])
-            _refuse_other_tokens(said, ours.encode_chat(conversation), wanted)
-
-
-def _refuse_other_tokens(text: str, found: list[int], wanted: list[int]) -> None:
-    if found != wanted:
-        raise ExportError(
-            f"the bundle's tokenizer turns {text[:60]!r} into {found[:12]}…, transformers' into "
-            f"{wanted[:12]}…; tokenizer.json does not match tokenizer_config.json, save both again"
-        )
-
-
-def _encode(tokenizer: OriginalTokenizer, text: TextFiles, prompt: Prompt) -> list[int]:
-    if prompt.kind == "chat":
-        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
-    return tokenizer.encode(prompt.text, text.bos_token_id)
 
 
 def _model_entry(config: ExportConfig, inputs: Inputs) -> ModelEntry:

@@ -15,22 +15,14 @@ BIG = {
     "26b-a4b": "google/gemma-4-26B-A4B-it",
     "31b": "google/gemma-4-31B-it",
 }
-NOTHING = {
-    "size": None,
-    "model": None,
-    "drafter": None,
-    "no_drafter": False,
-    "runtimes": (),
-    "recipe": None,
-    "context_length": None,
-    "prompts": None,
-    "output": None,
-    "overwrite": False,
-}
 
 
-def resolve(**options):
-    return cli.resolve(**{**NOTHING, "device": "desktop", **options})
+def resolve(*arguments: object):
+    """What the command line makes of its options."""
+    words = ["--target", "desktop", *map(str, arguments)]
+    options = cli.main.make_context("gemma-export", words).params
+    del options["no_check"]
+    return cli.resolve(**options)
 
 
 def test_every_published_size_is_known():
@@ -39,10 +31,10 @@ def test_every_published_size_is_known():
 
 @pytest.mark.parametrize(("size", "repo"), BIG.items())
 def test_a_size_names_its_pair(size, repo):
-    source = resolve(size=size).source
+    source = resolve("--size", size).source
     assert source.model == HubModel(repo, "main")
     assert source.drafter == HubModel(f"{repo}-assistant", "main")
-    assert str(resolve(size=size).output) == f"gemma-4-{size}-desktop"
+    assert str(resolve("--size", size).output) == f"gemma-4-{size}-desktop"
 
 
 def test_the_tiny_size_is_here():
@@ -66,7 +58,7 @@ def test_an_unknown_key_of_a_size(tmp_path, monkeypatch):
 
 
 def test_a_size_lends_its_drafter_to_a_fine_tune(tmp_path):
-    source = resolve(size="e2b", model=tmp_path).source
+    source = resolve("--size", "e2b", "--model", tmp_path).source
     assert source.model == tmp_path
     assert source.name == tmp_path.name
     assert source.drafter == HubModel("google/gemma-4-E2B-it-assistant")
@@ -74,14 +66,14 @@ def test_a_size_lends_its_drafter_to_a_fine_tune(tmp_path):
 
 def test_parts_of_a_size_are_replaced(tmp_path):
     pinned = HubModel("google/gemma-4-E2B-it", "abc")
-    assert resolve(size="e2b", model=pinned).source.model == pinned
-    assert resolve(size="e2b", drafter=tmp_path).source.drafter == tmp_path
-    assert resolve(size="e2b", no_drafter=True).source.drafter is None
-    assert resolve(size="tiny", no_drafter=True).source.name == "gemma4-tiny"
+    assert resolve("--size", "e2b", "--model", pinned).source.model == pinned
+    assert resolve("--size", "e2b", "--drafter", tmp_path).source.drafter == tmp_path
+    assert resolve("--size", "e2b", "--no-drafter").source.drafter is None
+    assert resolve("--size", "tiny", "--no-drafter").source.name == "gemma4-tiny"
 
 
 def test_a_hub_model_gives_the_bundle_its_name():
-    source = resolve(model=HubModel("maker/fine", "v1"), no_drafter=True).source
+    source = resolve("--model", "maker/fine@v1", "--no-drafter").source
     assert (source.name, source.drafter) == ("fine", None)
 
 
