@@ -1,16 +1,12 @@
 """The KV buffer the target writes and the drafter reads."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from exporter.graph.spec import LayerSpec
-
-# (buffer, rows, start, dim) -> the buffer with `rows` at start .. start + n - 1 of dimension dim;
-# start is a scalar int32 tensor.
-UpdateRows = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 KEY_ROWS_DIM = 2
 VALUE_ROWS_DIM = 3
@@ -30,22 +26,21 @@ class KVCache(Protocol):
 
 
 class TensorCache:
-    """A functional cache over tensors: a write replaces the entry, so the module stays pure.
+    """The plain cache that the lowerings' own are compared with: a write replaces the entry.
 
-    Layout, as in LiteRT bundles: kv_cache_k_{i} [1, G, C, E] and kv_cache_v_{i} [1, G, E, C].
+    Layout: kv_cache_k_{i} [1, G, C, E] and kv_cache_v_{i} [1, G, E, C].
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], update: UpdateRows | None = None) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(tensors)
-        self._update = update or replace_rows
 
     def write(self, layer: int, keys: Tensor, values: Tensor, input_pos: Tensor) -> None:
         start = input_pos[0]
         k, v = key_name(layer), value_name(layer)
         rows = keys.transpose(1, 2)  # [1, G, T, E]
-        self.tensors[k] = self._update(self.tensors[k], rows, start, KEY_ROWS_DIM)
+        self.tensors[k] = _replace_rows(self.tensors[k], rows, start, KEY_ROWS_DIM)
         columns = values.transpose(1, 2).transpose(2, 3)  # [1, G, E, T]
-        self.tensors[v] = self._update(self.tensors[v], columns, start, VALUE_ROWS_DIM)
+        self.tensors[v] = _replace_rows(self.tensors[v], columns, start, VALUE_ROWS_DIM)
 
     def attend(self, layer: int, queries: Tensor, mask: Tensor | None) -> Tensor:
         assert mask is not None, "a TensorCache does not know which rows are committed"
@@ -69,8 +64,6 @@ def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tenso
     _, num_heads, num_tokens, head_dim = queries.shape
     num_kv_heads, num_rows = keys.shape[1], keys.shape[2]
     folded = queries.reshape(1, num_kv_heads, -1, head_dim)  # [1, G, (H / G) * T, E]
-    # Contracting the last dimension of both sides lowers to LiteRT's BATCH_MATMUL with adj_y; a
-    # transpose of keys or values would copy the whole buffer in every call.
     scores = torch.einsum("agme,agce->agmc", folded, keys)
     scores = scores.reshape(1, num_heads, num_tokens, num_rows) + mask
     shares = torch.softmax(scores, dim=-1).reshape(1, num_kv_heads, -1, num_rows)
@@ -78,8 +71,7 @@ def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tenso
     return mixed.reshape(1, num_heads, num_tokens, head_dim)
 
 
-def replace_rows(buffer: Tensor, rows: Tensor, start: Tensor, dim: int) -> Tensor:
-    """The plain torch update: a copy of the buffer with the rows replaced."""
+def _replace_rows(buffer: Tensor, rows: Tensor, start: Tensor, dim: int) -> Tensor:
     positions = start + torch.arange(rows.shape[dim], dtype=start.dtype)
     return buffer.index_copy(dim, positions.long(), rows)
 

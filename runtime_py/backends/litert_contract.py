@@ -72,7 +72,7 @@ class TargetContract:
 
     prefill: dict[int, SignatureSpec]  # KV only
     verify: dict[int, SignatureSpec]  # KV, logits and hidden states; width 1 is decode
-    kv: dict[str, TensorSpec]  # kv_cache_k_i [1, G, C, E] and kv_cache_v_i [1, G, E, C]
+    kv: dict[str, TensorSpec]  # kv_cache_k_i [1, G, C, E]; kv_cache_v_i alike or [1, G, E, C]
 
     @property
     def decode(self) -> SignatureSpec:
@@ -179,10 +179,12 @@ def _check_kv(model: Signatures, contract: TargetContract) -> None:
         model.expect(decode, "kv_cache_k_0", None, f"float32 [1, G, {length}, E]")
     for name, tensor in contract.kv.items():
         is_key = name.startswith("kv_cache_k")
-        fits = len(tensor.shape) == 4 and tensor.shape[2 if is_key else 3] == length
+        row_dims = (2,) if is_key else (2, 3)
+        fits = len(tensor.shape) == 4 and any(tensor.shape[dim] == length for dim in row_dims)
         if not fits or tensor.dtype != "float32":
-            layout = f"G, {length}, E" if is_key else f"G, E, {length}"
-            model.expect(decode, name, tensor, f"float32 [1, {layout}]")
+            by_row = f"float32 [1, G, {length}, E]"
+            need = by_row if is_key else f"{by_row} or float32 [1, G, E, {length}]"
+            model.expect(decode, name, tensor, need)
 
 
 def _check_step(

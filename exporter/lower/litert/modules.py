@@ -8,10 +8,17 @@ from torch import Tensor, nn
 
 from exporter.config import GraphShapes
 from exporter.graph.drafter import Drafter
-from exporter.graph.kv_cache import TensorCache, kv_shapes
 from exporter.graph.primitives import Primitives
 from exporter.graph.spec import LayerSpec, TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
+from exporter.lower.litert.kv_cache import (
+    FlatCache,
+    Window,
+    drafter_window,
+    kv_shapes,
+    target_window,
+)
+from exporter.lower.litert.operators import mean_square, top_k_indices
 from exporter.lower.litert.skeleton import Signature
 
 OFFICIAL_VERIFY_WIDTH = 4  # what the official runtime's "verify" signature has
@@ -25,25 +32,7 @@ def verify_name(width: int) -> str:
     return "verify" if width == OFFICIAL_VERIFY_WIDTH else f"verify_{width}"
 
 
-def update_slice(buffer: Tensor, rows: Tensor, start: Tensor, dim: int) -> Tensor:
-    """KV rows by tfl.dynamic_update_slice, so that a runtime can bind one buffer in and out."""
-    from litert_torch.generative.custom_ops import dynamic_update_slice as custom
-
-    zero = torch.zeros((), dtype=start.dtype)
-    starts = [start if axis == dim else zero for axis in range(buffer.dim())]
-    updated: Tensor = custom.dynamic_update_slice(buffer, rows, starts)
-    return updated
-
-
-def top_k_indices(scores: Tensor, k: int) -> Tensor:
-    """aten.topk becomes an operator that the interpreter refuses."""
-    from litert_torch.backend.experimental import torch_tfl  # noqa: F401  registers torch.ops.tfl
-
-    indices: Tensor = torch.ops.tfl.topk_v2(scores, k)[1]
-    return indices
-
-
-PRIMITIVES = Primitives(top_k_indices=top_k_indices)
+PRIMITIVES = Primitives(mean_square=mean_square, top_k_indices=top_k_indices)
 
 
 class EmbedderGraph(nn.Module):
@@ -72,7 +61,7 @@ class TargetGraph(nn.Module):
         kv_cache: KVTensors,
         per_layer_embeddings: Tensor | None = None,
     ) -> dict[str, Any]:
-        kv = _cache(kv_cache)
+        kv = _cache(kv_cache, target_window(self.target.spec, input_pos))
         logits, activations = self.target(embeddings, per_layer_embeddings, input_pos, mask, kv)
         return {"logits": logits, "activations": activations, "kv_cache": _tensors(kv)}
 
@@ -92,7 +81,7 @@ class PrefillGraph(nn.Module):
         kv_cache: KVTensors,
         per_layer_embeddings: Tensor | None = None,
     ) -> dict[str, Any]:
-        kv = _cache(kv_cache)
+        kv = _cache(kv_cache, target_window(self.target.spec, input_pos))
         self.target.fill(embeddings, per_layer_embeddings, input_pos, mask, kv)
         return {"kv_cache": _tensors(kv)}
 
@@ -107,7 +96,8 @@ class DrafterGraph(nn.Module):
     def forward(
         self, activations: Tensor, input_pos: Tensor, mask: Tensor, kv_cache: KVTensors
     ) -> dict[str, Tensor]:
-        logits, projected = self.drafter(activations, input_pos, mask, _cache(kv_cache))
+        kv = _cache(kv_cache, drafter_window(self.drafter.spec, input_pos))
+        logits, projected = self.drafter(activations, input_pos, mask, kv)
         return {"logits": logits, "projected_activations": projected}
 
 
@@ -160,9 +150,9 @@ def _kv_sample(layers: tuple[LayerSpec, ...] | list[LayerSpec], length: int) -> 
     }
 
 
-def _cache(tensors: KVTensors) -> TensorCache:
-    return TensorCache({KV_PREFIX + name: t for name, t in tensors.items()}, update=update_slice)
+def _cache(tensors: KVTensors, window: Window) -> FlatCache:
+    return FlatCache({KV_PREFIX + name: t for name, t in tensors.items()}, window)
 
 
-def _tensors(cache: TensorCache) -> dict[str, Tensor]:
+def _tensors(cache: FlatCache) -> dict[str, Tensor]:
     return {name.removeprefix(KV_PREFIX): tensor for name, tensor in cache.tensors.items()}

@@ -106,14 +106,26 @@ def test_signatures_that_disagree_are_refused(name, tensor, message):
         (changed(step("decode", 1), "embeddings", TensorSpec("float32", (D,))), "embeddings is"),
         (step("decode", 2), r"decode: input_pos is int32 \[2\], needed int32 \[1\]"),
         (
-            changed(step("decode", 1), "kv_cache_v_0", TensorSpec("float32", (1, G, C, E))),
-            r"kv_cache_v_0 is .*, needed float32 \[1, G, E, 24\]",
+            changed(step("decode", 1), "kv_cache_v_0", TensorSpec("float32", (1, G, E, C + 1))),
+            r"kv_cache_v_0 is .*, needed float32 \[1, G, 24, E\] or float32 \[1, G, E, 24\]",
+        ),
+        (
+            changed(step("decode", 1), "kv_cache_k_0", TensorSpec("float32", (1, G, E, C))),
+            r"kv_cache_k_0 is .*, needed float32 \[1, G, 24, E\]; export",
         ),
     ],
 )
 def test_a_wrong_decode_graph_is_refused(spec, message):
     with pytest.raises(RunError, match=message):
         read_target(target(spec))
+
+
+def test_values_may_lie_by_row_or_by_column():
+    by_column = step("decode", 1)
+    kv = KV | {"kv_cache_v_0": TensorSpec("float32", (1, G, C, E))}
+    by_row = replace(by_column, inputs=by_column.inputs | kv, outputs=by_column.outputs | kv)
+    assert read_target(target(by_column)).kv == KV
+    assert read_target(target(by_row)).kv == kv
 
 
 def test_a_width_must_agree_with_the_name():
