@@ -1,5 +1,6 @@
 """The files say what the graph says, under the names and layouts of the official runtime."""
 
+import re
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -8,13 +9,17 @@ import pytest
 import torch
 
 from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint_config import parse_target
 from exporter.config import GraphShapes
+from exporter.graph.target import Target
 from exporter.lower.litert import lower
 from exporter.lower.litert.kv_cache import kv_shapes
+from exporter.lower.litert.modules import target_signatures
 from exporter.quantize import load_recipe
 from tests.exporter.graph.eager import EagerModel, causal_mask
 from tests.exporter.lower.litert.files import read, run
 from tests.exporter.tiny_models import Shape, save_pair
+from tests.make_checkpoint import SIZES, target_config
 
 CACHE_LENGTH = 16
 PREFILL_LENGTH = 5
@@ -212,3 +217,25 @@ def test_prefill_decode_verify_and_draft_equal_the_eager_graph(lowered):
     logits, projected = eager.draft(token_ids[9], activations[-2], 9)
     assert same(drafted["logits"][0, 0], logits)
     assert same(drafted["projected_activations"][0, 0], projected)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts pages as Linux does")
+def test_what_graphs_are_traced_with_takes_no_memory():
+    """The KV rows of E2B at a long context, once per signature, would be gigabytes."""
+
+    def resident_mb() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"^RssAnon:\s*(\d+) kB", status, re.M)[1]) // 1000
+
+    spec = parse_target(target_config(SIZES["e2b"]), "e2b")
+    module = Target(spec)
+    before = resident_mb()
+    signatures = target_signatures(module, GraphShapes(cache_length=32768))
+    samples = [tensor for signature in signatures for tensor in leaves(signature.sample)]
+    assert sum(tensor.nbytes for tensor in samples) > 5e9
+    assert resident_mb() < before + 50
+
+
+def leaves(sample):
+    for value in sample.values():
+        yield from leaves(value) if isinstance(value, dict) else [value]
