@@ -29,6 +29,7 @@ from exporter.graph.weights import expected_tensors
 SLIDING, FULL = "sliding_attention", "full_attention"
 SHARD_BYTES = 1 << 30
 CHUNK_BYTES = 16 << 20
+SPREAD = 2.0  # of the integers that weights are made of
 CLUSTER_LENGTH = 128  # tokens per centroid of the drafter's head, as in E2B's
 TOKEN_ORDERING = "masked_embedding.token_ordering"
 TEXT_FILES = (
@@ -323,11 +324,23 @@ def _chunks(name: str, shape: tuple[int, ...], seed: int) -> Iterator[torch.Tens
     elif len(shape) < 2:  # norms and layer scalars
         yield torch.ones(max(count, 1), dtype=torch.bfloat16)
     else:
-        # Rows of length about 1: what a linear makes of a normalised state stays of size 1.
-        part = CHUNK_BYTES // 4
-        for start in range(0, count, part):
-            noise = torch.randn(min(part, count - start), generator=generator)
-            yield (noise / math.sqrt(shape[-1])).to(torch.bfloat16)
+        num_rows, width = count // shape[-1], shape[-1]
+        step = max(1, CHUNK_BYTES // (4 * width))
+        for start in range(0, num_rows, step):
+            yield _matrix_rows(min(step, num_rows - start), width, generator).reshape(-1)
+
+
+def _matrix_rows(num_rows: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Rows of length about 1: what a linear makes of a normalised state stays of size 1.
+
+    As in a checkpoint trained for 4 bits, a row is a scale times integers that reach 7. So int4
+    loses nothing but by its activations, and a check of it finds a weight in the wrong place.
+    """
+    integers = (SPREAD * torch.randn(num_rows, width, generator=generator)).round_().clamp_(-7, 7)
+    integers[:, 0] = 7
+    scale = 1 / (SPREAD * math.sqrt(width))
+    unit = 2.0 ** (math.floor(math.log2(scale)) - 4)  # 5 bits, and 3 of an integer: bfloat16 has 8
+    return (integers * (unit * round(scale / unit))).to(torch.bfloat16)
 
 
 def _dtype(name: str) -> torch.dtype:

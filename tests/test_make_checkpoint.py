@@ -14,6 +14,7 @@ from exporter.checkpoint_config import parse_target
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import expected_tensors
 from exporter.original import Original
+from exporter.quantize import WeightType, quantize_rows
 from tests import make_checkpoint
 from tests.make_checkpoint import SIZES, DrafterSize, Size, make_pair, target_config
 
@@ -67,6 +68,16 @@ def test_shards_and_pieces_of_tensors_change_nothing(pair, tmp_path, monkeypatch
     assert len(set(index["weight_map"].values())) > 3
     whole, parts = read_checkpoint(pair[0]), read_checkpoint(sharded)
     assert all(torch.equal(whole.tensor(n), parts.tensor(n)) for n in whole.names())
+
+
+def test_int4_changes_no_weight(pair):
+    target = read_checkpoint(pair[0])
+    for name in ("layers.0.mlp.down_proj.weight", "embed_tokens.weight"):
+        weights = target.tensor(name)
+        scales, _ = quantize_rows(weights, WeightType(4))
+        integers = weights / torch.from_numpy(scales)[:, None]
+        assert torch.equal(integers, integers.round())
+        assert len(integers.unique()) == 15
 
 
 def test_every_id_has_a_piece(pair):

@@ -221,7 +221,7 @@ def test_prefill_decode_verify_and_draft_equal_the_eager_graph(lowered):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts pages as Linux does")
 def test_what_graphs_are_traced_with_takes_no_memory():
-    """The KV rows of E2B at a long context, once per signature, would be gigabytes."""
+    """The KV rows of E2B, once per signature, would be most of a gigabyte."""
 
     def resident_mb() -> int:
         status = Path("/proc/self/status").read_text()
@@ -230,9 +230,9 @@ def test_what_graphs_are_traced_with_takes_no_memory():
     spec = parse_target(target_config(SIZES["e2b"]), "e2b")
     module = Target(spec)
     before = resident_mb()
-    signatures = target_signatures(module, GraphShapes(cache_length=32768))
+    signatures = target_signatures(module, GraphShapes(cache_length=4096))
     samples = [tensor for signature in signatures for tensor in leaves(signature.sample)]
-    assert sum(tensor.nbytes for tensor in samples) > 5e9
+    assert sum(tensor.nbytes for tensor in samples) > 5e8
     assert resident_mb() < before + 50
 
 
