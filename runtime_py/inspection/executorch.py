@@ -19,6 +19,7 @@ from runtime_py.inspection.findings import (
     Value,
     Weight,
     group_size,
+    model_memory,
 )
 from runtime_py.inspection.mapping import mapped
 from runtime_py.weight_names import KEY, fingerprint, read_names
@@ -215,17 +216,9 @@ def _memory(
     planned = [method.planned_bytes for method in methods]
     num_memories = max(map(len, planned), default=0)
     arenas = sum(max(row[i] for row in planned if len(row) > i) for i in range(num_memories))
-    looked_up = sum(weight.size_bytes for weight in weights if "lookup" in weight.uses)
-    multiplied = sum(weight.packed_bytes for weight in weights if "matmul" in weight.uses)
+    packing = "matrices, repacked by XNNPACK at every load"
     return (
-        Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
-        Memory(
-            what="matrices, repacked by XNNPACK at every load",
-            size_bytes=multiplied,
-            holding="anonymous",
-            said_by="runtime",
-        ),
-        Memory(what="KV, whole context", size_bytes=kv_bytes, holding="anonymous", said_by="file"),
+        *model_memory(weights, kv, packing, "anonymous"),
         Memory(
             what="planned between operators",
             size_bytes=max(0, arenas - kv_bytes),

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -134,6 +134,21 @@ class Memory:
     size_bytes: int
     holding: Holding
     said_by: Literal["file", "runtime"]  # a size in the file, or how the runtime treats such data
+
+
+def model_memory(
+    weights: Iterable[Weight], kv: Iterable[KvBuffer], packing: str, packed: Holding
+) -> tuple[Memory, ...]:
+    """What every runtime holds: the tables, the matrices packed in its way, and the KV rows."""
+    weights = tuple(weights)
+    looked_up = sum(weight.size_bytes for weight in weights if "lookup" in weight.uses)
+    multiplied = sum(weight.packed_bytes for weight in weights if "matmul" in weight.uses)
+    rows = sum(buffer.size_bytes for buffer in kv)
+    return (
+        Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
+        Memory(what=packing, size_bytes=multiplied, holding=packed, said_by="runtime"),
+        Memory(what="KV, whole context", size_bytes=rows, holding="anonymous", said_by="file"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from runtime_py.inspection.findings import (
     Use,
     Value,
     Weight,
+    model_memory,
     printable,
 )
 from runtime_py.inspection.mapping import mapped
@@ -50,7 +51,6 @@ _USES: Mapping[tuple[int, int], Use] = {
     (_FULLY_CONNECTED, 1): "matmul",
 }
 _KV_NAME = re.compile(r"kv_cache_([kv])_\d+")
-_ROWS_DIM = {"k": 2, "v": 3}  # [1, G, C, E] and [1, G, E, C]
 _DRAFTER = "tf_lite_mtp_drafter"
 
 
@@ -232,12 +232,14 @@ def _dtype(tensor: Table) -> str:
 def _kv(signatures: list[Signature]) -> tuple[KvBuffer, ...]:
     """Those of decode: every other signature has the same."""
     decode = next((s for s in signatures if s.name == "decode"), None)
+    inputs = decode.inputs if decode else ()
+    # Values lie by row or by column; the mask [1, 1, T, C] says how many rows there are.
+    masks = [value.shape[-1] for value in inputs if value.name == "mask" and value.shape]
+    num_rows = max(1, masks[0] or 1) if masks else 1
     buffers = []
-    for value in decode.inputs if decode else ():
-        match = _KV_NAME.fullmatch(value.name)
-        if match and len(value.shape) == 4:
-            num_rows = value.shape[_ROWS_DIM[match[1]]] or 1
-            row_bytes = value.size_bytes // max(1, num_rows)
+    for value in inputs:
+        if _KV_NAME.fullmatch(value.name):
+            row_bytes = value.size_bytes // num_rows
             buffers.append(
                 KvBuffer(name=value.name, dtype=value.dtype, num_rows=num_rows, row_bytes=row_bytes)
             )
@@ -247,28 +249,15 @@ def _kv(signatures: list[Signature]) -> tuple[KvBuffer, ...]:
 def _memory(
     weights: tuple[Weight, ...], signatures: list[Signature], kv: tuple[KvBuffer, ...]
 ) -> tuple[Memory, ...]:
-    looked_up = sum(w.size_bytes for w in weights if "lookup" in w.uses)
-    multiplied = sum(w.packed_bytes for w in weights if "matmul" in w.uses)
     buffers = sum(
         value.size_bytes
         for signature in signatures
         for value in (*signature.inputs, *signature.outputs)
         if not _KV_NAME.fullmatch(value.name)
     )
+    packing = "matrices, repacked once by XNNPACK"
     return (
-        Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
-        Memory(
-            what="matrices, repacked once by XNNPACK",
-            size_bytes=multiplied,
-            holding="cache file",
-            said_by="runtime",
-        ),
-        Memory(
-            what="KV, whole context",
-            size_bytes=sum(buffer.size_bytes for buffer in kv),
-            holding="anonymous",
-            said_by="file",
-        ),
+        *model_memory(weights, kv, packing, "cache file"),
         Memory(
             what="inputs and outputs of all signatures",
             size_bytes=buffers,

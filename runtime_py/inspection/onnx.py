@@ -12,7 +12,6 @@ from runtime_py.inspection.findings import (
     Constant,
     Findings,
     KvBuffer,
-    Memory,
     Section,
     Signature,
     Size,
@@ -20,6 +19,7 @@ from runtime_py.inspection.findings import (
     Value,
     Weight,
     group_size,
+    model_memory,
     printable,
     size_bytes,
 )
@@ -167,7 +167,7 @@ def inspect(path: Path) -> Findings:
         ),
         signatures=tuple(signatures),
         kv=kv,
-        memory=_memory(weights, kv),
+        memory=model_memory(weights, kv, "matrices, repacked at every load", "anonymous"),
         notes=("what a graph needs between its operators is decided when onnxruntime runs it",),
     )
 
@@ -272,23 +272,3 @@ def _kv(fill: Signature, context_length: int) -> tuple[KvBuffer, ...]:
                 )
             )
     return tuple(buffers)
-
-
-def _memory(weights: tuple[Weight, ...], kv: tuple[KvBuffer, ...]) -> tuple[Memory, ...]:
-    looked_up = sum(weight.size_bytes for weight in weights if "lookup" in weight.uses)
-    multiplied = sum(weight.packed_bytes for weight in weights if "matmul" in weight.uses)
-    return (
-        Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
-        Memory(
-            what="matrices, repacked at every load",
-            size_bytes=multiplied,
-            holding="anonymous",
-            said_by="runtime",
-        ),
-        Memory(
-            what="KV, whole context",
-            size_bytes=sum(buffer.size_bytes for buffer in kv),
-            holding="anonymous",
-            said_by="file",
-        ),
-    )
