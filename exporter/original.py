@@ -201,7 +201,11 @@ def _skeleton(folder: Path, text_only: bool) -> Any:
         wanted = text_config if text_only else config
         with torch.device("meta"):
             built: Any = getattr(transformers, CLASSES[wanted.model_type])._from_config(
-                wanted, attn_implementation="eager", dtype=torch.float32
+                wanted,
+                attn_implementation="eager",
+                # The default, torch's grouped_mm, takes rows of a multiple of 16 bytes only.
+                experts_implementation="eager",
+                dtype=torch.float32,
             )
         rotary = built.model.rotary_emb
         built.model.rotary_emb = type(rotary)(text_config)  # computed, not read

@@ -1,5 +1,6 @@
 """The original run layer by layer equals transformers' whole model, for every kind of Gemma 4."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -108,6 +109,18 @@ def test_the_text_part_of_a_multimodal_checkpoint(name, tmp_path):
     pair.assert_close(
         pair.original().read(pair.prompts[0]), pair.whole.read(pair.prompts[0]).logits
     )
+
+
+def test_experts_of_any_width(tmp_path):
+    """torch's grouped product takes rows of a multiple of 16 bytes only."""
+    shape = dataclasses.replace(tiny_models.A4B_26B, hidden_size=30, expert_size=7)
+    model = tiny_models.target_model(shape, 1)
+    model.set_experts_implementation("eager")
+    checkpoint = read_checkpoint(tiny_models.save(model, tmp_path))
+    found = Original(checkpoint, None).read([1, 2, 3, 4])
+    with torch.no_grad():
+        wanted = model(torch.tensor([[1, 2, 3, 4]])).logits[0]
+    assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
 
 
 def test_without_a_drafter(pair):
