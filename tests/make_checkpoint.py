@@ -32,6 +32,12 @@ CHUNK_BYTES = 16 << 20
 SPREAD = 2.0  # of the integers that weights are made of
 CLUSTER_LENGTH = 128  # tokens per centroid of the drafter's head, as in E2B's
 TOKEN_ORDERING = "masked_embedding.token_ordering"
+LAST_WORD = 16.0  # how much louder than the embedding the last layer's MLP is
+ADDED = (  # norms of what a layer adds to the residual stream
+    "post_attention_layernorm.weight",
+    "post_feedforward_layernorm.weight",
+    "post_per_layer_input_norm.weight",
+)
 TEXT_FILES = (
     "tokenizer_config.json",
     "generation_config.json",
@@ -271,11 +277,12 @@ def _kinds(count: int, period: int) -> list[str]:
 def write_tensors(folder: Path, shapes: Shapes, seed: int) -> None:
     """Shards and their index, in the Hugging Face names."""
     shards = _shards(shapes)
+    gains = _gains(shapes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with (folder / file_name).open("wb") as file:
-            _write_shard(file, {name: shapes[name] for name in names}, seed)
+            _write_shard(file, {name: shapes[name] for name in names}, gains, seed)
         weight_map |= {_hub_name(name): file_name for name in names}
     total = sum(_num_bytes(name, shape) for name, shape in shapes.items())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -295,7 +302,23 @@ def _shards(shapes: Shapes) -> list[list[str]]:
     return shards
 
 
-def _write_shard(file: BinaryIO, shapes: Shapes, seed: int) -> None:
+def _gains(shapes: Shapes) -> dict[str, float]:
+    """Norms that are not 1: all the layers together add as much as there is of the embedding.
+
+    Else a residual stream of random weights is chaotic: what rounding does in the first layer, the
+    last one shows, and a check could not tell it from a mistake. As the head is the embedding, the
+    next token would then be the last one again; so the last MLP has the last word.
+    """
+    added = [name for name in shapes if name.endswith(ADDED)]
+    last = max(
+        (name for name in added if "feedforward" in name),
+        key=lambda name: int(name.split(".")[1]),
+        default="",
+    )
+    return {name: len(added) ** -0.5 for name in added} | {last: LAST_WORD}
+
+
+def _write_shard(file: BinaryIO, shapes: Shapes, gains: Mapping[str, float], seed: int) -> None:
     """The safetensors format: length of the header, header, tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -312,6 +335,7 @@ def _write_shard(file: BinaryIO, shapes: Shapes, seed: int) -> None:
     file.write(struct.pack("<Q", len(text)) + text)
     for name, shape in shapes.items():
         for chunk in _chunks(name, shape, seed):
+            chunk = chunk * gains[name] if name in gains else chunk
             file.write(chunk.contiguous().view(torch.uint8).numpy().tobytes())
 
 
