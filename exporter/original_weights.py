@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exporter.errors import ExportError
 
-LENT_BYTES = 8 << 20  # float32 bytes of a linear's rows
+LENT_BYTES = 2 << 20  # float32 bytes of a linear's rows: as many as a processor's cache holds
 TOKEN_ORDERING = "token_ordering"  # of a centroid head: integers
 
 

@@ -83,6 +83,14 @@ def test_a_number_that_is_none_is_found_when_its_row_is_read(target, value, dtyp
     assert message == error_of(checkpoint.check_finite).replace("0 to 63", "4 to 7")
 
 
+def test_huge_numbers_are_finite_though_their_sum_is_not(target):
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight"] = torch.full((64, 32), 3e38)
+
+    edit_tensors(target, enlarge)
+    assert read_checkpoint(target).tensor("embed_tokens.weight").min() > 2e38
+
+
 def test_good_numbers_are_all_finite(target, drafter):
     checkpoint = read_checkpoint(target)
     checkpoint.check_finite()
