@@ -57,6 +57,11 @@ class OfficialEngine:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Of the process, for those who watch its memory."""
+        return self._process.pid
+
     def generate(self, prompt: str, max_tokens: int) -> OfficialRun:
         """Greedy text after a prompt; the engine may add up to three tokens too many.
 

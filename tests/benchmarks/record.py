@@ -80,7 +80,7 @@ def write(output: Path, name: str, machine: Mapping[str, Any], result: Result) -
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
         "machine": machine,
-        "tools": {"python": platform.python_version()} | _versions(TOOLS),
+        "tools": {"python": platform.python_version()} | versions(TOOLS),
         "settings": result.settings,
         "ratios": {name: _rounded(value) for name, value in result.ratios.items()},
         "medians": {name: _rounded(median(values)) for name, values in result.raw.items()},
@@ -134,7 +134,8 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _versions(tools: Sequence[str]) -> dict[str, str]:
+def versions(tools: Sequence[str]) -> dict[str, str]:
+    """Of those packages that are installed; "none" for the others."""
     found = {}
     for tool in tools:
         try:

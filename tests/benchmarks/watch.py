@@ -1,86 +1,149 @@
-"""Seconds and peak memory of a process, and how long its stages took."""
+"""Seconds, peak memory and disk of a process, and how long its stages took."""
 
 import os
 import re
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.inputs import ROOT, python_command
 from tests.benchmarks.record import Raw
 
 SAMPLE_S = 0.02  # between two looks at the memory
+DISK_SAMPLE_S = 0.5
 PEAK = (
     "resident memory of the whole process, by the kernel, with the pages of mapped files that "
     "are in memory; anonymous: without them, sampled"
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one process took."""
+    """What one process took, and what it said."""
 
     seconds: float
+    cpu_s: float  # of all its threads
     peak_mb: float  # resident, with the pages of mapped files that are in memory
     peak_anonymous_mb: float  # resident and not backed by a file: what cannot be dropped
     stages: dict[str, float]  # seconds until the stage's line on stderr, from the line before
+    stage_peaks_mb: dict[str, float]  # resident in that time, sampled
+    disk_mb: float  # the most that lay in `folder`, sampled
+    stdout: str
+    stderr: str
 
 
-def watched(module: str, arguments: Sequence[object]) -> Cost:
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What else is looked at, and allowed."""
+
+    folder: Path | None = None  # whose files are weighed while the process runs
+    environment: Mapping[str, str] = field(default_factory=dict)  # beside this process's own
+    exit_codes: tuple[int, ...] = (0,)  # that are no failure
+
+
+def watched(module: str, arguments: Sequence[object], watch: Watch | None = None) -> Cost:
     """Run `python -m module ...` and watch it.
 
     The peak is the kernel's own count. A child starts with its parent's, so this process must
     stay smaller than what it watches.
     """
+    watch = watch or Watch()
     start = time.monotonic()
-    process = subprocess.Popen(
-        python_command(module, arguments),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    anonymous = _Sampler(process.pid)
-    anonymous.start()
-    log: list[str] = []
-    stages = _read_stages(process, start, log)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.monotonic() - start
-    anonymous.join()
-    if process.returncode:
+    with tempfile.TemporaryFile("w+") as stdout:
+        process = subprocess.Popen(
+            python_command(module, arguments),
+            cwd=ROOT,
+            env={**os.environ, **watch.environment},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        sampler = Sampler(process.pid, watch.folder)
+        sampler.start()
+        log: list[str] = []
+        stages, stage_peaks = _read_stages(process, start, log, sampler)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - start
+        sampler.join()
+        stdout.seek(0)
+        said = stdout.read()
+    if process.returncode not in watch.exit_codes:
         raise RuntimeError(f"{module} failed:\n{''.join(log[-20:])}")
-    return Cost(seconds, usage.ru_maxrss * 1024 / 1e6, anonymous.peak_mb, stages)
+    return Cost(
+        seconds=seconds,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        peak_mb=usage.ru_maxrss * 1024 / 1e6,
+        peak_anonymous_mb=sampler.peak_anonymous_mb,
+        stages=stages,
+        stage_peaks_mb=stage_peaks,
+        disk_mb=sampler.disk_mb,
+        stdout=said,
+        stderr="".join(log),
+    )
 
 
-class _Sampler(threading.Thread):
-    """Looks at a process's anonymous memory until it is gone."""
+class Sampler(threading.Thread):
+    """Looks at a process's memory, and at a folder's files, until the process is gone."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, folder: Path | None = None) -> None:
         super().__init__(daemon=True)
         self._status = Path(f"/proc/{pid}/status")
+        self._folder = folder
+        self._next_disk = time.monotonic()
+        self.peak_anonymous_mb = 0.0
         self.peak_mb = 0.0
+        self.disk_mb = 0.0
+
+    def take_peak_mb(self) -> float:
+        """The resident peak since the last time this was asked."""
+        peak, self.peak_mb = self.peak_mb, 0.0
+        return peak
 
     def run(self) -> None:
-        while True:
-            try:
-                found = re.search(r"^RssAnon:\s*(\d+) kB", self._status.read_text(), re.M)
-            except (FileNotFoundError, ProcessLookupError):
-                return
-            if found is None:  # it has ended and waits to be collected
-                return
-            self.peak_mb = max(self.peak_mb, int(found[1]) * 1024 / 1e6)
+        while self._look():
             time.sleep(SAMPLE_S)
+
+    def _look(self) -> bool:
+        try:
+            text = self._status.read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        found = {
+            key: int(kb) * 1024 / 1e6 for key, kb in re.findall(r"^(\w+):\s*(\d+) kB", text, re.M)
+        }
+        if "RssAnon" not in found:  # it has ended and waits to be collected
+            return False
+        self.peak_anonymous_mb = max(self.peak_anonymous_mb, found["RssAnon"])
+        self.peak_mb = max(self.peak_mb, found["VmRSS"])
+        if self._folder is not None and time.monotonic() >= self._next_disk:
+            self.disk_mb = max(self.disk_mb, used_mb(self._folder))
+            self._next_disk = time.monotonic() + DISK_SAMPLE_S
+        return True
+
+
+def used_mb(folder: Path) -> float:
+    """What a folder's files take on the disk; files that go meanwhile are not counted."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total / 1e6
 
 
 def _read_stages(
-    process: "subprocess.Popen[str]", start: float, log: list[str]
-) -> dict[str, float]:
+    process: "subprocess.Popen[str]", start: float, log: list[str], sampler: Sampler
+) -> tuple[dict[str, float], dict[str, float]]:
     """Every stage of gemma-export ends with a line that begins with its name."""
     stages: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     last = start
     assert process.stderr is not None
     for line in process.stderr:
@@ -89,8 +152,9 @@ def _read_stages(
         if stage:
             now = time.monotonic()
             stages[stage[1]] = stages.get(stage[1], 0.0) + now - last
+            peaks[stage[1]] = max(peaks.get(stage[1], 0.0), sampler.take_peak_mb())
             last = now
-    return stages
+    return stages, peaks
 
 
 def add_cost(raw: Raw, name: str, cost: Cost) -> None:
