@@ -93,7 +93,8 @@ class ErrorLine(click.Command):
     "runtimes",
     type=click.Choice(RUNTIMES),
     multiple=True,
-    help="Runtime to lower to; may be given more than once.  [default: the target's]",
+    help="Runtime to lower to; may be given more than once.  [default: the target's; onnx for "
+    "26b-a4b]",
 )
 @click.option(
     "--quantize",
@@ -199,7 +200,7 @@ def resolve(
         output=choices["output"] or Path(f"{source.name}-{device}"),
         overwrite=choices["overwrite"],
         device=device,
-        runtimes=choices["runtimes"] or defaults.runtimes,
+        runtimes=choices["runtimes"] or source.runtimes or defaults.runtimes,
         recipe=choices["recipe"] or defaults.recipe,
         shapes=GraphShapes(prefill_lengths=prefill_lengths, cache_length=context_length),
         draft_length=defaults.draft_length,

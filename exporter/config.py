@@ -16,7 +16,7 @@ MAIN = "main"  # the branch of every repository
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
 _SIZE_KEYS = {"name", "target", "drafter", "prompts", "prefill_lengths", "max_context_length"}
-_SIZE_KEYS |= {"target_revision", "drafter_revision"}
+_SIZE_KEYS |= {"target_revision", "drafter_revision", "runtimes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,7 @@ class ModelSource:
     prompts: Path = DEFAULT_PROMPTS  # what the reference is recorded on
     prefill_lengths: tuple[int, ...] = GraphShapes.prefill_lengths
     max_context_length: int | None = None  # None: what the device's default is
+    runtimes: tuple[RuntimeName, ...] = ()  # that can run it; none: what the device's default is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,7 @@ def load_size(size: str) -> ModelSource:
         prompts=MODELS / values["prompts"] if "prompts" in values else DEFAULT_PROMPTS,
         prefill_lengths=tuple(values.get("prefill_lengths", GraphShapes.prefill_lengths)),
         max_context_length=values.get("max_context_length"),
+        runtimes=tuple(values.get("runtimes", ())),
     )
 
 

@@ -114,4 +114,13 @@ def test_a_revision_that_is_none(revision):
 @pytest.mark.parametrize("size", BIG)
 def test_the_size_files_have_nothing_else(size):
     values = tomllib.loads((config.MODELS / f"{size}.toml").read_text())
+    assert values.pop("runtimes", None) == (["onnx"] if size == "26b-a4b" else None)
     assert set(values) == {"name", "target", "target_revision", "drafter", "drafter_revision"}
+
+
+def test_experts_go_where_they_can_run(tmp_path):
+    """LiteRT, every target's default, refuses them."""
+    assert resolve("--size", "26b-a4b").runtimes == ("onnx",)
+    assert resolve("--size", "26b-a4b", "--model", tmp_path).runtimes == ("onnx",)
+    assert resolve("--size", "26b-a4b", "--runtime", "litert").runtimes == ("litert",)
+    assert resolve("--size", "31b").runtimes == ("litert",)
