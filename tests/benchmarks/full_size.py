@@ -116,6 +116,7 @@ def export(cell: Cell) -> dict[str, Any]:
         "bundle MB": _rounded(used_mb(cell.bundle)),
         "checkpoint MB": _rounded(used_mb(cell.checkpoint)),
         "stage s": {stage: _rounded(s) for stage, s in cost.stages.items()},
+        "stage CPU s": {stage: _rounded(s) for stage, s in cost.stage_cpu_s.items()},
         "stage peak MB": {stage: _rounded(mb) for stage, mb in cost.stage_peaks_mb.items()},
     }
     weights = sum(map(float, re.findall(r"^quantize .*?([\d.]+) MB", cost.stderr, re.M)))

@@ -30,6 +30,7 @@ class Cost:
     peak_mb: float  # resident, with the pages of mapped files that are in memory
     peak_anonymous_mb: float  # resident and not backed by a file: what cannot be dropped
     stages: dict[str, float]  # seconds until the stage's line on stderr, from the line before
+    stage_cpu_s: dict[str, float]
     stage_peaks_mb: dict[str, float]  # resident in that time, sampled
     disk_mb: float  # the most that lay in `folder`, sampled
     stdout: str
@@ -65,7 +66,7 @@ def watched(module: str, arguments: Sequence[object], watch: Watch | None = None
         sampler = Sampler(process.pid, watch.folder)
         sampler.start()
         log: list[str] = []
-        stages, stage_peaks = _read_stages(process, start, log, sampler)
+        stages = _read_stages(process, log, sampler)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - start
@@ -79,8 +80,9 @@ def watched(module: str, arguments: Sequence[object], watch: Watch | None = None
         cpu_s=usage.ru_utime + usage.ru_stime,
         peak_mb=usage.ru_maxrss * 1024 / 1e6,
         peak_anonymous_mb=sampler.peak_anonymous_mb,
-        stages=stages,
-        stage_peaks_mb=stage_peaks,
+        stages={name: stage.seconds for name, stage in stages.items()},
+        stage_cpu_s={name: stage.cpu_s for name, stage in stages.items()},
+        stage_peaks_mb={name: stage.peak_mb for name, stage in stages.items()},
         disk_mb=sampler.disk_mb,
         stdout=said,
         stderr="".join(log),
@@ -138,23 +140,36 @@ def used_mb(folder: Path) -> float:
     return total / 1e6
 
 
+@dataclass
+class _Stage:
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    peak_mb: float = 0.0
+
+
 def _read_stages(
-    process: "subprocess.Popen[str]", start: float, log: list[str], sampler: Sampler
-) -> tuple[dict[str, float], dict[str, float]]:
+    process: "subprocess.Popen[str]", log: list[str], sampler: Sampler
+) -> dict[str, _Stage]:
     """Every stage of gemma-export ends with a line that begins with its name."""
-    stages: dict[str, float] = {}
-    peaks: dict[str, float] = {}
-    last = start
+    stages: dict[str, _Stage] = {}
+    last, last_cpu = time.monotonic(), 0.0
     assert process.stderr is not None
     for line in process.stderr:
         log.append(line)
-        stage = re.match(r"(checkpoint|reference|lower|inject|pack|bundle|done) ", line)
-        if stage:
-            now = time.monotonic()
-            stages[stage[1]] = stages.get(stage[1], 0.0) + now - last
-            peaks[stage[1]] = max(peaks.get(stage[1], 0.0), sampler.take_peak_mb())
-            last = now
-    return stages, peaks
+        if found := re.match(r"(checkpoint|reference|lower|inject|pack|bundle|done) ", line):
+            stage = stages.setdefault(found[1], _Stage())
+            now, cpu = time.monotonic(), _cpu_s(process.pid)
+            stage.seconds += now - last
+            stage.cpu_s += cpu - last_cpu
+            stage.peak_mb = max(stage.peak_mb, sampler.take_peak_mb())
+            last, last_cpu = now, cpu
+    return stages
+
+
+def _cpu_s(pid: int) -> float:
+    """Of all threads so far, those that ended too."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def add_cost(raw: Raw, name: str, cost: Cost) -> None:
