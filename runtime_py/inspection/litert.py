@@ -62,7 +62,7 @@ class _Stored:
     dtype: str
     shape: tuple[int, ...]
     size_bytes: int
-    scale_bytes: int = 0
+    scale_bytes: dict[int, int] = field(default_factory=dict)  # by place, once each
     uses: dict[Use, None] = field(default_factory=dict)
     used_by: dict[str, None] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ def _read_model(
             if place not in stored:
                 stored[place] = _describe(tensor, size, section.model_type)
             entry = stored[place]
-            entry.scale_bytes += _scale_bytes(tensor)
+            entry.scale_bytes.update(_scale_bytes(tensor, section.begin))
             entry.used_by[where] = None
             entry.uses.update(dict.fromkeys(uses.get(number, ())))
     signatures += _signatures(model, graphs, section.model_type)
@@ -157,7 +157,7 @@ def _weight(entry: _Stored) -> Weight:
         group_size=0,  # this format has one scale per row, or blocks that nobody writes here
         shape=entry.shape,
         size_bytes=entry.size_bytes,
-        scale_bytes=entry.scale_bytes,
+        scale_bytes=sum(entry.scale_bytes.values()),
         uses=tuple(sorted(entry.uses)),
         used_by=tuple(entry.used_by),
     )
@@ -192,12 +192,13 @@ def _uses(graph: Table, codes: list[int]) -> dict[int, set[Use]]:
     return uses
 
 
-def _scale_bytes(tensor: Table) -> int:
-    """Of this tensor's own table: every signature has one."""
+def _scale_bytes(tensor: Table, begin: int) -> dict[int, int]:
+    """Where this tensor's scales lie: several tensors may share them, or have their own."""
     quantization = tensor.table(4)
     if quantization is None:
-        return 0
-    return 4 * quantization.vector(2, 4)[1] + 8 * quantization.vector(3, 8)[1]
+        return {}
+    vectors = [(quantization.vector(field, size), size) for field, size in ((2, 4), (3, 8))]
+    return {begin + start: size * length for (start, length), size in vectors if length}
 
 
 def _signature_names(model: Table) -> dict[int, str]:

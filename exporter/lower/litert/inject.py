@@ -182,15 +182,37 @@ def _retype(model: Any, weight: Weight, num_rows: int) -> None:
     buffer = schema.BufferT()
     buffer.offset = buffer.size = 1  # 0 would not be written, and the root would grow later
     model.buffers.append(buffer)
+    quantization = _quantization(num_rows)
     for tensor in weight.uses:
         tensor.buffer = len(model.buffers) - 1
         tensor.name = weight.name.encode()
         tensor.type = tensor_types[weight.weight_type.bits]
         if weight.weight_type.is_integer:
-            tensor.quantization = schema.QuantizationParametersT()
-            tensor.quantization.scale = np.ones(num_rows, np.float32)
-            tensor.quantization.zeroPoint = np.zeros(num_rows, np.int64)
-            tensor.quantization.quantizedDimension = 0
+            tensor.quantization = quantization
+
+
+def _quantization(num_rows: int) -> Any:
+    """Scales that the tensors of one weight share, in the file too.
+
+    Every signature has a tensor of its own: written for each, the scales and zero points of E2B
+    would be 80 MB. In a flatbuffer two tables may refer to the same third one.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    shared: Any = schema.QuantizationParametersT()
+    shared.scale = np.ones(num_rows, np.float32)
+    shared.zeroPoint = np.zeros(num_rows, np.int64)
+    shared.quantizedDimension = 0
+    pack = shared.Pack
+    last: list[Any] = [None, 0]  # builder, and where it has them
+
+    def pack_once(builder: Any) -> int:
+        if last[0] is not builder:
+            last[:] = builder, pack(builder)
+        return int(last[1])
+
+    shared.Pack = pack_once
+    return shared
 
 
 def _write_weights(
@@ -216,9 +238,9 @@ def _write_weights(
 
 def _set_scales(weight: Weight, scales: npt.NDArray[np.float32]) -> None:
     if weight.weight_type.is_integer:
-        for tensor in weight.uses:
-            assert len(tensor.quantization.scale) == len(scales)
-            tensor.quantization.scale = scales
+        shared = weight.uses[0].quantization
+        assert len(shared.scale) == len(scales)
+        shared.scale = scales
 
 
 def _aligned(position: int) -> int:
