@@ -41,7 +41,7 @@ def detach(embedder: Path, decoder: Path, out: Path) -> TiedTable | None:
     with _Mapped(embedder) as rows, _Mapped(decoder) as head:
         ((name, table),) = _weights(rows.bytes).items()
         twin = _weights(head.bytes).get(name)
-        if twin is None or not _equal(rows.bytes, table, head.bytes, twin):
+        if twin is None or not _equal(embedder, table, decoder, twin):
             return None
         out.write_bytes(rows.bytes[: table.offset])
         return TiedTable(out, table.buffer, twin.offset)
@@ -94,15 +94,18 @@ def _weights(data: Any) -> dict[tuple[bytes, int], _Weight]:
     return found
 
 
-def _equal(rows: Any, table: _Weight, head: Any, twin: _Weight) -> bool:
+def _equal(embedder: Path, table: _Weight, decoder: Path, twin: _Weight) -> bool:
+    """Read, not mapped: mapped pages would count as memory of this process."""
     if table.size != twin.size:
         return False
-    return all(
-        rows[table.offset + start : table.offset + stop]
-        == head[twin.offset + start : twin.offset + stop]
-        for start in range(0, table.size, COMPARED_BYTES)
-        for stop in [min(start + COMPARED_BYTES, table.size)]
-    )
+    with embedder.open("rb") as rows, decoder.open("rb") as head:
+        rows.seek(table.offset)
+        head.seek(twin.offset)
+        for start in range(0, table.size, COMPARED_BYTES):
+            length = min(COMPARED_BYTES, table.size - start)
+            if rows.read(length) != head.read(length):
+                return False
+    return True
 
 
 def _header_end(prologue: bytes) -> int:
