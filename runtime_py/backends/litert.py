@@ -1,7 +1,8 @@
 """The LiteRT backend: the four graphs of one .litertlm over one shared KV buffer."""
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from runtime_py.backends.litert_contract import (
     MTP_DRAFTER,
     PER_LAYER_EMBEDDER,
     PREFILL_DECODE,
+    SignatureSpec,
     check_drafter,
     check_embedder,
     read_target,
@@ -136,18 +138,19 @@ class LiteRTBackend:
                 runtime, PER_LAYER_EMBEDDER, contract.per_layer_shape
             )
         self._kv = {name: target.create_buffer(contract.decode, name) for name in contract.kv}
-        self._prefill = {
-            width: _TargetStep(target.bind(spec, self._kv), lookups)
-            for width, spec in contract.prefill.items()
-        }
-        self._verify = {
-            width: _TargetStep(target.bind(spec, self._kv), lookups)
-            for width, spec in contract.verify.items()
-        }
+        self._prefill, self._verify = (
+            {
+                width: _TargetStep(spec, partial(target.bind, spec, self._kv), lookups)
+                for width, spec in specs.items()
+            }
+            for specs in (contract.prefill, contract.verify)
+        )
         drafter = self._model(runtime, MTP_DRAFTER, cached=True)
         if drafter is not None:
             spec = check_drafter(drafter.signatures, contract)
             self._drafter = _DraftStep(drafter.bind(spec, self._kv), lookups["embeddings"])
+        for model in self._models:
+            model.release()
 
     def _model(self, runtime: Runtime, model_type: str, *, cached: bool) -> LoadedModel | None:
         section = find_model(self._sections, model_type)
@@ -237,23 +240,42 @@ class _CausalMask:
 
 
 class _TargetStep:
-    """The target at one width T."""
+    """The target at one width T; its buffers are made when it first runs.
 
-    def __init__(self, signature: BoundSignature, lookups: dict[str, _Lookup]) -> None:
+    Those of a wide prefill, 60 MB in E2B, are never made where prompts are short.
+    """
+
+    def __init__(
+        self, spec: SignatureSpec, bind: Callable[[], BoundSignature], lookups: dict[str, _Lookup]
+    ) -> None:
+        (self.width,) = spec.inputs["input_pos"].shape
+        self._bind = bind
+        self._lookups = lookups
+        self._bound: _BoundTarget | None = None
+
+    def run(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
+        """Logits and hidden states of the given tokens; the rows behind them become stale."""
+        if self._bound is None:
+            self._bound = _BoundTarget(self._bind(), self.width, self._lookups)
+        return self._bound.run(token_ids, position)
+
+
+class _BoundTarget:
+    """A target's signature and what is kept from one call to the next."""
+
+    def __init__(self, signature: BoundSignature, width: int, lookups: dict[str, _Lookup]) -> None:
         self._signature = signature
         self._positions = signature.inputs["input_pos"]  # [T]
-        self.width = len(self._positions)
-        self._offsets = np.arange(self.width, dtype=np.int32)
+        self._offsets = np.arange(width, dtype=np.int32)
         self._mask = _CausalMask(signature.inputs["mask"])
         self._lookups = [
             (lookup, signature.inputs[name][0]) for name, lookup in lookups.items()
         ]  # rows [T, ...]
-        empty = np.zeros((1, self.width, 0), np.float32)
+        empty = np.zeros((1, width, 0), np.float32)
         self._logits = signature.outputs.get("logits", empty)[0]  # [T, V]
         self._hidden = signature.outputs.get("activations", empty)[0]  # [T, D]
 
     def run(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
-        """Logits and hidden states of the given tokens; the rows behind them become stale."""
         for index, token_id in enumerate(token_ids):
             for lookup, rows in self._lookups:
                 lookup.into(token_id, rows[index])

@@ -35,6 +35,14 @@ class MappedBytes:
                 self.data = file.read(end - begin)
         self._num_references = sys.getrefcount(self.data)
 
+    def release(self) -> None:
+        """Let the pages of the file be read again when they are needed, as if never read."""
+        if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            # The header's page was written, and would be forgotten.
+            start = mmap.ALLOCATIONGRANULARITY * 2
+            if len(self._mapping) > start:
+                self._mapping.madvise(mmap.MADV_DONTNEED, start)
+
     def close(self) -> None:
         """Unmap, unless somebody still refers to `data`.
 

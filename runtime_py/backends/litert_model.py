@@ -103,6 +103,10 @@ class LoadedModel:
     def bind(self, spec: SignatureSpec, shared: Mapping[str, Any]) -> "BoundSignature":
         return BoundSignature(self._model, self.signatures.where, spec, shared)
 
+    def release(self) -> None:
+        """Give back the memory of what was read of the file, which may be read again."""
+        self._bytes.release()
+
     def close(self) -> None:
         """Free the model. Signatures bound to it must have been let go of."""
         self._model = None

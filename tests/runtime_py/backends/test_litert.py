@@ -92,7 +92,7 @@ def test_kv_is_one_buffer_for_target_and_drafter(backend):
     shared = [buffer for buffer in drafter._input_buffers if buffer in backend._kv.values()]
     assert len(shared) == len(backend._kv) == 4
     for step in (*backend._prefill.values(), *backend._verify.values()):
-        signature = step._signature
+        signature = step._bind()
         assert set(backend._kv.values()) <= set(signature._input_buffers)
         assert set(backend._kv.values()) <= set(signature._output_buffers)
     before = kv_of(backend)

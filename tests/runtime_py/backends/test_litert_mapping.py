@@ -27,6 +27,8 @@ def test_a_range_is_a_bytes_object_of_its_content(path, begin, end):
     assert mapped.data == CONTENT[begin:end]
     assert len(mapped.data) == end - begin
     assert hash(mapped.data) == hash(CONTENT[begin:end])
+    mapped.release()
+    assert mapped.data == CONTENT[begin:end]
     mapped.close()
     mapped.close()
     assert path.read_bytes() == CONTENT
@@ -60,12 +62,15 @@ def test_a_mapped_range_takes_no_memory(tmp_path):
     with path.open("wb") as file:
         file.truncate(256 << 20)
 
-    def anonymous_bytes():
-        found = re.search(r"Anonymous:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
+    def resident_bytes(kind):
+        found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
         return int(found.group(1)) << 10
 
-    before = anonymous_bytes()
+    before = resident_bytes("Anonymous")
     mapped = MappedBytes(path, 16384, 256 << 20)
     assert mapped.data.count(b"\x01") == 0  # touches every page
-    assert anonymous_bytes() - before < 8 << 20
+    assert resident_bytes("Anonymous") - before < 8 << 20
+    touched = resident_bytes("Rss")
+    mapped.release()
+    assert resident_bytes("Rss") < touched - (240 << 20)
     mapped.close()
