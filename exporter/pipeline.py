@@ -2,10 +2,9 @@
 
 import logging
 import math
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from exporter.checkpoint import (
 from exporter.checkpoint_adapter import Adapter
 from exporter.config import ExportConfig, GraphShapes, HubModel, Location, ModelSource
 from exporter.errors import ExportError, shown
+from exporter.estimate import Estimate, count_passes, estimate, refuse_small_disk, report_estimate
 from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
 from exporter.original import Original
@@ -32,10 +32,10 @@ from exporter.quantize import (
     load_recipe,
     plan,
     report,
-    size_bytes,
 )
 from exporter.reference import (
     Prompt,
+    ReferenceSize,
     choose_prompts,
     read_prompts,
     record_reference,
@@ -43,6 +43,7 @@ from exporter.reference import (
 )
 from exporter.text import TextFiles, read_text_files
 from exporter.text_proof import compare_text, encode_prompts
+from exporter.work import measure_work
 from runtime_py.manifest import Manifest, ModelEntry, RuntimeEntry, RuntimeName
 from runtime_py.reference import Reference
 
@@ -78,9 +79,10 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
     start = time.monotonic()
     refuse_existing(config.output, config.overwrite)
     inputs = read_inputs(config, bar)
-    refuse_small_disk(config, inputs)
+    recording = plan_recording(config, inputs)
+    refuse_small_disk(foresee(config, inputs, recording), config.output)
     with staged(config.output, config.overwrite) as folder:
-        reference = record(config, inputs, bar)
+        reference = record(recording, inputs, bar)
         runtimes: dict[RuntimeName, RuntimeEntry] = {}
         for prefix, checkpoint in inputs.checkpoints.items():
             report(checkpoint, inputs.recipe, prefix)
@@ -193,29 +195,16 @@ def num_multiplied(target: TargetCheckpoint) -> int:
     return sum(math.prod(target.shape(name)) for name in target.names() if name not in tables)
 
 
-def refuse_small_disk(config: ExportConfig, inputs: Inputs) -> None:
-    """The graphs are written once, then packed into the bundle: twice the weights for a moment."""
-    weights = sum(
-        _packed_bytes(checkpoint, inputs.recipe, prefix)
-        for prefix, checkpoint in inputs.checkpoints.items()
-    )
-    needed = 2 * weights * len(config.runtimes)
-    folder = next(path for path in config.output.absolute().parents if path.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ExportError(
-            f"{folder}: the disk is too full: {free / 1e6:.0f} MB free, about "
-            f"{needed / 1e6:.0f} MB needed; free some room or choose another --output"
-        )
+@dataclass(frozen=True)
+class Recording:
+    """What is to be recorded of the original."""
+
+    size: ReferenceSize
+    prompts: list[tuple[str, Sequence[int]]]  # text and token ids
 
 
-def _packed_bytes(checkpoint: AnyCheckpoint, recipe: Recipe, prefix: str) -> int:
-    types = plan(checkpoint, recipe, prefix)
-    return sum(size_bytes(checkpoint.shape(name), kind) for name, kind in types.items())
-
-
-def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
-    """Run the original on the prompts that fit the context.
+def plan_recording(config: ExportConfig, inputs: Inputs) -> Recording:
+    """Choose the prompts that fit the context.
 
     Raises:
         ExportError: if no prompt fits, or if the bundle's tokenizer would not say the same.
@@ -229,14 +218,31 @@ def record(config: ExportConfig, inputs: Inputs, bar: Bar) -> Reference:
             f"{source.prompts}: no prompt leaves room for {size.num_tokens} tokens in a context of "
             f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
         )
+    return Recording(size, chosen)
+
+
+def foresee(config: ExportConfig, inputs: Inputs, recording: Recording) -> Estimate:
+    """Say what the export will take."""
+    text_bytes = inputs.text.tokenizer.stat().st_size
+    work = measure_work(inputs.target, inputs.drafter, inputs.recipe, config.shapes, text_bytes)
+    lengths = [len(ids) for _, ids in recording.prompts]
+    passes = count_passes(work, recording.size, lengths)
+    found = estimate(work, passes, config.runtimes)
+    report_estimate(found)
+    return found
+
+
+def record(recording: Recording, inputs: Inputs, bar: Bar) -> Reference:
+    """Run the original."""
     start = time.monotonic()
+    size = recording.size
     original = Original(inputs.target, inputs.drafter)
     with bar("reference", size.num_tokens, "tokens") as progress:
-        reference = record_reference(original, chosen, size, progress)
+        reference = record_reference(original, recording.prompts, size, progress)
     _refuse_numbers_that_are_none(inputs, reference)
     logger.info(
         "reference   %d prompts x %d tokens, %.0f s",
-        len(chosen),
+        len(recording.prompts),
         size.num_tokens,
         time.monotonic() - start,
     )

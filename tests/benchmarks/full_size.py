@@ -23,7 +23,7 @@ import click
 from runtime_py.bundle import Bundle
 from runtime_py.errors import RunError
 from runtime_py.official import OfficialEngine, can_run
-from tests.benchmarks.inputs import Work, num_threads, run_module
+from tests.benchmarks.inputs import TINY, Work, num_threads, run_module
 from tests.benchmarks.record import RESULTS, TOOLS, commit, describe_machine, versions
 from tests.benchmarks.watch import PEAK, Cost, Sampler, Watch, used_mb, watched
 
@@ -62,7 +62,15 @@ class Cell:
 
     @property
     def checkpoint(self) -> Path:
-        return self.work / self.model
+        return TINY if self.size == "tiny" else self.work / self.model
+
+    @property
+    def source(self) -> tuple[object, ...]:
+        """As options of gemma-export."""
+        if self.size == "tiny":
+            return ("--size", self.size)
+        target, drafter = self.checkpoint / "target", self.checkpoint / "drafter"
+        return ("--model", target, "--drafter", drafter)
 
     @property
     def place(self) -> Path:
@@ -102,9 +110,8 @@ def export(cell: Cell) -> dict[str, Any]:
     """The whole export but its check."""
     shutil.rmtree(cell.place, ignore_errors=True)
     cell.place.mkdir(parents=True)
-    target, drafter = cell.checkpoint / "target", cell.checkpoint / "drafter"
     options = (
-        *("--target", cell.device, "--model", target, "--drafter", drafter),
+        *("--target", cell.device, *cell.source),
         *("--runtime", cell.runtime, "--quantize", cell.recipe),
         *("--output", cell.bundle, "--no-check"),
     )
@@ -128,7 +135,9 @@ def export(cell: Cell) -> dict[str, Any]:
         found["estimate / measured"] = {
             name: _rounded(value / found[name]) for name, value in estimate.items() if name in found
         }
-    found["context"] = Bundle.open(cell.bundle).manifest.model.context_length
+    bundle = Bundle.open(cell.bundle)
+    found["context"] = bundle.manifest.model.context_length
+    found["prompt lengths"] = [len(ids) for ids in bundle.reference().prompt_ids]
     return found
 
 
@@ -295,7 +304,7 @@ def _steps(_context: click.Context, _option: click.Parameter, text: str) -> list
 
 
 @click.command()
-@click.option("--size", required=True, help="Of tests.make_checkpoint.")
+@click.option("--size", required=True, help="Of tests.make_checkpoint, or tiny.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), required=True)
 @click.option("--recipe", default="int4", show_default=True)
 @click.option("--layers", type=int, help="Instead of the size's own number.")

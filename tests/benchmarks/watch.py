@@ -14,7 +14,7 @@ from tests.benchmarks.inputs import ROOT, python_command
 from tests.benchmarks.record import Raw
 
 SAMPLE_S = 0.02  # between two looks at the memory
-DISK_SAMPLE_S = 0.5
+DISK_SAMPLE_S = 0.05  # packing a small bundle takes less than a second
 PEAK = (
     "resident memory of the whole process, by the kernel, with the pages of mapped files that "
     "are in memory; anonymous: without them, sampled"

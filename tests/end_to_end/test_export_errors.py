@@ -323,5 +323,5 @@ def test_a_disk_that_fills_up(old_bundle):
 
 def test_a_disk_that_is_too_full_is_refused_before_the_work(checkpoint, monkeypatch):
     free = shutil._ntuple_diskusage(10**9, 10**9, 10**6)
-    monkeypatch.setattr("exporter.pipeline.shutil.disk_usage", lambda _: free)
+    monkeypatch.setattr("exporter.estimate.shutil.disk_usage", lambda _: free)
     assert "the disk is too full: 1 MB free" in export(checkpoint)
