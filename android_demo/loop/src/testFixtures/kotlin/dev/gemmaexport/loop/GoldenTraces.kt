@@ -1,0 +1,105 @@
+package dev.gemmaexport.loop
+
+/** What replaying some of the golden traces gave. */
+class Replay(val what: String, val numEqual: Int, val differences: List<String>) {
+    val numReplayed: Int get() = numEqual + differences.size
+}
+
+/**
+ * Replays tests/golden/loop-traces.json, which tests/golden_traces/record.py recorded from runtime_py.
+ *
+ * The JUnit tests run it on the JVM and the self-test APK on a device.
+ */
+class GoldenTraces(json: String) {
+    private val recorded = parseJson(json) as Map<*, *>
+
+    fun replayAll(): List<Replay> = listOf(
+        replay("traces") { trace(it) },
+        replay("refusals") { refusal(it) },
+        replay("survivors") { survivors(it) },
+        replay("noise") { noise(it) }
+    )
+
+    private fun replay(what: String, difference: (Map<*, *>) -> String?): Replay {
+        val items = recorded.list(what)
+        val differences = items.mapIndexedNotNull { index, item ->
+            difference(item as Map<*, *>)?.let { "$what $index: $it" }
+        }
+        return Replay(what, items.size - differences.size, differences)
+    }
+
+    /** Same tokens, in the same rounds. */
+    private fun trace(recorded: Map<*, *>): String? {
+        val session = Session(backend(recorded), recorded.int("context_length"))
+        for (turn in recorded.list("turns")) {
+            val wanted = (turn as Map<*, *>).list("steps")
+            val found = steps(session, turn).map { listOf(longs(it.tokenIds), it.numDrafted.toLong(), it.numAccepted.toLong()) }
+            if (found != wanted) return "${recorded["name"]}: $found, recorded $wanted"
+        }
+        return null
+    }
+
+    private fun refusal(recorded: Map<*, *>): String? {
+        val said = try {
+            steps(Session(backend(recorded), 1000), recorded["turn"] as Map<*, *>)
+            null
+        } catch (error: RunException) {
+            error.message
+        }
+        return if (said == recorded["said"]) null else "$said, recorded ${recorded["said"]}"
+    }
+
+    private fun survivors(recorded: Map<*, *>): String? {
+        val logits = ScriptedBackend.logits(
+            recorded["seed"] as Long, recorded.int("size"), recorded.int("levels")
+        )
+        val found = longs(survivingTokens(logits, law(recorded)).tokenIds.toList())
+        val wanted = recorded.list("token_ids")
+        return if (found == wanted) null else "$found, recorded $wanted"
+    }
+
+    /** Python's logarithm is another one: two units in the last place are allowed. */
+    private fun noise(recorded: Map<*, *>): String? {
+        val seed = unsigned(recorded["seed"])
+        for ((token, wanted) in recorded.ints("token_ids").zip(recorded.list("values"))) {
+            val found = gumbel(seed, recorded.int("position"), token)
+            if (Math.abs(found - wanted as Double) > 2 * Math.ulp(Math.max(Math.abs(found), 1.0))) {
+                return "$found, recorded $wanted"
+            }
+        }
+        return null
+    }
+
+    private fun steps(session: Session, turn: Map<*, *>): List<Step> {
+        val stops = Stops(turn.int("max_new_tokens"), turn.ints("stop_ids").toSet())
+        return session.generate(turn.ints("prompt"), law(turn), stops, turn.int("draft_length")).toList()
+    }
+
+    private fun law(owner: Map<*, *>): SamplingLaw {
+        val law = owner["law"] as Map<*, *>
+        return SamplingLaw(
+            law["temperature"] as Double, law.int("top_k"), law["top_p"] as Double, unsigned(law["seed"])
+        )
+    }
+
+    private fun backend(owner: Map<*, *>): Backend {
+        val backend = owner["backend"] as Map<*, *>
+        return ScriptedBackend(
+            backend.int("skill"),
+            backend.int("vocab_size"),
+            backend.int("cache_length"),
+            backend.ints("verify_widths").toIntArray(),
+            backend.int("levels")
+        )
+    }
+}
+
+private fun unsigned(decimal: Any?): Long = java.lang.Long.parseUnsignedLong(decimal as String)
+
+private fun longs(values: List<Int>): List<Long> = values.map { it.toLong() }
+
+private fun Map<*, *>.list(key: String): List<*> = this[key] as List<*>
+
+private fun Map<*, *>.int(key: String): Int = (this[key] as Long).toInt()
+
+private fun Map<*, *>.ints(key: String): List<Int> = list(key).map { (it as Long).toInt() }

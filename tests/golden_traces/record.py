@@ -1,0 +1,174 @@
+"""Record what runtime_py's loop does on scripted backends, for the loop in android_demo to repeat.
+
+The Kotlin tests and the APK's self-test replay tests/golden/loop-traces.json; test_record.py
+asserts that it is what runtime_py does today.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime_py.errors import RunError
+from runtime_py.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
+from runtime_py.speculative import Session, Stops
+from tests.golden_traces.backend import HashedBackend, hashed_logits
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "loop-traces.json"
+
+PROMPT = [7, 3, 21, 9]
+LAWS = [
+    SamplingLaw(temperature=0.7, seed=1),
+    SamplingLaw(temperature=1.0, top_p=0.8, seed=2),
+    SamplingLaw(temperature=1.5, top_k=10, seed=3),
+    SamplingLaw(temperature=0.3, top_k=3, top_p=0.5, seed=2**32 + 5),
+    SamplingLaw(temperature=4.0, seed=2**64 - 1),
+    SamplingLaw(temperature=0.05, top_p=0.999, seed=6),
+]
+Turn = dict[str, Any]  # what Session.generate is asked, and what it did
+Trace = dict[str, Any]
+
+
+def record() -> dict[str, list[Any]]:
+    """Everything in the file."""
+    return {
+        "traces": [*_traces()],
+        "refusals": [*_refusals()],
+        "survivors": [*_survivors()],
+        "noise": [*_noise()],
+    }
+
+
+def written(values: dict[str, list[Any]]) -> str:
+    """One line per trace, so that a change shows where it is."""
+    parts = []
+    for name, items in values.items():
+        lines = ",\n".join(json.dumps(item, separators=(",", ":")) for item in items)
+        parts.append(f'"{name}": [\n{lines}\n]')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _traces() -> Iterator[Trace]:
+    for skill, draft_length in product((0, 70, 100), range(8)):
+        yield trace("greedy", [turn(draft_length=draft_length)], skill=skill)
+    for law, draft_length in product(LAWS, (0, 2, 7)):
+        yield trace("sampled", [turn(law, draft_length=draft_length)], skill=80)
+    yield from _stopped()
+    for law, levels in product((GREEDY, *LAWS[:4]), (2, 5)):
+        yield trace("ties", [turn(law, draft_length=4)], levels=levels)
+    for law in (LAWS[1], LAWS[4], SamplingLaw(temperature=30.0, top_p=0.99, seed=9)):
+        yield trace("large vocabulary", [turn(law, 12, draft_length=4)], vocab_size=9000)
+    for second in ([5, 6], [*PROMPT, 1, 2], PROMPT[:2]):
+        turns = [turn(LAWS[0], 9, draft_length=3), turn(GREEDY, 9, draft_length=5, prompt=second)]
+        yield trace("second prompt", turns, skill=90)
+
+
+def _stopped() -> Iterator[Trace]:
+    """Every kind of end, at every place of a round of six tokens."""
+    perfect = {"skill": 100, "vocab_size": 4000, "verify_widths": (1, 2, 4, 6)}
+    for law in (GREEDY, LAWS[0]):
+        plain = trace("", [turn(law, 14)], **perfect)
+        token_ids = [token for step in plain["turns"][0]["steps"] for token in step[0]]
+        for stop_id in token_ids[:13]:
+            yield trace("stop", [turn(law, draft_length=5, stop_ids=(stop_id,))], **perfect)
+    for max_new_tokens in range(1, 14):
+        yield trace("max tokens", [turn(LAWS[1], max_new_tokens, draft_length=5)], **perfect)
+    for room in range(1, 14):
+        context_length = len(PROMPT) + room
+        yield trace("context end", [turn(draft_length=5)], context_length, **perfect)
+        # The graphs' padding must fit the rows too.
+        yield trace("cache end", [turn(draft_length=7)], skill=100, cache_length=context_length)
+
+
+def turn(law: SamplingLaw = GREEDY, max_new_tokens: int = 40, **asked: Any) -> Turn:
+    """One call of Session.generate."""
+    prompt, stop_ids = asked.get("prompt", PROMPT), asked.get("stop_ids", ())
+    return {
+        "prompt": list(prompt),
+        # A seed has 64 bits, more than some readers of JSON keep.
+        "law": asdict(law) | {"seed": str(law.seed)},
+        "max_new_tokens": max_new_tokens,
+        "stop_ids": list(stop_ids),
+        "draft_length": asked.get("draft_length", 0),
+    }
+
+
+def trace(
+    name: str, turns: Sequence[Turn], context_length: int = 1000, **backend_options: Any
+) -> Trace:
+    """The steps of one session: [token ids, number drafted, number accepted] each."""
+    backend = HashedBackend(**backend_options)
+    session = Session(backend, context_length)
+    return {
+        "name": name,
+        "backend": _described(backend),
+        "context_length": context_length,
+        "turns": [asked | {"steps": _steps(session, asked)} for asked in turns],
+    }
+
+
+def _described(backend: HashedBackend) -> dict[str, Any]:
+    return {
+        "skill": backend.skill,
+        "vocab_size": backend.vocab_size,
+        "cache_length": backend.cache_length,
+        "verify_widths": list(backend.verify_widths),
+        "levels": backend.levels,
+    }
+
+
+def _steps(session: Session, asked: Turn) -> list[Any]:
+    law = SamplingLaw(**asked["law"] | {"seed": int(asked["law"]["seed"])})
+    stops = Stops(max_new_tokens=asked["max_new_tokens"], token_ids=frozenset(asked["stop_ids"]))
+    steps = session.generate(asked["prompt"], law, stops, asked["draft_length"])
+    return [[list(step.token_ids), step.num_drafted, step.num_accepted] for step in steps]
+
+
+def _refusals() -> Iterator[Trace]:
+    cases = [
+        turn(prompt=[]),
+        turn(prompt=[1] * 128),
+        turn(prompt=[40]),
+        turn(prompt=[-1]),
+        turn(draft_length=8),
+        turn(draft_length=-1),
+        turn(max_new_tokens=0),
+    ]
+    backend = HashedBackend()
+    for asked in cases:
+        try:
+            _steps(Session(backend, 1000), asked)
+        except RunError as error:
+            yield {"backend": _described(backend), "turn": asked, "said": str(error)}
+
+
+def _survivors() -> Iterator[dict[str, Any]]:
+    """Ids that top-k and top-p leave of one row."""
+    for size, levels in ((1, 0), (50, 0), (50, 3), (300, 7), (300, 0)):
+        for top_k, top_p in ((0, 0.5), (10, 1.0), (7, 0.7), (0, 0.97), (1, 0.1), (25, 0.999)):
+            law = SamplingLaw(temperature=0.8, top_k=top_k, top_p=top_p)
+            seed = 1000 * size + levels
+            yield {
+                "seed": seed,
+                "size": size,
+                "levels": levels,
+                "law": asdict(law) | {"seed": "0"},
+                "token_ids": surviving_tokens(hashed_logits(seed, size, levels), law)[0].tolist(),
+            }
+
+
+def _noise() -> Iterator[dict[str, Any]]:
+    for seed in (0, 7, 2**32, 2**63, 2**64 - 1):
+        for position in (1, 4095, 2**31 - 1):
+            token_ids = [0, 1, 262143]
+            values = gumbel(seed, position, np.array(token_ids))
+            yield {
+                "seed": str(seed),
+                "position": position,
+                "token_ids": token_ids,
+                "values": values.tolist(),
+            }
