@@ -1,0 +1,289 @@
+/**
+ * manifest.json: what a bundle holds; runtime_py/manifest.py owns the format, this reads it.
+ *
+ * A manifest comes from anywhere, so nothing in it is believed before it is checked: unknown keys,
+ * wrong types, absurd sizes and paths that leave the bundle are refused with one line.
+ */
+package dev.gemmaexport.loop
+
+import java.io.File
+import java.security.MessageDigest
+
+const val FORMAT_VERSION = 1
+const val MANIFEST_NAME = "manifest.json"
+const val MAX_MANIFEST_BYTES = 1L shl 20
+
+/** Size and checksum of one file, so that a truncated or altered one is refused. */
+data class FileEntry(val sizeBytes: Long, val sha256: String)
+
+/** The sizes a user asks about and a loop needs. */
+data class ModelEntry(
+    val vocabSize: Int,
+    val hiddenSize: Int,
+    val numLayers: Int,
+    val contextLength: Int, // tokens of prompt and answer together
+    val hasDrafter: Boolean
+)
+
+/** What a check demands of a recipe. */
+data class Tolerances(
+    val maxLogitError: Double, // relative to the largest logit
+    val minAgreement: Double, // of greedy tokens, the original's text given
+    val minAcceptanceRatio: Double // accepted first drafts, relative to the original drafter's
+)
+
+/** One runtime's graphs. */
+data class RuntimeEntry(val model: String, val recipe: String, val tolerances: Tolerances)
+
+/** How text becomes tokens and where an answer ends. */
+data class TokenEntry(
+    val tokenizer: String,
+    val chatTemplate: String?,
+    val bosTokenId: Int?,
+    val stopTokenIds: List<Int>
+)
+
+/** The whole manifest, format 1. */
+data class Manifest(
+    val name: String,
+    val device: String, // the target it was exported for
+    val madeBy: Map<String, String>, // tool -> version
+    val model: ModelEntry,
+    val tokens: TokenEntry,
+    val draftLength: Int, // the default number of drafts per round
+    val runtimes: Map<String, RuntimeEntry>,
+    val reference: String,
+    val sources: Map<String, String>,
+    val files: Map<String, FileEntry>
+)
+
+/** Read and check a bundle's manifest, and that every file it lists is there, at its size. */
+fun readManifest(bundle: File): Manifest {
+    if (!bundle.isDirectory) {
+        throw RunException("$bundle: no such bundle folder; make one with gemma-export")
+    }
+    val path = File(bundle, MANIFEST_NAME)
+    if (!path.isFile) {
+        throw RunException("$bundle: no $MANIFEST_NAME in it, so this is no bundle; see gemma-export")
+    }
+    if (path.length() > MAX_MANIFEST_BYTES) {
+        throw RunException("$path: ${path.length()} bytes; a manifest has at most 1 MiB")
+    }
+    val manifest = parseManifest(path.readText(), path.toString())
+    for ((name, entry) in manifest.files) checkSize(bundle, name, entry)
+    return manifest
+}
+
+/** The manifest in a JSON text; `where` begins what is said against it. */
+fun parseManifest(json: String, where: String = MANIFEST_NAME): Manifest {
+    val values = try {
+        parseJson(json)
+    } catch (error: JsonException) {
+        throw RunException("$where: not valid JSON (${error.message}); export again")
+    }
+    val found = (values as? Map<*, *>)?.get("format_version")
+    if (found != FORMAT_VERSION.toLong()) {
+        throw RunException(
+            "$where: manifest format $found, this app reads $FORMAT_VERSION; " +
+                "install the matching app or export again"
+        )
+    }
+    try {
+        return manifest(Fields(values, ""))
+    } catch (error: FieldException) {
+        throw RunException("$where: ${error.message}; export again")
+    }
+}
+
+/** A file of the bundle, refused when a link in it leads outside. */
+fun bundleFile(bundle: File, name: String): File {
+    val file = File(bundle, name)
+    if (!file.canonicalPath.startsWith(bundle.canonicalPath + File.separator)) {
+        throw RunException("$bundle: '$name' leads outside the bundle; refuse it or export again")
+    }
+    return file
+}
+
+/** Compare every listed file with its checksum; `progress` hears of the bytes read so far. */
+fun checkChecksums(bundle: File, manifest: Manifest, progress: (Long) -> Unit = {}) {
+    var numRead = 0L
+    for ((name, entry) in manifest.files) {
+        val found = sha256(bundleFile(bundle, name)) {
+            numRead += it
+            progress(numRead)
+        }
+        if (found != entry.sha256) {
+            throw RunException(
+                "${File(bundle, name)}: sha256 ${found.take(12)}…, the manifest says " +
+                    "${entry.sha256.take(12)}…; the file was altered, copy it again"
+            )
+        }
+    }
+}
+
+private fun checkSize(bundle: File, name: String, entry: FileEntry) {
+    val file = bundleFile(bundle, name)
+    if (!file.isFile) {
+        throw RunException("$bundle: $name is listed in the manifest but missing; copy it again")
+    }
+    if (file.length() != entry.sizeBytes) {
+        throw RunException(
+            "$file: ${file.length()} bytes, the manifest says ${entry.sizeBytes}; the file is " +
+                "truncated or altered, copy it again"
+        )
+    }
+}
+
+private fun sha256(file: File, read: (Int) -> Unit): String {
+    val digest = MessageDigest.getInstance("SHA-256")
+    val chunk = ByteArray(1 shl 20)
+    file.inputStream().use { stream ->
+        while (true) {
+            val size = stream.read(chunk)
+            if (size < 0) break
+            digest.update(chunk, 0, size)
+            read(size)
+        }
+    }
+    return digest.digest().joinToString("") { String.format("%02x", it) }
+}
+
+private val RUNTIMES = setOf("litert", "onnx", "executorch")
+private val SHA256 = Regex("[0-9a-f]{64}")
+private val COUNTS = 1L..Int.MAX_VALUE
+private val TOKEN_IDS = 0L..Int.MAX_VALUE
+
+private fun manifest(fields: Fields): Manifest {
+    fields.whole("format_version", COUNTS)
+    val manifest = Manifest(
+        name = fields.text("name", 200),
+        device = fields.text("device", 60),
+        madeBy = texts(fields.child("made_by")),
+        model = model(fields.child("model")),
+        tokens = tokens(fields.child("tokens")),
+        draftLength = fields.whole("draft_length", 0L..63).toInt(),
+        runtimes = fields.child("runtimes").let { it.each { name -> runtime(it, name) } },
+        reference = fields.path("reference"),
+        sources = if ("sources" in fields) texts(fields.child("sources")) else emptyMap(),
+        files = fields.child("files").let { it.each { name -> file(it, name) } }
+    )
+    fields.end()
+    if (manifest.runtimes.isEmpty()) throw FieldException("manifest: no runtime is listed")
+    val used = manifest.runtimes.values.map { it.model } + manifest.reference +
+        manifest.tokens.tokenizer + (manifest.tokens.chatTemplate ?: manifest.reference)
+    used.firstOrNull { it !in manifest.files }?.let {
+        throw FieldException("manifest: '$it' is used but not listed under files")
+    }
+    return manifest
+}
+
+private fun model(fields: Fields): ModelEntry = ModelEntry(
+    vocabSize = fields.whole("vocab_size", COUNTS).toInt(),
+    hiddenSize = fields.whole("hidden_size", COUNTS).toInt(),
+    numLayers = fields.whole("num_layers", COUNTS).toInt(),
+    contextLength = fields.whole("context_length", COUNTS).toInt(),
+    hasDrafter = fields.flag("has_drafter")
+).also { fields.end() }
+
+private fun tokens(fields: Fields): TokenEntry = TokenEntry(
+    tokenizer = fields.path("tokenizer"),
+    chatTemplate = fields.orNull("chat_template") { fields.path("chat_template") },
+    bosTokenId = fields.orNull("bos_token_id") { fields.whole("bos_token_id", TOKEN_IDS).toInt() },
+    stopTokenIds = fields.wholes("stop_token_ids", TOKEN_IDS, 64).map { it.toInt() }
+).also { fields.end() }
+
+private fun runtime(owner: Fields, name: String): RuntimeEntry {
+    if (name !in RUNTIMES) throw FieldException("runtimes.$name: one of ${RUNTIMES.joinToString()} is needed")
+    val fields = owner.child(name)
+    return RuntimeEntry(
+        model = fields.path("model"),
+        recipe = fields.text("recipe", 200),
+        tolerances = tolerances(fields.child("tolerances"))
+    ).also { fields.end() }
+}
+
+private fun tolerances(fields: Fields): Tolerances = Tolerances(
+    maxLogitError = fields.number("max_logit_error", 1.0) { it > 0 },
+    minAgreement = fields.number("min_agreement", 0.0) { it in 0.0..1.0 },
+    minAcceptanceRatio = fields.number("min_acceptance_ratio", 0.5) { it in 0.0..1.0 }
+).also { fields.end() }
+
+private fun file(owner: Fields, name: String): FileEntry {
+    insideBundle(name, "files.$name")
+    val fields = owner.child(name)
+    val entry = FileEntry(fields.whole("size_bytes", 0L..(1L shl 40)), fields.text("sha256", 64))
+    if (!SHA256.matches(entry.sha256)) {
+        throw FieldException("files.$name.sha256: 64 hexadecimal digits are needed")
+    }
+    return entry.also { fields.end() }
+}
+
+private fun texts(fields: Fields): Map<String, String> = fields.each { fields.text(it, Int.MAX_VALUE, 0) }
+
+private fun insideBundle(path: String, where: String) {
+    val parts = path.split('/').filter { it.isNotEmpty() && it != "." }
+    if (path.startsWith("/") || ".." in parts || '\\' in path || '\u0000' in path || parts.isEmpty()) {
+        throw FieldException("$where: '$path' leaves the bundle")
+    }
+}
+
+private class FieldException(message: String) : Exception(message)
+
+/** The members of one JSON object, each asked for by name and type; what nobody asks for is refused. */
+private class Fields(values: Any?, private val where: String) {
+    private val values = values as? Map<*, *> ?: throw FieldException("$where: an object is needed")
+    private val asked = HashSet<String>()
+
+    operator fun contains(key: String) = key in values
+
+    fun child(key: String) = Fields(value(key), at(key))
+
+    fun text(key: String, longest: Int, shortest: Int = 1): String {
+        val text = value(key) as? String ?: fail(key, "a text is needed")
+        if (text.length !in shortest..longest) fail(key, "$shortest to $longest characters are needed")
+        return text
+    }
+
+    fun path(key: String): String = text(key, 4096, 0).also { insideBundle(it, at(key)) }
+
+    fun whole(key: String, range: LongRange): Long = inRange(key, value(key), range)
+
+    fun wholes(key: String, range: LongRange, most: Int): List<Long> {
+        val items = value(key) as? List<*> ?: fail(key, "a list is needed")
+        if (items.size > most) fail(key, "at most $most items are allowed")
+        return items.map { inRange(key, it, range) }
+    }
+
+    fun flag(key: String): Boolean = value(key) as? Boolean ?: fail(key, "true or false is needed")
+
+    fun number(key: String, default: Double, allowed: (Double) -> Boolean): Double {
+        if (key !in this) return default
+        val value = value(key) as? Number ?: fail(key, "a number is needed")
+        return value.toDouble().also { if (!allowed(it)) fail(key, "$it is out of range") }
+    }
+
+    fun <T> orNull(key: String, read: () -> T): T? = if (value(key) == null) null else read()
+
+    /** Every member, by name. */
+    fun <T> each(read: (String) -> T): Map<String, T> = values.keys.map { it as String }.associateWith(read)
+
+    fun end() {
+        values.keys.firstOrNull { it !in asked }?.let { fail(it as String, "unknown key") }
+    }
+
+    private fun value(key: String): Any? {
+        if (key !in values) fail(key, "missing")
+        asked.add(key)
+        return values[key]
+    }
+
+    private fun inRange(key: String, value: Any?, range: LongRange): Long {
+        val whole = value as? Long ?: fail(key, "a whole number is needed")
+        if (whole !in range) fail(key, "$whole is outside ${range.first} .. ${range.last}")
+        return whole
+    }
+
+    private fun at(key: String) = if (where == "") key else "$where.$key"
+
+    private fun fail(key: String, message: String): Nothing = throw FieldException("${at(key)}: $message")
+}
