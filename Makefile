@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= build/gemma4-tiny-raspberry-pi
 
-.PHONY: demo test check architecture format bench slow clean
+.PHONY: demo test test-android check architecture format bench slow clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ demo: $(VENV)/installed
 # Two workers, one thread each: OpenMP's threads wait for each other busily.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 --numprocesses 2 --dist loadfile
+
+# The app's loop on the JVM and an APK from it, with Debian's packages; see android_demo/tools.sh.
+test-android:
+	./android_demo/test.sh
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

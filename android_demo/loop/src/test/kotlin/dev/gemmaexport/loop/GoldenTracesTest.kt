@@ -4,9 +4,9 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 import org.junit.Test
 
-class GoldenTracesTest {
-    private val replays = GoldenTraces(golden("loop-traces.json")).replayAll()
+private val replays by lazy { GoldenTraces(golden("loop-traces.json")).replayAll() }
 
+class GoldenTracesTest {
     @Test
     fun `the loop repeats what runtime_py did, token by token and round by round`() {
         for (replay in replays) {
