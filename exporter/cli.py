@@ -25,7 +25,7 @@ from exporter.config import (
     recipe_text,
 )
 from exporter.errors import ExportError
-from runtime_py import render
+from runtime_py import adb, render
 from runtime_py.errors import RunError
 from runtime_py.manifest import Manifest, RuntimeName
 
@@ -133,6 +133,13 @@ class ErrorLine(click.Command):
 )
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
 @click.option("--no-check", is_flag=True, help="Do not replay the original at the end.")
+@click.option(
+    "--push",
+    is_flag=True,
+    help="Send the bundle to a connected Android device with adb, where the demo app and "
+    "`gemma-run bench --adb` find it. (Tested against a stand-in for adb, not on a phone.)",
+)
+@click.option("--serial", metavar="ID", help="Which device, if several are connected.")
 @click.version_option(package_name="gemma-export", prog_name="gemma-export")
 def main(**options: Any) -> None:
     """Export Gemma 4 and its MTP drafter to a bundle for a device, and prove that it says the same.
@@ -152,8 +159,11 @@ def main(**options: Any) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
     _show_stages()
-    no_check = options.pop("no_check")
+    no_check, push, serial = (options.pop(name) for name in ("no_check", "push", "serial"))
     config = resolve(**options)
+    if serial is not None and not push:
+        raise click.UsageError("--serial chooses the device for --push")
+    device = adb.connect(serial) if push else None  # before the work, not after it
     # Heavy imports wait until the options are known to be good.
     from exporter.pipeline import export
 
@@ -161,7 +171,16 @@ def main(**options: Any) -> None:
     _print_files(config.output, manifest)
     if not no_check and not _check(config.output, manifest):
         sys.exit(1)
+    if device is not None:
+        _push(device, config.output)
     click.echo(f'\nNext: gemma-run generate {config.output} --prompt "…"')
+
+
+def _push(device: adb.Device, output: Path) -> None:
+    total = adb.size_megabytes(output)
+    with render.progress(f"push {device.serial}", total, "MB") as progress:
+        folder = adb.push_bundle(device, output, progress)
+    click.echo(f"\nOn {device.model()}: {folder}")
 
 
 def _print_recipe(context: click.Context, name: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from runtime_py import render, render_inspection
+from runtime_py import adb, adb_bench, render, render_inspection
 from runtime_py.answer import Answer, load
 from runtime_py.backends import SessionOptions, default_num_threads
 from runtime_py.bench import Effort, TimedBackend, compare_draft_lengths, official_contestants
@@ -225,6 +225,19 @@ def chat(bundle: Path, draft_length: int | None, **options: Any) -> None:
     "--max-new-tokens", type=click.IntRange(2), default=64, show_default=True, metavar="N"
 )
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--adb",
+    is_flag=True,
+    help="Measure Google's own runtime on a connected Android device instead. (Tested against a "
+    "stand-in for adb, not on a phone.)",
+)
+@click.option("--serial", metavar="ID", help="With --adb: which device, if several are connected.")
+@click.option(
+    "--adb-program",
+    type=click.Path(path_type=Path),
+    help=f"With --adb: LiteRT-LM's {adb_bench.PROGRAM} for Android.  "
+    "[default: the one sent before]",
+)
 @_runtime_options
 @_json_option
 def bench(
@@ -241,8 +254,20 @@ def bench(
     turns, so that a busy machine disturbs all of them alike.
     """
     opened = Bundle.open(bundle)
-    name = opened.pick_runtime(runtime)
     session_options = _session(options)
+    if options["adb"]:
+        _bench_on_device(
+            opened,
+            adb_bench.DeviceEffort(
+                max_new_tokens=max_new_tokens,
+                num_repeats=repeats,
+                num_threads=session_options.num_threads,
+            ),
+            options,
+            as_json,
+        )
+        return
+    name = opened.pick_runtime(runtime)
     prompts = [ids.tolist() for ids in opened.reference().prompt_ids[:4]]
     texts = [opened.tokenizer().text_after_bos(ids) for ids in prompts]
     with (
@@ -264,6 +289,18 @@ def bench(
         click.echo(json.dumps({"bundle": str(bundle), "runtime": name, "rows": rows}))
     else:
         render.print_bench(rows, opened, name)
+
+
+def _bench_on_device(
+    bundle: Bundle, effort: adb_bench.DeviceEffort, options: dict[str, Any], as_json: bool
+) -> None:
+    device = adb.connect(options["serial"])
+    with render.progress(f"bench {device.serial}", 2 * effort.num_repeats, "runs") as progress:
+        found = adb_bench.bench_on_device(device, bundle, options["adb_program"], effort, progress)
+    if as_json:
+        click.echo(json.dumps({"bundle": str(bundle.folder), **found.as_dict()}))
+    else:
+        render.print_device_bench(found, bundle)
 
 
 @main.command()

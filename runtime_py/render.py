@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from runtime_py.adb_bench import DeviceBench
 from runtime_py.bench import Contest, Run, median_tokens_per_s
 from runtime_py.bundle import Bundle
 from runtime_py.check import CheckReport, Comparison
@@ -195,6 +196,26 @@ def print_bench(rows: Sequence[Mapping[str, Any]], bundle: Bundle, runtime: str)
     ours = [row for row in rows if "draft_length" in row]
     best = max(ours, key=lambda row: float(row["tokens_per_s"]))
     click.echo(f"Fastest here: --draft-length {best['draft_length']}")
+
+
+def print_device_bench(found: DeviceBench, bundle: Bundle) -> None:
+    """The official runtime's two lines, on a device."""
+    table = Table(title=f"{bundle.manifest.name}, LiteRT-LM's own runtime on {found.device}")
+    for column in ("", "tokens/s", "x plain", "drafts accepted"):
+        table.add_column(column, justify="right" if column else "left")
+    plain = found.tokens_per_s(mtp=False)
+    for who, mtp in (("plain", False), ("MTP", True)):
+        speed = found.tokens_per_s(mtp=mtp)
+        if speed is None:
+            continue
+        rates = [run.success_rate for run in found.runs if run.mtp == mtp and run.success_rate]
+        table.add_row(
+            who,
+            f"{speed:.1f}",
+            f"{speed / plain:.2f}" if plain else "",
+            f"{median(rates):.0%}" if rates else "",
+        )
+    Console().print(table)
 
 
 def _main_stages(row: Mapping[str, Any]) -> dict[str, float]:
