@@ -1,0 +1,346 @@
+"""How many tokens to draft in the next round: the number that pays best by measured cost.
+
+A round with draft length K costs T(K) = K * draft + verify(K + 1) seconds and emits
+
+    E(K) = 1 + a_1 + a_1 a_2 + ... + a_1 ... a_K
+
+tokens, where a_k is the share of drafts at position k that are accepted, those before them having
+been. The best K maximises E(K) / T(K); E(0) / T(0) is plain decoding, so that the loop is never
+slower than that for longer than it takes to find out.
+
+Costs are measured when the bundle is loaded and followed from call to call: what all calls have in
+common (a processor that gets hot) and each call's own, the faster the fewer times it was seen. Now
+and then a decode keeps the yardstick right: the sooner, the less better than that drafting seems.
+
+Acceptance changes with the text. Each supposed beginning of the present stretch of text has its own
+counts of hits and tries by position, and a weight: the probability, given all outcomes, that the
+text changed there and not since. Per emitted token the text changes with probability HAZARD, so
+that before each outcome a share of all weight goes to a stretch that begins now; then every
+stretch's weight is multiplied by the probability that it gave the outcome. The estimate is the mean
+over the stretches; the lightest is dropped when there are too many. Within a stretch, position k
+was a_k = (hits_k + POOLING * pool) / (tries_k + POOLING), where the pool is the same over all
+positions and falls back on a prior: positions not tried yet are taken to be like those that were.
+
+At K = 0 nothing would be learnt. Now and then a round is a probe: one token is drafted and compared
+with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
+lose less against plain decoding: near the break-even point next to nothing. Probes may lose
+PROBE_SHARE of the time; after one that hits all, another may follow at once, on credit. There are
+none where not even a drafter that is always right would pay.
+
+Only sums, products, quotients and comparisons, in an order that is written out: a port with the
+same double arithmetic takes the same decisions from the same outcomes.
+
+Sources: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding", section
+3.1, for E(K); Adams and MacKay 2007, "Bayesian Online Changepoint Detection", for the stretches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+HAZARD = 0.003  # probability that the text changes, per emitted token
+MAX_STRETCHES = 6
+LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
+PRIOR_TRIES = 1.5  # what the prior counts for
+POOLING = 10.0  # tries for which all positions together count at each
+PROBE_SHARE = 0.015
+PURSE = 4.0  # draft steps for which may be saved up
+CREDIT = 4.0  # decode calls that probes may lose before their time, while they hit
+WORTH_PROBING = 1.02  # times plain decoding, by a drafter that is always right
+MOST_REFRESH, LEAST_REFRESH = 50.0, 5.0  # rounds with drafts in a row
+REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
+COMMON_RATE, OWN_RATE = 0.1, 0.03  # how fast costs follow what was measured
+NUM_MEASURED = 5.0  # calls that the costs of the beginning stand for
+OUTLIER = 1.5  # a call that took longer than so many times its cost counts as so many
+
+
+@dataclass(frozen=True)
+class Round:
+    """What to do next: draft, then verify the drafts; or, if not verified, decode and compare."""
+
+    num_drafts: int
+    verified: bool = True
+
+
+_PLAIN = Round(0)
+_COMPARE = Round(1, verified=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a round."""
+
+    num_drafted: int
+    num_accepted: int  # of a draft that was not verified: 1 if decode chose the same
+    draft_s: float  # of all its drafts together
+    verify_s: float
+    num_verified: int  # tokens of the target call; 1 is decode
+
+
+class DraftLength(Protocol):
+    """Decides before each round; sees what became of it, if anything did."""
+
+    def next_round(self) -> Round: ...
+    def observe(self, outcome: Outcome) -> None: ...
+
+
+class FixedDraftLength:
+    """The same number in every round."""
+
+    def __init__(self, num_drafts: int) -> None:
+        self._round = Round(num_drafts)
+
+    def next_round(self) -> Round:
+        return self._round
+
+    def observe(self, outcome: Outcome) -> None:
+        pass
+
+
+class Costs:
+    """Seconds per call, as they are now.
+
+    Args:
+        draft: one draft step, as measured.
+        verify: by the number of tokens of a target call, from 1, which is decode; what lies
+            between two numbers costs what lies between, and more costs what the most costs.
+    """
+
+    def __init__(self, draft: float, verify: Mapping[int, float]) -> None:
+        measured = sorted(verify.items())
+        self._verify = [
+            _Cost(_between(measured, num_tokens)) for num_tokens in range(measured[-1][0] + 1)
+        ]
+        self._draft = _Cost(draft)
+        self._common = 1.0
+
+    @property
+    def draft(self) -> float:
+        return self._common * self._draft.seconds
+
+    def verify(self, num_tokens: int) -> float:
+        return self._common * self._of(num_tokens).seconds
+
+    def rounds(self, lengths: Sequence[int]) -> list[float]:
+        """Seconds of a round with each number of drafts, all verified."""
+        common, draft_s = self._common, self._draft.seconds
+        return [common * (length * draft_s + self._of(length + 1).seconds) for length in lengths]
+
+    def observe_draft(self, seconds: float) -> None:
+        self._follow(self._draft, seconds)
+
+    def observe_verify(self, num_tokens: int, seconds: float) -> None:
+        self._follow(self._of(num_tokens), seconds)
+
+    def _of(self, num_tokens: int) -> "_Cost":
+        return self._verify[min(num_tokens, len(self._verify) - 1)]
+
+    def _follow(self, cost: "_Cost", seconds: float) -> None:
+        ratio = seconds / (self._common * cost.seconds)
+        change = min(max(ratio, 1 / OUTLIER), OUTLIER) - 1
+        self._common *= 1 + COMMON_RATE * change
+        cost.seconds *= 1 + max(OWN_RATE, 1 / cost.num_seen) * change
+        cost.num_seen += 1
+
+
+@dataclass(slots=True)
+class _Cost:
+    seconds: float  # but for what all costs have in common
+    num_seen: float = NUM_MEASURED
+
+
+def _between(measured: Sequence[tuple[int, float]], num_tokens: int) -> float:
+    below = measured[0]
+    for above in measured:
+        if above[0] >= num_tokens:
+            if above[0] == below[0]:
+                return above[1]
+            share = (num_tokens - below[0]) / (above[0] - below[0])
+            return below[1] + share * (above[1] - below[1])
+        below = above
+    return below[1]
+
+
+class Acceptance:
+    """The share of drafts that are accepted, by position, as it is now.
+
+    Args:
+        num_positions: the longest draft.
+        prior: the share at any position, as far as is known beforehand.
+    """
+
+    def __init__(self, num_positions: int, prior: float) -> None:
+        self._num_positions = num_positions
+        self._prior = min(max(prior, LEAST_HOPE), 1 - LEAST_HOPE)
+        self._stretches = [self._begin(1.0)]
+        self.by_position = self._mean()  # a_1, a_2, ...: strictly between 0 and 1
+
+    def observe(self, num_drafted: int, num_accepted: int, num_tokens: int) -> None:
+        """Position k was tried if all before it were accepted.
+
+        Args:
+            num_tokens: emitted since the last time.
+        """
+        if len(self._stretches) == MAX_STRETCHES:
+            del self._stretches[self._lightest()]
+        changed = HAZARD * num_tokens / (1 + HAZARD * num_tokens)
+        for stretch in self._stretches:
+            stretch.weight *= 1 - changed
+        self._stretches.append(self._begin(changed))
+        total = 0.0
+        for stretch in self._stretches:
+            stretch.observe(num_drafted, num_accepted)
+            total += stretch.weight
+        for stretch in self._stretches:
+            stretch.weight /= total
+        self.by_position = self._mean()
+
+    def _begin(self, weight: float) -> "_Stretch":
+        num, prior = self._num_positions, self._prior
+        return _Stretch(weight, [0.0] * num, [0.0] * num, [prior] * num, prior)
+
+    def _lightest(self) -> int:
+        """But not the last: it has had one outcome to prove itself."""
+        weights = [stretch.weight for stretch in self._stretches[:-1]]
+        return weights.index(min(weights))
+
+    def _mean(self) -> list[float]:
+        means = [0.0] * self._num_positions
+        for stretch in self._stretches:
+            weight = stretch.weight
+            for position, share in enumerate(stretch.shares):
+                means[position] += weight * share
+        return means
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Text since a supposed change: what was tried there, and how likely the supposition is."""
+
+    weight: float
+    hits: list[float]
+    tries: list[float]
+    shares: list[float]  # what follows from hits and tries
+    prior: float
+
+    def observe(self, num_drafted: int, num_accepted: int) -> None:
+        for position in range(min(num_drafted, num_accepted + 1, len(self.shares))):
+            share = self.shares[position]
+            self.tries[position] += 1
+            if position < num_accepted:
+                self.hits[position] += 1
+                self.weight *= share
+            else:
+                self.weight *= 1 - share
+        hits, tries = PRIOR_TRIES * self.prior, PRIOR_TRIES
+        for hit, tried in zip(self.hits, self.tries, strict=True):
+            hits += hit
+            tries += tried
+        pooled = POOLING * (hits / tries)
+        self.shares = [
+            (hit + pooled) / (tried + POOLING)
+            for hit, tried in zip(self.hits, self.tries, strict=True)
+        ]
+
+
+@dataclass(slots=True)
+class _Prospect:
+    """What the present estimates promise."""
+
+    best: Round
+    probe: Round  # the one that is expected to lose least
+    probe_loss_s: float  # against plain decoding
+    most: float  # tokens per second of a drafter that is always right, plain decoding's being 1
+    refresh: float  # rounds with drafts until a decode is worth its time
+
+
+class AutoDraftLength:
+    """Chooses among `lengths` by the module's rule.
+
+    Args:
+        costs: measured on this device; followed from here on.
+        lengths: what the bundle's graphs can verify; 0 may be left out, it is always one.
+        prior: the share of drafts that are accepted, as far as is known beforehand.
+    """
+
+    def __init__(self, costs: Costs, lengths: Sequence[int], prior: float = 0.7) -> None:
+        self.costs = costs
+        self._lengths = sorted(set(lengths) - {0})
+        longest = max(lengths, default=0)
+        self._rounds = [Round(num_drafts) for num_drafts in range(longest + 1)]
+        self._acceptance = Acceptance(longest, prior)
+        self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
+        self._prospect = self._look_ahead()
+        self._purse_s = 0.0  # what probes may lose
+        self._credit_s = 0.0
+        self._probing = False  # what was decided last is a probe
+        self._num_unseen = 0  # tokens since acceptance was observed
+        self._num_drafting = 0  # rounds with drafts in a row
+
+    @property
+    def acceptance(self) -> list[float]:
+        """The present estimate, by position."""
+        return self._acceptance.by_position
+
+    def next_round(self) -> Round:
+        self._probing = False
+        prospect = self._prospect
+        if prospect.best.num_drafts:
+            return _PLAIN if self._num_drafting >= prospect.refresh else prospect.best
+        if prospect.most < WORTH_PROBING:
+            return _PLAIN
+        if self._purse_s + self._credit_s < prospect.probe_loss_s:
+            return _PLAIN
+        self._probing = True
+        return prospect.probe
+
+    def observe(self, outcome: Outcome) -> None:
+        self.costs.observe_verify(outcome.num_verified, outcome.verify_s)
+        verified = outcome.num_verified > 1
+        num_tokens = 1 + outcome.num_accepted if verified else 1
+        self._num_unseen += num_tokens
+        self._num_drafting = self._num_drafting + 1 if verified else 0
+        lost_s = self._credit_s = 0.0
+        if outcome.num_drafted:
+            self.costs.observe_draft(outcome.draft_s / outcome.num_drafted)
+            self._acceptance.observe(outcome.num_drafted, outcome.num_accepted, self._num_unseen)
+            self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
+            self._num_unseen = 0
+            if self._probing:
+                lost_s = self._seconds(outcome) - num_tokens * self.costs.verify(1)
+                if outcome.num_accepted == outcome.num_drafted:
+                    self._credit_s = CREDIT * self.costs.verify(1)
+        self._prospect = self._look_ahead()
+        earned_s = PROBE_SHARE * (outcome.draft_s + outcome.verify_s)
+        self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.draft)
+
+    def _seconds(self, outcome: Outcome) -> float:
+        """What the round costs; what was measured may hold a pause of the machine."""
+        drafts_s = outcome.num_drafted * self.costs.draft
+        return drafts_s + self.costs.verify(outcome.num_verified)
+
+    def _look_ahead(self) -> _Prospect:
+        plain_s, probe_loss_s = self.costs.verify(1), self.costs.draft
+        best, probe, speed, most = 0, _COMPARE, 1.0, 1.0
+        seconds = self.costs.rounds(self._lengths)
+        for length, tokens, round_s in zip(self._lengths, self._tokens, seconds, strict=True):
+            plainly_s = tokens * plain_s
+            if plainly_s > speed * round_s:
+                best, speed = length, plainly_s / round_s
+            if round_s - plainly_s < probe_loss_s:
+                probe, probe_loss_s = self._rounds[length], max(round_s - plainly_s, 0.0)
+            most = max(most, (length + 1) * plain_s / round_s)
+        refresh = min(max((speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
+        return _Prospect(self._rounds[best], probe, probe_loss_s, most, refresh)
+
+
+def _expected_tokens(lengths: Sequence[int], acceptance: Sequence[float]) -> list[float]:
+    """E(K) of each length."""
+    tokens = all_before = 1.0
+    expected = []
+    for length, share in enumerate(acceptance, start=1):
+        all_before *= share
+        tokens += all_before
+        if length in lengths:
+            expected.append(tokens)
+    return expected

@@ -1,0 +1,273 @@
+"""The policy against fixed draft lengths, by simulation, and the laws it keeps whatever happens.
+
+Regret is the true time of the policy over the true time of the best fixed draft length, plain
+decoding included, minus one: the best in hindsight, on the same trace of right and wrong drafts.
+Costs at load are 5 % off, each call's measurement 10 %, one in a hundred five times too long. What
+is asserted is the mean over the seeds; of plain decoding never slowed down, also the worst seed.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime_py.draft_length import (
+    MOST_REFRESH,
+    PROBE_SHARE,
+    Acceptance,
+    AutoDraftLength,
+    Costs,
+    FixedDraftLength,
+    Outcome,
+    Round,
+)
+from tests.runtime_py.draft_simulation import (
+    LONGEST,
+    TABLES,
+    CostTable,
+    Noise,
+    auto,
+    fixed_costs,
+    simulate,
+    trace,
+)
+
+# The share of drafts accepted at each position, those before accepted; the last holds from there.
+ACCEPTED = {
+    "always wrong": (0.0,),
+    "prose": (0.5,),
+    "E2B": (0.84, 0.70, 0.66),  # .84, .59 and .39 of all rounds
+    "code": (0.9,),
+    "perfect": (1.0,),
+}
+NUM_TOKENS = 600
+NUM_SEEDS = 8
+
+
+def mean(values) -> float:
+    return float(np.mean(list(values)))
+
+
+def regret(found: np.ndarray, fixed: dict[int, np.ndarray], tokens: slice) -> float:
+    best = min(cost[tokens].sum() for cost in fixed.values())
+    return float(found[tokens].sum() / best - 1)
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("accepted", ACCEPTED)
+def test_regret_is_below_5_percent_while_the_text_stays_the_same(name, accepted):
+    """Over 600 tokens, what is lost by finding out included."""
+    table, found = TABLES[name], []
+    for seed in range(NUM_SEEDS):
+        rng = np.random.default_rng(seed)
+        right = trace(rng, (NUM_TOKENS, ACCEPTED[accepted]))
+        cost = simulate(right, table, auto(table, rng), rng)
+        found.append(regret(cost, fixed_costs(right, table), slice(None)))
+    assert mean(found) < 0.05
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("prose", "code", "prose"),
+        ("E2B", "always wrong", "E2B"),
+        ("code", "always wrong", "code"),
+        ("perfect", "prose", "perfect"),
+    ],
+    ids=", ".join,
+)
+def test_regret_is_below_10_percent_50_tokens_after_a_change(name, changes):
+    """From the 50th to the 200th token after each change; best in hindsight of those tokens."""
+    table, length = TABLES[name], 200
+    found: dict[int, list[float]] = {length: [], 2 * length: []}
+    for seed in range(2 * NUM_SEEDS):
+        rng = np.random.default_rng(seed)
+        right = trace(rng, *((length, ACCEPTED[accepted]) for accepted in changes))
+        cost, fixed = simulate(right, table, auto(table, rng), rng), fixed_costs(right, table)
+        for change, regrets in found.items():
+            regrets.append(regret(cost, fixed, slice(change + 50, change + length)))
+    assert max(map(mean, found.values())) < 0.1
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_drafter_that_is_always_wrong_never_makes_decoding_slower(name):
+    """Plain time over the policy's: 0.97 or more with every seed, though it expects 75 %."""
+    table = TABLES[name]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        right = np.zeros((NUM_TOKENS, LONGEST), bool)
+        cost = simulate(right, table, auto(table, rng), rng)
+        assert NUM_TOKENS * table.call(1) / cost.sum() > 0.97, seed
+
+
+def test_where_no_drafter_could_pay_nothing_is_drafted():
+    table = CostTable(0.2, {1: 1, 2: 2.0, 4: 3.9, 8: 7.7}, (1, 2, 4, 8))
+    rng, quiet = np.random.default_rng(0), Noise(error=0, jitter=0, pauses=0)
+    right = np.ones((NUM_TOKENS, LONGEST), bool)
+    assert simulate(right, table, auto(table, rng, quiet), rng, quiet).sum() == NUM_TOKENS
+
+
+@pytest.mark.parametrize("wrongly", [0.6, 1.6], ids=["too cheap", "too dear"])
+@pytest.mark.parametrize("accepted", ["prose", "code"])
+def test_a_decode_measured_wrongly_at_load_is_found_out(wrongly, accepted):
+    """A machine that was busy for a moment: regret from the 100th token on."""
+    table, found = TABLES["LiteRT int8"], []
+    for seed in range(NUM_SEEDS):
+        rng = np.random.default_rng(seed)
+        verify = {width: table.call(width) for width in table.widths}
+        costs = Costs(table.draft, verify | {1: wrongly})
+        right = trace(rng, (NUM_TOKENS, ACCEPTED[accepted]))
+        cost = simulate(right, table, AutoDraftLength(costs, table.lengths), rng)
+        found.append(regret(cost, fixed_costs(right, table), slice(100, None)))
+    assert mean(found) < 0.05
+
+
+def test_a_processor_that_gets_hot_changes_nothing():
+    """All calls take twice as long from the 300th token on: the decisions stay the same."""
+    table = TABLES["ONNX int8"]
+    policy = AutoDraftLength(Costs(table.draft, table.verify), table.lengths)
+    for speed in (1.0, 2.0):
+        for _ in range(300):
+            planned = policy.next_round()
+            num_verified = planned.num_drafts + 1 if planned.verified else 1
+            policy.observe(
+                Outcome(
+                    planned.num_drafts,
+                    min(2, planned.num_drafts),
+                    speed * table.draft * planned.num_drafts,
+                    speed * table.call(num_verified),
+                    num_verified,
+                )
+            )
+        assert policy.next_round().num_drafts == 2
+
+
+def test_probes_stay_within_their_share():
+    table, rng, quiet = TABLES["ONNX int8"], np.random.default_rng(0), Noise(0, 0, 0)
+    policy = auto(table, rng, quiet)
+    right = np.zeros((4000, LONGEST), bool)
+    cost = simulate(right, table, policy, rng, quiet)
+    assert cost[100:].sum() <= 3900 * (1 + PROBE_SHARE) + table.call(2)
+    assert cost[2000:].sum() > 2000  # but there are some
+
+
+def test_a_decode_keeps_the_yardstick_right():
+    table, rng, quiet = TABLES["LiteRT int8"], np.random.default_rng(0), Noise(0, 0, 0)
+    decodes = []
+
+    class Watched(FixedDraftLength):
+        policy = auto(table, rng, quiet)
+
+        def next_round(self):
+            return self.policy.next_round()
+
+        def observe(self, outcome):
+            decodes.append(outcome.num_verified == 1)
+            self.policy.observe(outcome)
+
+    simulate(np.ones((2000, LONGEST), bool), table, Watched(0), rng, quiet)
+    assert [index for index, plain in enumerate(decodes) if plain] == list(
+        range(0, len(decodes), int(MOST_REFRESH) + 1)
+    )
+
+
+def test_what_is_expected_of_a_length_is_the_formula():
+    """E(K) / T(K) by hand: at .8 and .5, draft .1, verify 1, 1.1, 1.2, 1.3."""
+    costs = Costs(0.1, {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3})
+    speeds = [1, 1.8 / 1.2, 2.2 / 1.4, 2.4 / 1.6]
+    policy = AutoDraftLength(costs, [1, 2, 3])
+    for _ in range(500):  # a fifth of first drafts wrong, half of the second, half of the third
+        for num_accepted in (0, 0, 1, 1, 1, 1, 2, 2, 3, 3):
+            policy._acceptance.observe(3, num_accepted, 3)
+    assert policy.acceptance == pytest.approx([0.8, 0.5, 0.5], abs=0.1)
+    policy.observe(Outcome(3, 1, 0.3, 1.3, 4))
+    assert policy.next_round().num_drafts == int(np.argmax(speeds)) == 2
+
+
+def test_costs_between_measured_widths_lie_between():
+    costs = Costs(1.0, {1: 1.0, 2: 2.0, 4: 3.0, 8: 7.0})
+    assert [costs.verify(n) for n in range(1, 10)] == [1, 2, 2.5, 3, 4, 5, 6, 7, 7]
+
+
+seconds = st.floats(0, 1e6)
+outcomes = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(0, 9), seconds, seconds, st.booleans()), max_size=60
+)
+lengths = st.lists(st.integers(0, LONGEST), max_size=5)
+some_costs = st.builds(
+    lambda draft, ms: Costs(draft, dict(enumerate(ms, start=1))),
+    st.floats(1e-6, 1e3),
+    st.lists(st.floats(1e-6, 1e3), min_size=LONGEST + 1, max_size=LONGEST + 1),
+)
+
+
+def outcome_of(drafted, accepted, draft_s, verify_s, verified) -> Outcome:
+    accepted = min(accepted, drafted if verified else min(drafted, 1))
+    return Outcome(drafted, accepted, draft_s, verify_s, 1 + drafted if verified else 1)
+
+
+@given(some_costs, lengths, st.floats(0, 1), outcomes)
+def test_whatever_it_sees_it_stays_in_range(costs, lengths, prior, outcomes):
+    policy = AutoDraftLength(costs, lengths, prior)
+    for seen in outcomes:
+        planned = policy.next_round()
+        allowed = {0, *lengths} if planned.verified else {1}
+        assert planned.num_drafts in allowed
+        policy.observe(outcome_of(*seen))
+        assert all(0 < share < 1 for share in policy.acceptance)
+        assert len(policy.acceptance) == max(lengths, default=0)
+        assert 0 < costs.draft < float("inf")
+        assert all(0 < costs.verify(n) < float("inf") for n in range(1, LONGEST + 2))
+
+
+@given(some_costs, lengths, outcomes)
+def test_the_same_outcomes_give_the_same_decisions(costs, lengths, outcomes):
+    policies = [AutoDraftLength(copy.deepcopy(costs), lengths) for _ in range(2)]
+    for seen in outcomes:
+        first, second = (policy.next_round() for policy in policies)
+        assert first == second
+        for policy in policies:
+            policy.observe(outcome_of(*seen))
+
+
+@given(
+    st.floats(0, 1),
+    st.lists(st.tuples(st.integers(1, LONGEST), st.integers(0, LONGEST), st.integers(1, 30))),
+    st.integers(1, LONGEST),
+)
+def test_one_more_hit_raises_the_first_position_and_a_miss_lowers_it(prior, history, drafted):
+    def after(num_accepted: int) -> float:
+        acceptance = Acceptance(LONGEST, prior)
+        for num_drafted, accepted, tokens in history:
+            acceptance.observe(num_drafted, min(accepted, num_drafted), tokens)
+        acceptance.observe(drafted, num_accepted, 1)
+        return acceptance.by_position[0]
+
+    assert after(drafted) > after(0)
+
+
+@given(st.floats(0.01, 0.99), st.integers(1, 50))
+def test_only_hits_never_lower_an_estimate_and_only_misses_never_raise_it(prior, num_rounds):
+    for accepted, better in ((LONGEST, np.greater_equal), (0, np.less_equal)):
+        acceptance = Acceptance(LONGEST, prior)
+        for _ in range(num_rounds):
+            before = acceptance.by_position[0]
+            acceptance.observe(LONGEST, accepted, 1)
+            # A stretch that begins anew pulls a little towards the prior.
+            assert better(acceptance.by_position[0] + (0.01 if accepted else -0.01), before)
+
+
+def test_a_fixed_length_is_fixed():
+    policy = FixedDraftLength(3)
+    policy.observe(Outcome(3, 0, 1.0, 1.0, 4))
+    assert policy.next_round() == Round(3)
+
+
+def test_without_lengths_it_decodes():
+    policy = AutoDraftLength(Costs(1.0, {1: 1.0}), [0])
+    for _ in range(100):
+        assert policy.next_round() == Round(0)
+        policy.observe(Outcome(0, 0, 0.0, 1.0, 1))
