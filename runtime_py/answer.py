@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
+from runtime_py.device_costs import auto_draft_length
+from runtime_py.draft_length import DraftLength
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Step, Stops
 from runtime_py.tokenizer import TextStream, Tokenizer
@@ -21,20 +23,20 @@ class Loaded:
     tokenizer: Tokenizer
     law: SamplingLaw
     stops: Stops
-    draft_length: int
+    draft_length: int | DraftLength
 
 
 @contextmanager
 def load(
     bundle: Bundle,
-    draft_length: int | None,
+    draft_length: int | Literal["auto"],
     *,
     runtime: str | None,
     options: SessionOptions,
     max_new_tokens: int,
     **law: Any,
 ) -> Iterator[Loaded]:
-    """Load a bundle as the command line's options say; None: the bundle's or device's own choice.
+    """Load a bundle as the command line's options say; "auto": what pays best on this device.
 
     Raises:
         RunError: for a bundle that cannot be run, or options out of range.
@@ -44,10 +46,14 @@ def load(
         max_new_tokens=max_new_tokens, token_ids=frozenset(bundle.manifest.tokens.stop_token_ids)
     )
     tokenizer = bundle.tokenizer()
-    if draft_length is None:
-        draft_length = bundle.manifest.draft_length
-    with closing(bundle.backend(bundle.pick_runtime(runtime), options)) as backend:
-        yield Loaded(bundle.session(backend), tokenizer, sampling, stops, draft_length)
+    name = bundle.pick_runtime(runtime)
+    with closing(bundle.backend(name, options)) as backend:
+        length = (
+            auto_draft_length(bundle, name, backend, options)
+            if draft_length == "auto"
+            else draft_length
+        )
+        yield Loaded(bundle.session(backend), tokenizer, sampling, stops, length)
 
 
 class Answer:
@@ -98,12 +104,13 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         """What --json prints."""
+        length = self._bundle.draft_length
         return {
             "text": self.text,
             "token_ids": self.token_ids,
             "num_prompt_tokens": len(self.prompt_ids),
             "num_target_calls": len(self.steps),
-            "draft_length": self._bundle.draft_length,
+            "draft_length": length if isinstance(length, int) else "auto",
             "accepted_per_round": self.accepted_per_round,
             "tokens_per_s": self.tokens_per_s,
             "prefill_s": self.prefill_s,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -42,6 +42,15 @@ class ErrorLine(click.Group):
 def _close_stderr() -> None:
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+class AutoOrNumber(click.IntRange):
+    """A draft length, or the word auto."""
+
+    name = "auto or a number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 Command = Callable[..., Any]
@@ -83,9 +92,12 @@ _runtime_options = _options(
 )
 _draft_length_option: Decorator = click.option(
     "--draft-length",
-    type=click.IntRange(0, 63),
-    help="Tokens the drafter proposes per round; 0 decodes plainly. Changes the speed, never the "
-    "text.  [default: the bundle's]",
+    type=AutoOrNumber(0, 63),
+    default="auto",
+    show_default=True,
+    metavar="auto|K",
+    help="Tokens the drafter proposes per round: 0 decodes plainly, auto takes what pays best by "
+    "measured cost and acceptance. Changes the speed, never the text.",
 )
 _sampling_options = _options(
     click.option(
@@ -166,7 +178,7 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
 @_runtime_options
 @_json_option
 def generate(
-    bundle: Path, prompt: str, raw: bool, draft_length: int | None, **options: Any
+    bundle: Path, prompt: str, raw: bool, draft_length: int | Literal["auto"], **options: Any
 ) -> None:
     """Answer one prompt, streaming the text to stdout and a summary to stderr."""
     as_json = options.pop("as_json")
@@ -193,7 +205,7 @@ def generate(
 @_draft_length_option
 @_sampling_options
 @_runtime_options
-def chat(bundle: Path, draft_length: int | None, **options: Any) -> None:
+def chat(bundle: Path, draft_length: int | Literal["auto"], **options: Any) -> None:
     """Talk to the model. /reset forgets the conversation, /quit or Ctrl-D leaves."""
     session = _session(options)
     with load(Bundle.open(bundle), draft_length, options=session, **options) as loaded:

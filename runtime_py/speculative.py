@@ -3,13 +3,13 @@
 prefill -> repeat { draft K tokens -> verify K + 1 in one call -> accept -> emit }.
 """
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from runtime_py.accept import accept
 from runtime_py.backends import Backend, FloatArray
+from runtime_py.draft_length import DraftLength, FixedDraftLength, Outcome
 from runtime_py.errors import RunError
 from runtime_py.sampling import SamplingLaw, choose
 
@@ -52,7 +52,11 @@ class Session:
         return len(self.committed)
 
     def generate(
-        self, prompt_ids: Sequence[int], law: SamplingLaw, stops: Stops, draft_length: int
+        self,
+        prompt_ids: Sequence[int],
+        law: SamplingLaw,
+        stops: Stops,
+        draft_length: int | DraftLength,
     ) -> Iterator[Step]:
         """Emit the tokens that follow a prompt.
 
@@ -60,17 +64,27 @@ class Session:
             prompt_ids: the whole sequence so far, at least one token.
             law: how tokens are chosen.
             stops: when to end; the end of the context always ends it too.
-            draft_length: tokens the drafter proposes per round; 0 is plain decoding. The tokens
-                emitted are the same whatever it is.
+            draft_length: tokens the drafter proposes per round, 0 is plain decoding; or what
+                decides before each round. The tokens emitted are the same whatever it is.
 
         Raises:
             RunError: for an empty prompt, one that does not fit the context, or a draft length
                 that this bundle's graphs cannot verify.
         """
-        self._check(prompt_ids, draft_length)
+        self._check(prompt_ids)
+        if isinstance(draft_length, int):
+            longest = self.longest_draft
+            if not 0 <= draft_length <= longest:
+                raise RunError(f"draft length is {draft_length}; this bundle allows 0 .. {longest}")
+            draft_length = FixedDraftLength(draft_length)
         return self._rounds(prompt_ids, law, stops, draft_length)
 
-    def _check(self, prompt_ids: Sequence[int], draft_length: int) -> None:
+    @property
+    def longest_draft(self) -> int:
+        """What the widest graph can verify."""
+        return self._backend.verify_widths[-1] - 1 if self._backend.has_drafter else 0
+
+    def _check(self, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:
             raise RunError("the prompt is empty; it needs at least one token")
         if len(prompt_ids) >= self._context_length:
@@ -82,25 +96,34 @@ class Session:
         vocab_size = self._backend.vocab_size
         if not all(0 <= token_id < vocab_size for token_id in prompt_ids):
             raise RunError(f"the prompt has a token id outside 0 .. {vocab_size - 1}")
-        longest = self._backend.verify_widths[-1] - 1 if self._backend.has_drafter else 0
-        if not 0 <= draft_length <= longest:
-            raise RunError(f"draft length is {draft_length}; this bundle allows 0 .. {longest}")
 
     def _rounds(
-        self, prompt_ids: Sequence[int], law: SamplingLaw, stops: Stops, draft_length: int
+        self, prompt_ids: Sequence[int], law: SamplingLaw, stops: Stops, draft_length: DraftLength
     ) -> Iterator[Step]:
         last, room = prompt_ids[-1], self._context_length - len(prompt_ids)
         self._prefill(prompt_ids[:-1])
         hidden: FloatArray | None = None  # of the position that produced `last`
         remaining = min(stops.max_new_tokens, room)
         while remaining > 0:
-            drafts: list[int] = []
+            begun = time.perf_counter()
+            planned = draft_length.next_round()
+            proposed: list[int] = []
             if hidden is not None:
-                num_drafts = min(draft_length, remaining - 1, self._widest_fit() - 1)
-                drafts = self._draft(last, hidden, law, num_drafts)
+                num_drafts = min(planned.num_drafts, remaining - 1, self._widest_fit() - 1)
+                proposed = self._draft(last, hidden, law, num_drafts)
+            drafts = proposed if planned.verified else []
+            drafted = time.perf_counter()
             logits, hiddens = self._backend.verify([last, *drafts], self.kv_length)
             num_accepted, bonus = accept(drafts, logits, law, self.kv_length + 1)
-            hidden = np.array(hiddens[num_accepted])
+            hidden = hiddens[num_accepted]  # a draft copies it before anything is overwritten
+            outcome = Outcome(
+                num_drafted=len(proposed),
+                num_accepted=num_accepted if planned.verified else int(proposed[:1] == [bonus]),
+                draft_s=drafted - begun,
+                verify_s=time.perf_counter() - drafted,
+                num_verified=1 + len(drafts),
+            )
+            draft_length.observe(outcome)
             self.committed += [last, *drafts[:num_accepted]]
             emitted = _until_stop([*drafts[:num_accepted], bonus], stops.token_ids)
             yield Step(tuple(emitted), len(drafts), num_accepted)

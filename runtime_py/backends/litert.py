@@ -31,9 +31,10 @@ from runtime_py.backends.litert_model import (
     Runtime,
     native_messages_hidden,
 )
-from runtime_py.backends.litert_weight_cache import default_directory, weight_cache
+from runtime_py.backends.litert_weight_cache import weight_cache
 from runtime_py.errors import RunError
 from runtime_py.litertlm import find_model, read_sections
+from runtime_py.user_cache import user_cache
 
 # What the official runtime writes: far below any score, and two of them still add up to a float32.
 _HIDDEN = np.float32(-0.7 * np.finfo(np.float32).max)
@@ -56,7 +57,7 @@ class LiteRTBackend:
         self, path: Path, *, num_threads: int | None = None, cache_dir: Path | None = None
     ) -> None:
         self._path = path
-        self._cache_dir = cache_dir or default_directory()
+        self._cache_dir = cache_dir or user_cache("litert")
         self._sections = read_sections(path)
         self._models: list[LoadedModel] = []
         self._runtime: Runtime | None = None

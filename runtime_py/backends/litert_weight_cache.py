@@ -9,15 +9,14 @@ the disk fills while it writes, so room is checked before. The files can be dele
 import contextlib
 import hashlib
 import os
-import platform
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from runtime_py.litertlm import Section
+from runtime_py.user_cache import processor
 
 IN_MEMORY = ":memory"  # XNNPACK's name for an anonymous file: shared by the signatures, not kept
 _SPARE_BYTES = 64 << 20
@@ -58,17 +57,6 @@ class WeightCache:
             _remove(Path(self.path))
 
 
-def default_directory() -> Path:
-    """The user's cache directory, by the platform's convention."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "gemma-export" / "litert"
-
-
 def weight_cache(directory: Path, bundle: Path, section: Section) -> WeightCache:
     """The cache of one model section: an existing file, a new one, or memory for want of room."""
     try:
@@ -97,7 +85,7 @@ def _file_name(bundle: Path, section: Section) -> str:
 def _digest(bundle: Path, section: Section) -> str:
     """Changes with the file, the runtime and the processor; reads about 1.3 MB at most."""
     status = bundle.stat()
-    about = f"{section} {status.st_size} {status.st_mtime_ns} {_processor()}"
+    about = f"{section} {status.st_size} {status.st_mtime_ns} {processor()}"
     digest = hashlib.sha256(f"{about} {metadata.version('ai-edge-litert')}".encode())
     with bundle.open("rb") as file:
         file.seek(section.begin)
@@ -106,15 +94,6 @@ def _digest(bundle: Path, section: Section) -> str:
             file.seek(section.begin + section.size_bytes * index // _NUM_SAMPLES)
             digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:24]
-
-
-def _processor() -> str:
-    """A home directory may be shared by machines that pack differently."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(("flags", "Features")):
-                return platform.machine() + line
-    return platform.machine() + platform.processor()
 
 
 def _remove_abandoned(directory: Path) -> None:

@@ -6,9 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.check import MAX_TIE, CheckReport, run_check
+from runtime_py.device_costs import auto_draft_length
+from runtime_py.sampling import SamplingLaw
 from tests.end_to_end.conftest import NUM_TOKENS, RECIPES, RUNTIMES, LoadedBundle
+from tests.runtime_py.scripted_backend import Adversary
 
 DRAFT_LENGTHS = (0, 1, 3, 7)
 
@@ -41,6 +45,20 @@ def test_speculative_equals_plain_on_every_recipe(loaded):
         plain = loaded.generate(prompt_ids, 0)
         for draft_length in DRAFT_LENGTHS[1:]:
             assert loaded.generate(prompt_ids, draft_length) == plain
+
+
+def test_whatever_auto_decides_the_text_is_the_same(loaded):
+    """Any number of drafts in any round, verified or only compared; greedy and sampled."""
+    for seed, prompt_ids in enumerate(loaded.reference.prompt_ids):
+        law = SamplingLaw(temperature=float(seed % 2), top_k=64, top_p=0.95, seed=seed)
+        plain = loaded.generate(prompt_ids, 0, law)
+        assert loaded.generate(prompt_ids, Adversary.random(seed), law) == plain, seed
+
+
+def test_auto_itself_keeps_the_text(loaded, runtime):
+    policy = auto_draft_length(loaded.bundle, runtime, loaded.backend, SessionOptions(1))
+    for prompt_ids in loaded.reference.prompt_ids:
+        assert loaded.generate(prompt_ids, policy) == loaded.generate(prompt_ids, 0)
 
 
 def check(loaded: LoadedBundle) -> CheckReport:

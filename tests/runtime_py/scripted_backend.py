@@ -1,11 +1,13 @@
 """A backend whose target is a hash of the KV rows: a wrong row or position shows at once."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from runtime_py.backends import FloatArray
+from runtime_py.draft_length import Outcome, Round
 
 HIDDEN_SIZE = 4
 
@@ -94,3 +96,22 @@ class ScriptedBackend:
 
     def close(self) -> None:
         pass
+
+
+class Adversary:
+    """A draft-length policy without sense: any rounds, over and over; keeps what it is told."""
+
+    def __init__(self, rounds: Sequence[Round]) -> None:
+        self._rounds = itertools.cycle(rounds)
+        self.seen: list[Outcome] = []
+
+    @classmethod
+    def random(cls, seed: int) -> "Adversary":
+        rng = np.random.default_rng(seed)
+        return cls([Round(int(rng.integers(8)), bool(rng.random() < 0.8)) for _ in range(97)])
+
+    def next_round(self) -> Round:
+        return next(self._rounds)
+
+    def observe(self, outcome: Outcome) -> None:
+        self.seen.append(outcome)

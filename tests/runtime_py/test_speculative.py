@@ -2,10 +2,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime_py.draft_length import AutoDraftLength, Costs, Round
 from runtime_py.errors import RunError
 from runtime_py.sampling import GREEDY, SamplingLaw, choose
 from runtime_py.speculative import Session, Stops
-from tests.runtime_py.scripted_backend import ScriptedBackend
+from tests.runtime_py.scripted_backend import Adversary, ScriptedBackend
 
 laws = st.sampled_from(
     [
@@ -38,11 +39,61 @@ def test_speculative_tokens_equal_plain_decode(prompt_ids, law, draft_length, sk
     assert tokens == expected_tokens(backend, prompt_ids, law, 40)
 
 
+adversaries = st.builds(
+    Adversary, st.lists(st.builds(Round, st.integers(0, 7), st.booleans()), min_size=1)
+)
+policies = adversaries | st.builds(
+    lambda draft, ms, prior: AutoDraftLength(
+        Costs(draft, dict(zip((1, 2, 4, 8), ms, strict=True))), [1, 3, 7], prior
+    ),
+    st.floats(1e-5, 1e-2),
+    st.lists(st.floats(1e-5, 1e-2), min_size=4, max_size=4),
+    st.floats(0, 1),
+)
+
+
+@settings(deadline=None)
+@given(prompt_ids=prompts, law=laws, policy=policies, skill=st.floats(0, 1))
+def test_whatever_the_policy_decides_the_tokens_equal_plain_decode(prompt_ids, law, policy, skill):
+    backend = ScriptedBackend(skill=skill)
+    tokens = tokens_of(Session(backend, 128), prompt_ids, law, draft_length=policy)
+    assert tokens == expected_tokens(backend, prompt_ids, law, 40)
+
+
+@settings(deadline=None)
+@given(law=laws, policy=adversaries, skill=st.floats(0, 1), max_new_tokens=st.integers(1, 60))
+def test_the_policy_is_told_what_happened(law, policy, skill, max_new_tokens):
+    backend = ScriptedBackend(skill=skill)
+    session, stops = Session(backend, 50), Stops(max_new_tokens=max_new_tokens)
+    steps = list(session.generate([1, 2, 3], law, stops, policy))
+    assert len(policy.seen) == len(steps) == backend.num_calls["verify"]
+    assert sum(outcome.num_drafted for outcome in policy.seen) == backend.num_calls["draft"]
+    for outcome, step in zip(policy.seen, steps, strict=True):
+        assert outcome.num_verified == 1 + step.num_drafted
+        assert 0 <= outcome.num_accepted <= outcome.num_drafted
+        assert step.num_accepted in (0, outcome.num_accepted)
+        assert outcome.draft_s >= 0 < outcome.verify_s
+
+
+@pytest.mark.parametrize("skill", [0.0, 1.0])
+def test_a_draft_that_is_only_compared_is_judged_like_a_verified_one(skill):
+    policy = Adversary([Round(1, verified=False)])
+    steps = list(
+        Session(ScriptedBackend(skill=skill), 128).generate(
+            [1, 2], GREEDY, Stops(max_new_tokens=20), policy
+        )
+    )
+    assert [len(step.token_ids) for step in steps] == [1] * 20
+    # The first round has no hidden state to draft from, the last nothing to draft.
+    assert [outcome.num_drafted for outcome in policy.seen] == [0, *[1] * 18, 0]
+    assert {outcome.num_accepted for outcome in policy.seen[1:-1]} == {int(skill)}
+
+
 @settings(deadline=None)
 @given(
     prompt_ids=prompts,
     law=laws,
-    draft_length=st.integers(0, 7),
+    draft_length=st.integers(0, 7) | policies,
     max_new_tokens=st.integers(1, 40),
     context_length=st.integers(21, 60),
     stop_ids=st.frozensets(st.integers(0, 39), max_size=4),
@@ -61,7 +112,7 @@ def test_stops_are_exact(prompt_ids, law, draft_length, max_new_tokens, context_
 
 
 @settings(deadline=None)
-@given(first=prompts, second=prompts, draft_length=st.integers(0, 7), law=laws)
+@given(first=prompts, second=prompts, draft_length=st.integers(0, 7) | policies, law=laws)
 def test_a_second_prompt_sees_nothing_of_the_first_but_what_they_share(
     first, second, draft_length, law
 ):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime_py.backends import litert_weight_cache
-from runtime_py.backends.litert_weight_cache import IN_MEMORY, default_directory, weight_cache
+from runtime_py.backends.litert_weight_cache import IN_MEMORY, weight_cache
 from runtime_py.litertlm import Section
 
 pytest.importorskip("ai_edge_litert")  # its version is part of the name
@@ -103,9 +103,3 @@ def test_abandoned_files_are_removed_after_a_day(directory, bundle):
     os.utime(old, (0, time.time() - 2 * 24 * 3600))
     weight_cache(directory, bundle, SECTION)
     assert list(directory.iterdir()) == [young]
-
-
-def test_the_default_directory_follows_the_platform(monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_directory() == tmp_path / "gemma-export" / "litert"

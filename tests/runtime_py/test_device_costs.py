@@ -1,0 +1,144 @@
+"""What calls cost on this device: measured at load, kept in the user's cache."""
+
+import json
+import time
+
+import pytest
+
+from runtime_py import device_costs as module
+from runtime_py.backends import SessionOptions
+from runtime_py.bundle import Bundle
+from runtime_py.device_costs import CallMs, auto_draft_length, device_costs
+from runtime_py.draft_length import AutoDraftLength, FixedDraftLength
+from tests.runtime_py.bundles import VOCAB_SIZE, write_fake_bundle
+from tests.runtime_py.scripted_backend import ScriptedBackend
+
+DRAFT_S, CALL_S, TOKEN_S = 0.002, 0.004, 0.002
+
+
+class SleepingBackend(ScriptedBackend):
+    """Takes its time, and says nothing worth reading."""
+
+    def verify(self, token_ids, position):
+        self.num_calls["verify"] += 1
+        assert position + len(token_ids) <= self.cache_length
+        time.sleep(CALL_S + TOKEN_S * len(token_ids))
+
+    def draft(self, token_id, hidden, position):
+        self.num_calls["draft"] += 1
+        assert token_id == 0
+        assert position >= 1
+        assert hidden.shape == (self.hidden_size,)
+        time.sleep(DRAFT_S)
+
+
+def test_measures_every_call_and_reads_it_the_next_time(tmp_path):
+    backend, folder = SleepingBackend(), tmp_path / "costs"
+    found = device_costs(backend, "a bundle", folder)
+    assert found.draft == pytest.approx(1000 * DRAFT_S, rel=0.5)
+    assert list(found.verify) == [1, 2, 4, 8]
+    for width, ms in found.verify.items():
+        assert ms == pytest.approx(1000 * (CALL_S + TOKEN_S * width), rel=0.5)
+    calls = dict(backend.num_calls)
+    assert device_costs(backend, "a bundle", folder) == found
+    assert backend.num_calls == calls
+    assert [path.suffix for path in folder.iterdir()] == [".json"]
+    device_costs(backend, "another bundle", folder)
+    assert backend.num_calls != calls
+
+
+def test_a_slow_call_is_measured_once_besides_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ENOUGH_S", 0.001)
+    backend = SleepingBackend()
+    device_costs(backend, "key", tmp_path)
+    assert backend.num_calls == {"prefill": 0, "verify": 2 * 4, "draft": 2}
+
+
+def test_widths_past_the_context_are_left_out(tmp_path):
+    assert list(device_costs(SleepingBackend(cache_length=7), "key", tmp_path).verify) == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"[1, 2]",
+        b"{}",
+        b'{"draft": 1, "verify": {"1": 1, "2": 1, "4": 1}}',
+        b'{"draft": 1, "verify": {"1": 1, "2": 1, "4": 1, "8": 1, "16": 1}}',
+        b'{"draft": -1, "verify": {"1": 1, "2": 1, "4": 1, "8": 1}}',
+        b'{"draft": NaN, "verify": {"1": 1, "2": 1, "4": 1, "8": 1}}',
+        b'{"draft": 1, "verify": {"1": Infinity, "2": 1, "4": 1, "8": 1}}',
+        b'{"draft": 1, "verify": {"one": 1, "2": 1, "4": 1, "8": 1}}',
+        b'{"draft": 1, "verify": [1, 1, 1, 1]}',
+        b'{"draft": 1' + b"[" * 60_000,
+        b"[" * 200_000,
+    ],
+)
+def test_a_damaged_cache_is_measured_again_and_replaced(tmp_path, damaged):
+    found = device_costs(SleepingBackend(), "key", tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(damaged)
+    backend = SleepingBackend()
+    again = device_costs(backend, "key", tmp_path)
+    assert backend.num_calls["draft"]
+    assert sorted(again.verify) == sorted(found.verify)
+    assert json.loads(path.read_text())["draft"] == again.draft
+
+
+def test_where_nothing_can_be_kept_it_is_measured_all_the_same(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert device_costs(SleepingBackend(), "key", tmp_path / "file" / "costs").draft > 0
+
+
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dump", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        device_costs(SleepingBackend(), "key", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch) -> Bundle:
+    monkeypatch.setattr(module, "user_cache", lambda part: tmp_path / "cache" / part)
+    return Bundle.open(write_fake_bundle(tmp_path / "bundle"))
+
+
+def test_begins_with_what_the_original_drafter_accepted(bundle):
+    backend = SleepingBackend(vocab_size=VOCAB_SIZE)
+    policy = auto_draft_length(bundle, "litert", backend, SessionOptions(1))
+    assert isinstance(policy, AutoDraftLength)
+    assert len(policy.acceptance) == 7
+    reference = bundle.reference()
+    right = tried = 0
+    for text, rounds in zip(reference.greedy_ids, reference.draft_ids, strict=True):
+        for start, drafts in enumerate(rounds):
+            for position, draft in enumerate(drafts):
+                tried += 1
+                if draft != text[start + 1 + position]:
+                    break
+                right += 1
+    assert policy.acceptance[0] == pytest.approx(min(max(right / tried, 0.1), 0.9))
+
+
+def test_each_runtime_and_thread_count_has_costs_of_its_own(bundle, tmp_path):
+    for threads in (1, 2, 1):
+        auto_draft_length(bundle, "litert", SleepingBackend(), SessionOptions(threads))
+    assert len(list((tmp_path / "cache" / "costs").iterdir())) == 2
+
+
+def test_without_a_drafter_nothing_is_measured(bundle):
+    backend = SleepingBackend()
+    backend.has_drafter = False
+    policy = auto_draft_length(bundle, "litert", backend, SessionOptions(1))
+    assert isinstance(policy, FixedDraftLength)
+    assert backend.num_calls["verify"] == 0
+
+
+def test_costs_are_seconds():
+    costs = CallMs(2.0, {1: 4.0, 2: 5.0}).costs()
+    assert (costs.draft, costs.verify(1), costs.verify(2)) == (0.002, 0.004, 0.005)
