@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime_py.backends.litert_accelerators import EMPTY_FOLDER, hide_accelerator
 from runtime_py.backends.litert_contract import Signatures, SignatureSpec, TensorSpec
 from runtime_py.backends.litert_mapping import MappedBytes
 from runtime_py.backends.litert_weight_cache import WeightCache
@@ -46,7 +47,8 @@ class Runtime:
             ) from error
         self._litert = compiled_model
         self._num_threads = num_threads
-        self._environment = environment.Environment.create()
+        hide_accelerator()
+        self._environment = environment.Environment.create(runtime_path=EMPTY_FOLDER)
 
     def compile(self, data: bytes, weight_cache_path: str) -> Any:
         """Raises RuntimeError if LiteRT refuses the model."""
