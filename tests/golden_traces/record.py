@@ -17,6 +17,7 @@ from runtime_py.errors import RunError
 from runtime_py.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
 from runtime_py.speculative import Session, Stops
 from tests.golden_traces.backend import HashedBackend, hashed_logits
+from tests.golden_traces.decisions import recorded_decisions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loop-traces.json"
 
@@ -38,6 +39,7 @@ def record() -> dict[str, list[Any]]:
     return {
         "traces": [*_traces()],
         "refusals": [*_refusals()],
+        "decisions": [*recorded_decisions()],
         "survivors": [*_survivors()],
         "noise": [*_noise()],
     }

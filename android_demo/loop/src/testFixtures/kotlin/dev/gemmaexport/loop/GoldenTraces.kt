@@ -16,6 +16,7 @@ class GoldenTraces(json: String) {
     fun replayAll(): List<Replay> = listOf(
         replay("traces") { trace(it) },
         replay("refusals") { refusal(it) },
+        replay("decisions") { decisions(it) },
         replay("survivors") { survivors(it) },
         replay("noise") { noise(it) }
     )
@@ -47,6 +48,25 @@ class GoldenTraces(json: String) {
             error.message
         }
         return if (said == recorded["said"]) null else "$said, recorded ${recorded["said"]}"
+    }
+
+    /** What the draft-length policy decides before each outcome. */
+    private fun decisions(recorded: Map<*, *>): String? {
+        val tick = recorded["tick"] as Double
+        val verify = recorded.list("verify").map { longs(it) }
+        val costs = Costs(recorded.int("draft") * tick, verify.associate { it[0].toInt() to it[1] * tick })
+        val policy = AutoDraftLength(costs, recorded.ints("lengths"), recorded["prior"] as Double)
+        for ((index, round) in recorded.list("rounds").withIndex()) {
+            val (wanted, outcome) = round as List<*>
+            val decided = policy.nextRound()
+            val found = listOf(decided.numDrafts.toLong(), decided.verified)
+            if (found != wanted) return "round $index: $found, recorded $wanted"
+            val (drafted, accepted, draftTicks, verifyTicks, verified) = longs(outcome)
+            policy.observe(
+                Outcome(drafted.toInt(), accepted.toInt(), draftTicks * tick, verifyTicks * tick, verified.toInt())
+            )
+        }
+        return null
     }
 
     private fun survivors(recorded: Map<*, *>): String? {
@@ -95,6 +115,8 @@ class GoldenTraces(json: String) {
 }
 
 private fun unsigned(decimal: Any?): Long = java.lang.Long.parseUnsignedLong(decimal as String)
+
+private fun longs(values: Any?): List<Long> = (values as List<*>).map { it as Long }
 
 private fun longs(values: List<Int>): List<Long> = values.map { it.toLong() }
 

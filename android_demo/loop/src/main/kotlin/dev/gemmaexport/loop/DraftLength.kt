@@ -1,0 +1,302 @@
+/**
+ * How many tokens to draft in the next round: the number that pays best by measured cost.
+ *
+ * runtime_py/draft_length.py has the mathematics and the reasons. This is the same double arithmetic
+ * in the same order, so that the same outcomes lead to the same decisions, round by round.
+ */
+package dev.gemmaexport.loop
+
+/** What to do next: draft, then verify the drafts; or, if not verified, decode and compare. */
+data class Round(val numDrafts: Int, val verified: Boolean = true)
+
+/** What became of a round. */
+class Outcome(
+    val numDrafted: Int,
+    val numAccepted: Int, // of a draft that was not verified: 1 if decode chose the same
+    val draftS: Double, // of all its drafts together
+    val verifyS: Double,
+    val numVerified: Int // tokens of the target call; 1 is decode
+)
+
+/** Decides before each round; sees what became of it, if anything did. */
+interface DraftLength {
+    fun nextRound(): Round
+    fun observe(outcome: Outcome)
+}
+
+/** The same number in every round. */
+class FixedDraftLength(numDrafts: Int) : DraftLength {
+    private val round = Round(numDrafts)
+
+    override fun nextRound() = round
+
+    override fun observe(outcome: Outcome) = Unit
+}
+
+/**
+ * Seconds per call, as they are now.
+ *
+ * @param draft one draft step, as measured.
+ * @param verify by the number of tokens of a target call, from 1, which is decode; what lies between
+ *     two numbers costs what lies between, and more costs what the most costs.
+ */
+class Costs(draft: Double, verify: Map<Int, Double>) {
+    private class Cost(var seconds: Double, var numSeen: Double = NUM_MEASURED) // but for `common`
+
+    private val ofVerify: List<Cost>
+    private val ofDraft = Cost(draft)
+    private var common = 1.0
+
+    init {
+        val measured = verify.toList().sortedBy { it.first }
+        ofVerify = (0..measured.last().first).map { Cost(between(measured, it)) }
+    }
+
+    val draft: Double get() = common * ofDraft.seconds
+
+    fun verify(numTokens: Int): Double = common * of(numTokens).seconds
+
+    /** Seconds of a round with each number of drafts, all verified. */
+    fun rounds(lengths: List<Int>): DoubleArray = DoubleArray(lengths.size) {
+        common * (lengths[it] * ofDraft.seconds + of(lengths[it] + 1).seconds)
+    }
+
+    fun observeDraft(seconds: Double) = follow(ofDraft, seconds)
+
+    fun observeVerify(numTokens: Int, seconds: Double) = follow(of(numTokens), seconds)
+
+    private fun of(numTokens: Int) = ofVerify[minOf(numTokens, ofVerify.size - 1)]
+
+    private fun follow(cost: Cost, seconds: Double) {
+        val ratio = seconds / (common * cost.seconds)
+        val change = minOf(maxOf(ratio, 1 / OUTLIER), OUTLIER) - 1
+        common *= 1 + COMMON_RATE * change
+        cost.seconds *= 1 + maxOf(OWN_RATE, 1 / cost.numSeen) * change
+        cost.numSeen += 1
+    }
+
+    private fun between(measured: List<Pair<Int, Double>>, numTokens: Int): Double {
+        var below = measured[0]
+        for (above in measured) {
+            if (above.first >= numTokens) {
+                if (above.first == below.first) return above.second
+                val share = (numTokens - below.first).toDouble() / (above.first - below.first)
+                return below.second + share * (above.second - below.second)
+            }
+            below = above
+        }
+        return below.second
+    }
+}
+
+/**
+ * The share of drafts that are accepted, by position, as it is now.
+ *
+ * @param numPositions the longest draft.
+ * @param prior the share at any position, as far as is known beforehand.
+ */
+class Acceptance(private val numPositions: Int, prior: Double) {
+    private val prior = minOf(maxOf(prior, LEAST_HOPE), 1 - LEAST_HOPE)
+    private val stretches = arrayListOf(begin(1.0))
+
+    /** a_1, a_2, …: strictly between 0 and 1. */
+    var byPosition = mean()
+        private set
+
+    /**
+     * Position k was tried if all before it were accepted.
+     *
+     * @param numTokens emitted since the last time.
+     */
+    fun observe(numDrafted: Int, numAccepted: Int, numTokens: Int) {
+        if (stretches.size == MAX_STRETCHES) stretches.removeAt(lightest())
+        val changed = HAZARD * numTokens / (1 + HAZARD * numTokens)
+        for (stretch in stretches) stretch.weight *= 1 - changed
+        stretches.add(begin(changed))
+        var total = 0.0
+        for (stretch in stretches) {
+            stretch.observe(numDrafted, numAccepted)
+            total += stretch.weight
+        }
+        for (stretch in stretches) stretch.weight /= total
+        byPosition = mean()
+    }
+
+    private fun begin(weight: Double) = Stretch(weight, numPositions, prior)
+
+    /** But not the last: it has had one outcome to prove itself. */
+    private fun lightest(): Int {
+        var lightest = 0
+        for (i in 0 until stretches.size - 1) {
+            if (stretches[i].weight < stretches[lightest].weight) lightest = i
+        }
+        return lightest
+    }
+
+    private fun mean(): DoubleArray {
+        val means = DoubleArray(numPositions)
+        for (stretch in stretches) {
+            for (position in means.indices) means[position] += stretch.weight * stretch.shares[position]
+        }
+        return means
+    }
+}
+
+/** Text since a supposed change: what was tried there, and how likely the supposition is. */
+private class Stretch(var weight: Double, numPositions: Int, private val prior: Double) {
+    private val hits = DoubleArray(numPositions)
+    private val tries = DoubleArray(numPositions)
+    val shares = DoubleArray(numPositions) { prior } // what follows from hits and tries
+
+    fun observe(numDrafted: Int, numAccepted: Int) {
+        for (position in 0 until minOf(numDrafted, numAccepted + 1, shares.size)) {
+            val share = shares[position]
+            tries[position] += 1.0
+            if (position < numAccepted) {
+                hits[position] += 1.0
+                weight *= share
+            } else {
+                weight *= 1 - share
+            }
+        }
+        var allHits = PRIOR_TRIES * prior
+        var allTries = PRIOR_TRIES
+        for (position in shares.indices) {
+            allHits += hits[position]
+            allTries += tries[position]
+        }
+        val pooled = POOLING * (allHits / allTries)
+        for (position in shares.indices) {
+            shares[position] = (hits[position] + pooled) / (tries[position] + POOLING)
+        }
+    }
+}
+
+/**
+ * Chooses among `lengths` by the rule of runtime_py/draft_length.py.
+ *
+ * @param costs measured on this device; followed from here on.
+ * @param lengths what the bundle's graphs can verify; 0 may be left out, it is always one.
+ * @param prior the share of drafts that are accepted, as far as is known beforehand.
+ */
+class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Double = 0.7) : DraftLength {
+    private val lengths = lengths.filter { it != 0 }.distinct().sorted()
+    private val estimate = Acceptance(this.lengths.lastOrNull() ?: 0, prior)
+    private var tokens = expectedTokens(this.lengths, estimate.byPosition)
+    private var prospect = lookAhead()
+    private var purseS = 0.0 // what probes may lose
+    private var creditS = 0.0
+    private var probing = false // what was decided last is a probe
+    private var numUnseen = 0 // tokens since acceptance was observed
+    private var numDrafting = 0 // rounds with drafts in a row
+
+    /** The present estimate, by position. */
+    val acceptance: DoubleArray get() = estimate.byPosition
+
+    override fun nextRound(): Round {
+        probing = false
+        if (prospect.best.numDrafts > 0) {
+            return if (numDrafting >= prospect.refresh) PLAIN else prospect.best
+        }
+        if (prospect.most < WORTH_PROBING || purseS + creditS < prospect.probeLossS) return PLAIN
+        probing = true
+        return prospect.probe
+    }
+
+    override fun observe(outcome: Outcome) {
+        costs.observeVerify(outcome.numVerified, outcome.verifyS)
+        val verified = outcome.numVerified > 1
+        val numTokens = if (verified) 1 + outcome.numAccepted else 1
+        numUnseen += numTokens
+        numDrafting = if (verified) numDrafting + 1 else 0
+        var lostS = 0.0
+        creditS = 0.0
+        if (outcome.numDrafted > 0) {
+            costs.observeDraft(outcome.draftS / outcome.numDrafted)
+            estimate.observe(outcome.numDrafted, outcome.numAccepted, numUnseen)
+            tokens = expectedTokens(lengths, estimate.byPosition)
+            numUnseen = 0
+            if (probing) {
+                lostS = seconds(outcome) - numTokens * costs.verify(1)
+                if (outcome.numAccepted == outcome.numDrafted) creditS = CREDIT * costs.verify(1)
+            }
+        }
+        prospect = lookAhead()
+        val earnedS = PROBE_SHARE * (outcome.draftS + outcome.verifyS)
+        purseS = minOf(purseS + earnedS - lostS, PURSE * costs.draft)
+    }
+
+    /** What the round costs; what was measured may hold a pause of the machine. */
+    private fun seconds(outcome: Outcome): Double {
+        val draftsS = outcome.numDrafted * costs.draft
+        return draftsS + costs.verify(outcome.numVerified)
+    }
+
+    private fun lookAhead(): Prospect {
+        val plainS = costs.verify(1)
+        var probeLossS = costs.draft
+        var best = 0
+        var probe = COMPARE
+        var speed = 1.0
+        var most = 1.0
+        val seconds = costs.rounds(lengths)
+        for ((index, length) in lengths.withIndex()) {
+            val roundS = seconds[index]
+            val plainlyS = tokens[index] * plainS
+            if (plainlyS > speed * roundS) {
+                best = length
+                speed = plainlyS / roundS
+            }
+            if (roundS - plainlyS < probeLossS) {
+                probe = Round(length)
+                probeLossS = maxOf(roundS - plainlyS, 0.0)
+            }
+            most = maxOf(most, (length + 1) * plainS / roundS)
+        }
+        val refresh = minOf(maxOf((speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
+        return Prospect(Round(best), probe, probeLossS, most, refresh)
+    }
+}
+
+/** What the present estimates promise. */
+private class Prospect(
+    val best: Round,
+    val probe: Round, // the one that is expected to lose least
+    val probeLossS: Double, // against plain decoding
+    val most: Double, // tokens per second of a drafter that is always right, plain decoding's being 1
+    val refresh: Double // rounds with drafts until a decode is worth its time
+)
+
+/** E(K) of each length. */
+private fun expectedTokens(lengths: List<Int>, acceptance: DoubleArray): DoubleArray {
+    val expected = DoubleArray(lengths.size)
+    var tokens = 1.0
+    var allBefore = 1.0
+    var next = 0
+    for ((index, share) in acceptance.withIndex()) {
+        allBefore *= share
+        tokens += allBefore
+        if (index + 1 == lengths[next]) expected[next++] = tokens
+    }
+    return expected
+}
+
+private val PLAIN = Round(0)
+private val COMPARE = Round(1, verified = false)
+
+private const val HAZARD = 0.003 // probability that the text changes, per emitted token
+private const val MAX_STRETCHES = 6
+private const val LEAST_HOPE = 0.1 // a prior of 0 or 1 would have nothing to learn
+private const val PRIOR_TRIES = 1.5 // what the prior counts for
+private const val POOLING = 10.0 // tries for which all positions together count at each
+private const val PROBE_SHARE = 0.015
+private const val PURSE = 4.0 // draft steps for which may be saved up
+private const val CREDIT = 4.0 // decode calls that probes may lose before their time, while they hit
+private const val WORTH_PROBING = 1.02 // times plain decoding, by a drafter that is always right
+private const val MOST_REFRESH = 50.0 // rounds with drafts in a row
+private const val LEAST_REFRESH = 5.0
+private const val REFRESH_COST = 0.01 // share of the time that the decodes between them may cost
+private const val COMMON_RATE = 0.1 // how fast costs follow what was measured
+private const val OWN_RATE = 0.03
+private const val NUM_MEASURED = 5.0 // calls that the costs of the beginning stand for
+private const val OUTLIER = 1.5 // a call that took longer than so many times its cost counts as so many

@@ -1,0 +1,68 @@
+"""Outcome after outcome, and what AutoDraftLength decided before each, for a port to repeat."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from runtime_py.draft_length import AutoDraftLength, Costs, Outcome, Round
+from tests.golden_traces.backend import hashed_logits
+
+_NUM_ROUNDS = 150
+_TICK = 2.0**-16  # seconds: times are whole numbers of it, and short in the file
+# Ticks of draft and verify by tokens; acceptance in percent before and after the text changes;
+# lengths; prior.
+_DEVICES: list[dict[str, Any]] = [
+    {"draft": 100, "verify": {1: 1000, 2: 1040, 4: 1070, 8: 1310}, "shares": (85, 20)},
+    {"draft": 700, "verify": {1: 1000, 2: 1190, 4: 1350, 8: 1640}, "shares": (60, 90)},
+    {"draft": 250, "verify": {1: 1000, 4: 3900}, "shares": (70, 70), "lengths": [3]},
+    {"draft": 90, "verify": {1: 1000, 2: 1100, 8: 1900}, "shares": (0, 95), "prior": 0.3},
+    {"draft": 500, "verify": {1: 1000, 2: 1500, 3: 1600, 8: 2500}, "shares": (95, 0)},
+    {"draft": 400, "verify": {1: 1000, 2: 1700, 4: 1900}, "shares": (55, 75), "prior": 0.99},
+]
+
+
+def recorded_decisions() -> Iterator[dict[str, Any]]:
+    """[number of drafts, verified] before each outcome; the outcome's times are in ticks."""
+    for seed, device in enumerate(_DEVICES):
+        draft, verify = device["draft"], device["verify"]
+        lengths = device.get("lengths", list(range(8)))
+        prior = device.get("prior", 0.7)
+        seconds = {num_tokens: ticks * _TICK for num_tokens, ticks in verify.items()}
+        policy = AutoDraftLength(Costs(draft * _TICK, seconds), lengths, prior)
+        rounds = []
+        for index in range(_NUM_ROUNDS):
+            share = device["shares"][index >= _NUM_ROUNDS // 2]
+            planned = policy.next_round()
+            outcome = _outcome(planned, device, share, 1000 * seed + index)
+            rounds.append([[planned.num_drafts, planned.verified], outcome])
+            drafted, accepted, draft_ticks, verify_ticks, num_verified = outcome
+            policy.observe(
+                Outcome(drafted, accepted, draft_ticks * _TICK, verify_ticks * _TICK, num_verified)
+            )
+        yield {
+            "tick": _TICK,
+            "draft": draft,
+            "verify": list(verify.items()),
+            "lengths": lengths,
+            "prior": prior,
+            "rounds": rounds,
+        }
+
+
+def _outcome(planned: Round, device: dict[str, Any], share: int, seed: int) -> list[int]:
+    """A round on a device whose clock is not quite steady."""
+    draws = (hashed_logits(seed, 11, 1000)).astype(int).tolist()
+    drafted = planned.num_drafts
+    hits = [draw < 10 * share for draw in draws[:drafted]]
+    accepted = [*hits, False].index(False)
+    num_verified = 1 + drafted if planned.verified else 1
+    ticks = np.interp(num_verified, list(device["verify"]), list(device["verify"].values()))
+    slow = 4 if draws[8] < 20 else 1
+    return [
+        drafted,
+        accepted,
+        drafted * (device["draft"] + draws[9] // 20),
+        slow * (int(ticks) + draws[10] // 10),
+        num_verified,
+    ]
