@@ -30,7 +30,11 @@ data class Step(
  * The rows 0 .. kvLength - 1 hold `committed`; a new prompt that begins with the same tokens
  * continues from there, so a chat does not prefill its history again.
  */
-class Session(private val backend: Backend, contextLength: Int) {
+class Session(
+    private val backend: Backend,
+    contextLength: Int,
+    private val clock: () -> Double = { System.nanoTime() * 1e-9 } // seconds
+) {
     private val contextLength = minOf(contextLength, backend.cacheLength)
     private val committed = ArrayList<Int>()
 
@@ -39,24 +43,36 @@ class Session(private val backend: Backend, contextLength: Int) {
     /** Forget what the rows hold; the next prompt is computed from its start. */
     fun clear() = committed.clear()
 
+    /** What the widest graph can verify. */
+    val longestDraft: Int get() = if (backend.hasDrafter) backend.verifyWidths.last() - 1 else 0
+
+    /** As below, with the same number of drafts in every round; 0 is plain decoding. */
+    fun generate(promptIds: List<Int>, law: SamplingLaw, stops: Stops, draftLength: Int): Sequence<Step> {
+        check(promptIds)
+        if (draftLength !in 0..longestDraft) {
+            throw RunException("draft length is $draftLength; this bundle allows 0 .. $longestDraft")
+        }
+        return generate(promptIds, law, stops, FixedDraftLength(draftLength))
+    }
+
     /**
      * Emit the tokens that follow a prompt, a step at a time, as the sequence is iterated.
      *
      * @param promptIds the whole sequence so far, at least one token.
-     * @param draftLength tokens the drafter proposes per round; 0 is plain decoding. The tokens
-     *     emitted are the same whatever it is.
+     * @param draftLength decides before each round how many tokens the drafter proposes. The tokens
+     *     emitted are the same whatever it says.
      */
     fun generate(
         promptIds: List<Int>,
         law: SamplingLaw,
         stops: Stops,
-        draftLength: Int
+        draftLength: DraftLength
     ): Sequence<Step> {
-        check(promptIds, draftLength)
+        check(promptIds)
         return rounds(promptIds, law, stops, draftLength).constrainOnce()
     }
 
-    private fun check(promptIds: List<Int>, draftLength: Int) {
+    private fun check(promptIds: List<Int>) {
         if (promptIds.isEmpty()) throw RunException("the prompt is empty; it needs at least one token")
         if (promptIds.size >= contextLength) {
             throw RunException(
@@ -67,28 +83,32 @@ class Session(private val backend: Backend, contextLength: Int) {
         if (promptIds.any { it !in 0 until backend.vocabSize }) {
             throw RunException("the prompt has a token id outside 0 .. ${backend.vocabSize - 1}")
         }
-        val longest = if (backend.hasDrafter) backend.verifyWidths.last() - 1 else 0
-        if (draftLength !in 0..longest) {
-            throw RunException("draft length is $draftLength; this bundle allows 0 .. $longest")
-        }
     }
 
     private fun rounds(
         promptIds: List<Int>,
         law: SamplingLaw,
         stops: Stops,
-        draftLength: Int
+        draftLength: DraftLength
     ): Sequence<Step> = sequence {
         var last = promptIds.last()
         prefill(promptIds.dropLast(1))
         var hidden: FloatArray? = null // of the position that produced `last`
         var remaining = minOf(stops.maxNewTokens, contextLength - promptIds.size)
         while (remaining > 0) {
-            val numDrafts = minOf(draftLength, remaining - 1, widestFit() - 1)
-            val drafts = hidden?.let { draft(last, it, law, numDrafts) } ?: emptyList()
+            val begun = clock()
+            val planned = draftLength.nextRound()
+            val numDrafts = minOf(planned.numDrafts, remaining - 1, widestFit() - 1)
+            val proposed = hidden?.let { draft(last, it, law, numDrafts) } ?: emptyList()
+            val drafts = if (planned.verified) proposed else emptyList()
+            val drafted = clock()
             val verified = backend.verify(listOf(last) + drafts, kvLength)
             val accepted = accept(drafts, verified.logits, law, kvLength + 1)
             hidden = verified.hiddens[accepted.numAccepted].copyOf()
+            val numRight = if (planned.verified) accepted.numAccepted else numEqual(proposed, accepted)
+            draftLength.observe(
+                Outcome(proposed.size, numRight, drafted - begun, clock() - drafted, 1 + drafts.size)
+            )
             val kept = drafts.take(accepted.numAccepted)
             committed.add(last)
             committed.addAll(kept)
@@ -99,6 +119,10 @@ class Session(private val backend: Backend, contextLength: Int) {
             if (last in stops.tokenIds) return@sequence
         }
     }
+
+    /** Of a draft that was not verified: 1 if decode chose the same. */
+    private fun numEqual(proposed: List<Int>, decoded: Accepted): Int =
+        if (proposed.firstOrNull() == decoded.bonusToken) 1 else 0
 
     private fun prefill(tokenIds: List<Int>) {
         var numShared = 0
