@@ -1,0 +1,198 @@
+"""docs/sizes.md: which size runs on which runtime with which recipe, from data and refusals.
+
+    python -m tests.size_table     # writes it again, after a benchmark or a refusal has changed
+
+Nothing in it is written by hand: the runtimes' own refusals are asked, and the results of
+tests.benchmarks.full_size and tests.benchmarks.small_sizes are read.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.config import known_recipes, load_size
+from exporter.errors import ExportError
+from exporter.pipeline import LOWER
+from exporter.quantize import DRAFTER_PREFIX, WeightType, load_recipe, plan
+from tests.benchmarks.record import RESULTS
+from tests.make_checkpoint import SIZES
+from tests.virtual import virtual_pair
+
+OUT = Path(__file__).parents[1] / "docs" / "sizes.md"
+MODELS = ("tiny", "e2b", "e4b", "12b", "26b-a4b", "31b")
+RECIPES = ("float32", "float16", "int8", "int4", "int4-groups", "mobile")
+CHECKED, RUNS, FAILS, UNTRIED = "checked here", "runs, not checked", "fails", "not tried"
+SMALL = "¹"  # of cells whose family was checked at small widths only
+HEAD = """\
+# Sizes, runtimes, recipes
+
+Written by `python -m tests.size_table`; a test compares it with what that writes now.
+
+| word | what it takes |
+| --- | --- |
+| checked here | a checkpoint of this size was exported, and `gemma-run check` passed on the \
+bundle: its weights are random, with the true configuration (`tests/make_checkpoint.py`), those of \
+`tiny` are trained. *N of M layers*: at the true widths with fewer layers, for want of disk |
+| runs, not checked{small} | nothing refuses it, and the same family passed the check with this \
+runtime and recipe at small widths (4 layers, hidden 64; all its kinds of layers, heads, tables \
+and experts): `tests/benchmarks/small_sizes.py` |
+| refused | `gemma-export` says no before any work; the letter is the reason below |
+
+No published checkpoint was downloaded for it: this was written without network.
+"""
+
+
+@dataclass
+class Table:
+    """The cells, and the reasons that they refer to."""
+
+    full: Mapping[str, Any]  # the cells of full_size.json
+    small: Mapping[str, Any]  # the cells of small_sizes.json
+    reasons: list[str] = field(default_factory=list)
+
+    def row(self, size: str, runtime: str) -> str:
+        cells = [self.cell(size, runtime, recipe) for recipe in RECIPES]
+        return f"| `{size}` | {runtime} | {' | '.join(cells)} |"
+
+    def cell(self, size: str, runtime: str, recipe: str) -> str:
+        """One word, and what it needs beside it."""
+        if refusal := refused(size, runtime, recipe):
+            if refusal not in self.reasons:
+                self.reasons.append(refusal)
+            return f"refused ({chr(ord('a') + self.reasons.index(refusal))})"
+        if found := self._largest(size, runtime, recipe):
+            passed, layers = found["check"]["report"]["passed"], found["layers"]
+            whole = SIZES[size].num_layers
+            part = "" if layers == whole else f", {layers} of {whole} layers"
+            return f"**{CHECKED}**{part}" if passed else f"{FAILS}{part}"
+        small = self.small.get(size, {}).get(runtime, {}).get(recipe)
+        if small is None:
+            return UNTRIED
+        if not small.get("passed"):
+            return FAILS
+        return f"**{CHECKED}**" if size == "tiny" else RUNS + SMALL
+
+    def _largest(self, size: str, runtime: str, recipe: str) -> Mapping[str, Any] | None:
+        """Of what was checked at true widths, what has the most layers."""
+        wanted = (size, runtime, recipe)
+        found = [
+            cell
+            for cell in self.full.values()
+            if (cell["size"], cell["runtime"], cell["recipe"]) == wanted
+            and size in SIZES
+            and "report" in cell.get("check", {})
+        ]
+        return max(found, key=lambda cell: int(cell["layers"]), default=None)
+
+
+def refused(size: str, runtime: str, recipe_name: str) -> str | None:
+    """Why the runtime does not take the size with the recipe: what its own code says."""
+    try:
+        LOWER[runtime].check(_types(size, recipe_name))  # type: ignore[index]
+    except ExportError as error:
+        return str(error).partition(": ")[2].partition(";")[0]
+    return None
+
+
+def _types(size: str, recipe_name: str) -> dict[str, WeightType]:
+    recipe = load_recipe(recipe_name)
+    target: Any
+    drafter: Any
+    if size == "tiny":
+        source = load_size(size)
+        assert isinstance(source.model, Path)
+        assert isinstance(source.drafter, Path)
+        target = read_checkpoint(source.model)
+        drafter = read_drafter(source.drafter, target)
+    else:
+        target, drafter = virtual_pair(size)
+    drafter_types = plan(drafter, recipe, DRAFTER_PREFIX)
+    return plan(target, recipe) | {DRAFTER_PREFIX + n: kind for n, kind in drafter_types.items()}
+
+
+def generate() -> str:
+    """The page."""
+    assert sorted(RECIPES) == known_recipes()
+    table = Table(_cells("full_size"), _cells("small_sizes"))
+    rows = [table.row(size, runtime) for size in MODELS for runtime in LOWER]
+    lines = [
+        HEAD.format(small=SMALL),
+        *_header("size", "runtime", *RECIPES),
+        *rows,
+        "",
+        *(f"- ({chr(ord('a') + i)}) {reason}" for i, reason in enumerate(table.reasons)),
+        *_measurements(table.full),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _measurements(cells: Mapping[str, Any]) -> list[str]:
+    """What the exports at true widths took."""
+    rows = [
+        _measured(cell) for _, cell in sorted(cells.items()) if "seconds" in cell.get("export", {})
+    ]
+    if not rows:
+        return []
+    columns = ("export", "time", "peak MB", "bundle MB", "÷ weights", "check", "generating, MB")
+    return [
+        "",
+        "## Measured",
+        "",
+        "By `tests/benchmarks/full_size.py` on two cores of a shared machine; in brackets what the "
+        "export had foreseen, by the figure measured. Generating: resident, LiteRT with its weight "
+        "cache written. Random weights: nothing here says how good or how fast MTP is.",
+        "",
+        *_header(*columns),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _measured(cell: Mapping[str, Any]) -> Sequence[str]:
+    export = cell["export"]
+    foreseen = export.get("estimate / measured", {})
+    report = cell.get("check", {}).get("report")
+    memory = cell.get("memory", {})
+    kept = memory.get("second load", memory.get("as it is", {})).get("resident MB")
+    verdict = "" if report is None else ("passed" if report["passed"] else "failed")
+
+    def figure(name: str, text: str) -> str:
+        return f"{text} ({foreseen[name]:.2f})" if name in foreseen else text
+
+    return (
+        f"{cell['size']}, {cell['layers']} layers, {cell['runtime']} {cell['recipe']}",
+        figure("seconds", f"{export['seconds'] / 60:.1f} min"),
+        figure("peak MB", f"{export['peak MB']:.0f}"),
+        figure("bundle MB", f"{export['bundle MB']:.0f}"),
+        f"{export['bundle / weights']:.3f}",
+        verdict,
+        "" if kept is None else f"{sum(list(kept.values())[-1].values()):.0f}",
+    )
+
+
+def _header(*columns: str) -> list[str]:
+    return [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+
+
+def _cells(benchmark: str) -> Mapping[str, Any]:
+    path = RESULTS / f"{benchmark}.json"
+    if not path.exists():
+        return {}
+    cells: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return cells
+
+
+@click.command()
+def main() -> None:
+    """Write docs/sizes.md."""
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(generate(), encoding="utf-8")
+    click.echo(OUT)
+
+
+if __name__ == "__main__":
+    main()
