@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from exporter.config import GraphShapes, load_size
 from runtime_py.bundle import Bundle
 from runtime_py.errors import RunError
 from runtime_py.official import OfficialEngine, can_run
@@ -137,6 +138,9 @@ def export(cell: Cell) -> dict[str, Any]:
         }
     bundle = Bundle.open(cell.bundle)
     found["context"] = bundle.manifest.model.context_length
+    found["verify widths"] = GraphShapes.verify_widths
+    tiny = cell.size == "tiny"
+    found["prefill lengths"] = (load_size("tiny") if tiny else GraphShapes).prefill_lengths
     found["prompt lengths"] = [len(ids) for ids in bundle.reference().prompt_ids]
     return found
 

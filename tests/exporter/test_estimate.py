@@ -29,19 +29,21 @@ MEASURED = RESULTS / "full_size.json"
 CELLS = json.loads(MEASURED.read_text())["cells"] if MEASURED.exists() else {}
 TOLERANCE = 0.2
 RUNTIMES = ("litert", "executorch", "onnx")
+SHAPES = GraphShapes(cache_length=4096)
 SYNTHETIC_TEXT_BYTES = 6_653_265  # of tests.make_checkpoint's tokenizer for 262144 tokens
 
 
 def work_of(
-    size: str, recipe: str = "int4", layers: int | None = None, context: int = 4096
+    size: str,
+    recipe: str = "int4",
+    layers: int | None = None,
+    shapes: GraphShapes = SHAPES,
 ) -> Work:
-    shapes = GraphShapes(cache_length=context)
     if size == "tiny":
         source = load_size("tiny")
         target = read_checkpoint(source.model)
         drafter = read_drafter(source.drafter, target)
         text_bytes = (source.model / "tokenizer.json").stat().st_size
-        shapes = replace(shapes, prefill_lengths=source.prefill_lengths)
     else:
         target, drafter = virtual_pair(size, layers)
         text_bytes = SYNTHETIC_TEXT_BYTES
@@ -71,7 +73,12 @@ def measured(cell) -> dict[str, float]:
 def test_what_was_measured_is_within_a_fifth(key, figure):
     cell = CELLS[key]
     export = cell["export"]
-    work = work_of(cell["size"], cell["recipe"], cell["layers"], export["context"])
+    shapes = GraphShapes(
+        prefill_lengths=tuple(export.get("prefill lengths", (128, 1024))),
+        verify_widths=tuple(export.get("verify widths", (2, 4, 8))),
+        cache_length=export["context"],
+    )
+    work = work_of(cell["size"], cell["recipe"], cell["layers"], shapes)
     lengths = export.get("prompt lengths", (20,) * 8)
     found = estimate_of(work, cell["runtime"], prompt_lengths=lengths)
     [device] = found.devices.values()
@@ -121,7 +128,9 @@ def test_runtimes_add_up_on_the_disk_and_take_turns_in_memory():
 
 def test_kv_rows_are_the_contexts():
     short, long = (
-        estimate_of(work_of("12b", context=context), "litert").devices["litert"]
+        estimate_of(work_of("12b", shapes=GraphShapes(cache_length=context)), "litert").devices[
+            "litert"
+        ]
         for context in (2048, 4096)
     )
     # Eight KV heads of 256 in forty layers, and one of 512 in eight; keys and values, float32.
