@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import ExportError
-from exporter.original import KEPT_BYTES, TOKENS_AT_ONCE
+from exporter.original import KEPT_BYTES, KEPT_HEAD_BYTES, TOKENS_AT_ONCE
+from exporter.quantize.arithmetic import CHUNK_BYTES
 from exporter.reference import ReferenceSize
 from exporter.work import Work
 from runtime_py.manifest import RuntimeName
@@ -26,6 +27,7 @@ MB = 1_000_000
 class Passes:
     """How often the original's weights are read while it is recorded."""
 
+    num_texts: int
     num_passes: int  # over all layers, for all texts together
     num_read: int  # tokens in all passes and texts together
     num_drafts: int  # passes over the drafter
@@ -66,7 +68,8 @@ class Estimate:
     devices: Mapping[RuntimeName, Device]
 
 
-START_S, START_BYTES = 8.0, 600 * MB  # Python with torch and transformers
+START_S, START_BYTES = 8.0, 500 * MB  # Python with torch and transformers
+CHUNK_COPIES = 13  # of the rows that are quantized at once: what the allocator keeps for them
 HASHING_S = 1 / 700e6  # a byte of the bundle, which is written and read again
 
 # Recording the original, for each weight.
@@ -74,10 +77,11 @@ LENT_S = 0.8e-9  # in a pass that reads it from the checkpoint and widens it
 KEPT_S = 1.5e-9  # in a pass that finds it in memory
 COMPUTED_S = 2.5e-11  # for a token of a text
 PASS_LAYER_S = 0.004  # a layer in a pass, whatever its size
+LOGITS = 42  # copies of all texts' logits: what the allocator keeps for them
 
 # LiteRT: a layer in a graph is traced, converted and written; a weight is quantized and written.
 LITERT_START_S, LITERT_LAYER_S, LITERT_WEIGHT_S = 10.0, 1.05, 9e-9
-LITERT_START_BYTES, LITERT_LAYER_BYTES = 1200 * MB, 3.5 * MB
+LITERT_START_BYTES, LITERT_LAYER_BYTES = 830 * MB, 3.5 * MB
 LITERT_GRAPH_BYTES = 45_000  # of the file, for a layer in a graph
 LITERT_SCALE_BYTES = 12  # a scale and a zero point
 
@@ -95,15 +99,30 @@ ONNX_GRAPH_BYTES = 60_000
 def _recording_cost(work: Work, passes: Passes) -> Cost:
     num_weights = work.multiplied.num_weights
     weight_s = KEPT_S if passes.kept else LENT_S
-    drafter = work.drafter_linears.num_weights
-    kept_bytes = 4 * (num_weights * passes.kept + drafter + work.drafter_tables.num_weights)
+    drafter = work.drafter_linears.num_weights + work.drafter_tables.num_weights
+    lent_head = work.drafter_head if 4 * work.drafter_head > KEPT_HEAD_BYTES else 0
+    kept_bytes = 4 * (num_weights * passes.kept + drafter - lent_head)
+    experts_bytes = 4 * work.experts.num_weights / work.num_layers
     return Cost(
         seconds=START_S
         + passes.num_passes * (num_weights * weight_s + work.num_layers * PASS_LAYER_S)
         + passes.num_read * num_weights * COMPUTED_S
-        + passes.num_drafts * (drafter * KEPT_S + work.num_drafter_layers * PASS_LAYER_S),
-        peak_bytes=START_BYTES + kept_bytes + 4 * 2 * work.largest_expert_stack,
+        + passes.num_drafts
+        * (
+            (work.drafter_linears.num_weights - lent_head) * KEPT_S
+            + lent_head * LENT_S
+            + work.num_drafter_layers * PASS_LAYER_S
+        ),
+        peak_bytes=START_BYTES
+        + kept_bytes
+        + LOGITS * 4 * passes.num_texts * work.vocab_size
+        + experts_bytes,
     )
+
+
+def _chunk_bytes(work: Work) -> float:
+    """Of quantizing a few rows at a time."""
+    return CHUNK_COPIES * min(CHUNK_BYTES, 4 * work.largest_matrix)
 
 
 def _litert_cost(work: Work) -> Cost:
@@ -122,7 +141,7 @@ def _litert_cost(work: Work) -> Cost:
         seconds=LITERT_START_S
         + LITERT_LAYER_S * num_layers
         + LITERT_WEIGHT_S * work.stored.num_weights,
-        peak_bytes=LITERT_START_BYTES + LITERT_LAYER_BYTES * num_layers,
+        peak_bytes=LITERT_START_BYTES + _chunk_bytes(work) + LITERT_LAYER_BYTES * num_layers,
         # The graphs are written file by file and then packed into one, where the tied table
         # lies once.
         disk_bytes=2 * bundle_bytes + work.tied.size_bytes,
@@ -144,6 +163,7 @@ def _executorch_cost(work: Work) -> Cost:
         + EXECUTORCH_LAYER_S * num_layers
         + EXECUTORCH_WEIGHT_S * work.stored.num_weights,
         peak_bytes=EXECUTORCH_START_BYTES
+        + _chunk_bytes(work)
         + EXECUTORCH_LAYER_BYTES * num_layers
         + bundle_bytes
         + work.multiplied.num_weights,
@@ -162,7 +182,7 @@ def _onnx_cost(work: Work) -> Cost:
     )
     return Cost(
         seconds=ONNX_START_S + ONNX_LAYER_S * num_layers + ONNX_WEIGHT_S * work.stored.num_weights,
-        peak_bytes=ONNX_START_BYTES + ONNX_LAYER_BYTES * num_layers,
+        peak_bytes=ONNX_START_BYTES + _chunk_bytes(work) + ONNX_LAYER_BYTES * num_layers,
         disk_bytes=bundle_bytes,
         bundle_bytes=bundle_bytes,
     )
@@ -201,6 +221,7 @@ def count_passes(work: Work, size: ReferenceSize, prompt_lengths: Sequence[int])
     longest, num_texts = max(prompt_lengths), len(prompt_lengths)
     at_once = max(1, TOKENS_AT_ONCE // num_texts)
     return Passes(
+        num_texts=num_texts,
         num_passes=-(-longest // at_once) + size.num_tokens - 1,
         num_read=num_texts * (longest + size.num_tokens - 1),
         num_drafts=max(0, size.num_tokens - size.draft_length) * size.draft_length,

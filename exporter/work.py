@@ -59,7 +59,9 @@ class Work:
     drafter_linears: Matrices
     vector_bytes: int  # norms and other tensors that stay as they are
     text_bytes: int  # of the tokenizer
-    largest_expert_stack: int  # weights
+    vocab_size: int
+    largest_matrix: int  # weights
+    drafter_head: int  # weights of a dense one, which are among its linears
     num_layers: int
     num_filled_layers: int  # of them, up to the last that owns KV rows: prefill ends there
     num_drafter_layers: int
@@ -111,7 +113,9 @@ def measure_work(
         drafter_linears=_sum(drafters, set(drafters) - drafter_tables),
         vector_bytes=vector_bytes,
         text_bytes=text_bytes,
-        largest_expert_stack=max((matrices[name].num_weights for name in stacks), default=0),
+        vocab_size=spec.vocab_size,
+        largest_matrix=max(matrix.num_weights for matrix in matrices.values()),
+        drafter_head=0 if drafter_tables else _head_weights(drafter, drafters),
         num_layers=len(spec.layers),
         num_filled_layers=spec.kv_layers[-1].index + 1,
         num_drafter_layers=0 if drafter is None else len(drafter.spec.layers),
@@ -119,6 +123,10 @@ def measure_work(
         num_verifies=1 + len(shapes.verify_widths),
         kv_bytes=sum(_row_bytes(layer) for layer in spec.kv_layers) * shapes.cache_length,
     )
+
+
+def _head_weights(drafter: DrafterSource | None, matrices: Mapping[str, Matrices]) -> int:
+    return 0 if drafter is None else matrices[drafter.spec.head_name].num_weights
 
 
 def _matrices(source: Any, recipe: Recipe, prefix: str) -> tuple[dict[str, Matrices], int]:
