@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 DEMO=$PWD
 GOLDEN=$(cd ../tests/golden && pwd)
+TINY=$(cd ../models/gemma4-tiny/target && pwd) # its tokenizer.json
 BUILD=${BUILD:-$(dirname "$DEMO")/build/android}
 mkdir -p "$BUILD/tools"
 . ./tools.sh
@@ -30,7 +31,7 @@ kotlinc_of_today() {
 run_tests() {
   local tests
   tests=$(cd loop/src/test/kotlin && find . -name '*Test.kt' | sed 's|^\./||; s|\.kt$||; s|/|.|g' | sort)
-  java -cp "$1:$TEST_LIBRARIES:$GOLDEN" org.junit.runner.JUnitCore $tests
+  java -cp "$1:$TEST_LIBRARIES:$GOLDEN:$TINY" org.junit.runner.JUnitCore $tests
 }
 
 compile_and_test() {
@@ -59,7 +60,7 @@ build_apk() {
   local work="$BUILD/apk" source=selftest/src/main
   rm -rf "$work"
   mkdir -p "$work/assets"
-  cp "$GOLDEN/loop-traces.json" "$work/assets/"
+  cp "$GOLDEN/loop-traces.json" "$TINY/tokenizer.json" "$work/assets/"
   debian_kotlinc "$source/kotlin" -cp "$BUILD/loop:$ANDROID_JAR" -d "$work/classes"
   java $JAVA_OPTS -cp "$DX_JAR" com.android.dx.command.Main --dex --min-sdk-version=26 \
     --output="$work/classes.dex" "$BUILD/loop" "$work/classes" "$STDLIB"

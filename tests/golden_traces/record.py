@@ -18,6 +18,7 @@ from runtime_py.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
 from runtime_py.speculative import Session, Stops
 from tests.golden_traces.backend import HashedBackend, hashed_logits
 from tests.golden_traces.decisions import recorded_decisions
+from tests.golden_traces.tokenizers import recorded_tokenizers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loop-traces.json"
 
@@ -40,6 +41,7 @@ def record() -> dict[str, list[Any]]:
         "traces": [*_traces()],
         "refusals": [*_refusals()],
         "decisions": [*recorded_decisions()],
+        "tokenizers": [*recorded_tokenizers()],
         "survivors": [*_survivors()],
         "noise": [*_noise()],
     }

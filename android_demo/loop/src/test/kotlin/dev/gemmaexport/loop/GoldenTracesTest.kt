@@ -4,7 +4,9 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 import org.junit.Test
 
-private val replays by lazy { GoldenTraces(golden("loop-traces.json")).replayAll() }
+private val replays by lazy { replayAll(golden("loop-traces.json")) }
+
+private fun replayAll(traces: String) = GoldenTraces(traces, golden("tokenizer.json")).replayAll()
 
 class GoldenTracesTest {
     @Test
@@ -23,7 +25,7 @@ class GoldenTracesTest {
     @Test
     fun `a wrong trace is told apart`() {
         val bent = golden("loop-traces.json").replaceFirst("\"draft_length\":3", "\"draft_length\":2")
-        val traces = GoldenTraces(bent).replayAll().first { it.what == "traces" }
+        val traces = replayAll(bent).first { it.what == "traces" }
         assertEquals(1, traces.differences.size)
     }
 }

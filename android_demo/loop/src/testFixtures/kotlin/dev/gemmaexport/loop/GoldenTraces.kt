@@ -9,14 +9,17 @@ class Replay(val what: String, val numEqual: Int, val differences: List<String>)
  * Replays tests/golden/loop-traces.json, which tests/golden_traces/record.py recorded from runtime_py.
  *
  * The JUnit tests run it on the JVM and the self-test APK on a device.
+ *
+ * @param tinyTokenizer the tokenizer.json of models/gemma4-tiny, for which the traces only say "tiny".
  */
-class GoldenTraces(json: String) {
+class GoldenTraces(json: String, private val tinyTokenizer: String) {
     private val recorded = parseJson(json) as Map<*, *>
 
     fun replayAll(): List<Replay> = listOf(
         replay("traces") { trace(it) },
         replay("refusals") { refusal(it) },
         replay("decisions") { decisions(it) },
+        replay("tokenizers") { tokenizer(it) },
         replay("survivors") { survivors(it) },
         replay("noise") { noise(it) }
     )
@@ -65,6 +68,23 @@ class GoldenTraces(json: String) {
             policy.observe(
                 Outcome(drafted.toInt(), accepted.toInt(), draftTicks * tick, verifyTicks * tick, verified.toInt())
             )
+        }
+        return null
+    }
+
+    /** Ids of texts, and texts of ids, as the library has them that wrote the tokenizer. */
+    private fun tokenizer(recorded: Map<*, *>): String? {
+        val json = recorded["json"] as String
+        val tokenizer = Tokenizer(if (json == "tiny") tinyTokenizer else json)
+        for (pair in recorded.list("encoded")) {
+            val (text, wanted) = pair as List<*>
+            val found = longs(tokenizer.encode(text as String))
+            if (found != wanted) return "'$text' is $found, recorded $wanted"
+        }
+        for (pair in recorded.list("decoded")) {
+            val (ids, wanted) = pair as List<*>
+            val found = tokenizer.decode(longs(ids).map { it.toInt() })
+            if (found != wanted) return "$ids is '$found', recorded '$wanted'"
         }
         return null
     }

@@ -28,8 +28,7 @@ class SelfTestActivity : Activity() {
 
     private fun selfTest(): String {
         val start = System.nanoTime()
-        val traces = assets.open("loop-traces.json").use { it.readBytes().toString(Charsets.UTF_8) }
-        val replays = GoldenTraces(traces).replayAll()
+        val replays = GoldenTraces(asset("loop-traces.json"), asset("tokenizer.json")).replayAll()
         val lines = replays.map { "${it.what}: ${it.numEqual} of ${it.numReplayed} equal" }
         val differences = replays.flatMap { it.differences }
         val verdict = if (differences.isEmpty()) "PASSED" else "FAILED"
@@ -38,4 +37,7 @@ class SelfTestActivity : Activity() {
         report.forEach { Log.i(TAG, it) } // adb logcat -s gemma-export
         return report.joinToString("\n")
     }
+
+    private fun asset(name: String): String =
+        assets.open(name).use { it.readBytes().toString(Charsets.UTF_8) }
 }

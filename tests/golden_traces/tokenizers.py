@@ -1,0 +1,65 @@
+"""What the tokenizers library makes of texts, with the two kinds of tokenizer that bundles have."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+TINY = Path(__file__).parents[2] / "models" / "gemma4-tiny" / "target" / "tokenizer.json"
+_TEXTS = [
+    "",
+    " ",
+    "The argparse module",
+    "  two  spaces, a\ttab\n\nand lines \n",
+    "don't, we'll 12345 x_1 == y[0]; # 0.5e-3",
+    "Zürich, naïve café — “quotes” … 東京 привет 🙂🙃",
+    "<bos><|turn>user\nHello<turn|>\n<|turn>model\n",
+    "a<bos>b <notatoken> <bos",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "\u00a0\u3000\u2028x\u0301",
+]
+
+
+def recorded_tokenizers() -> Iterator[dict[str, Any]]:
+    """A tokenizer.json, its texts and their ids, and texts of ids cut anywhere."""
+    tiny = json.loads(TINY.read_text())
+    yield _recorded(tiny | {"model": tiny["model"] | {"merges": "tiny", "vocab": "tiny"}}, tiny)
+    like_gemma = json.loads(_like_gemma().to_str())
+    yield _recorded(like_gemma, like_gemma)
+
+
+def _recorded(shown: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = Tokenizer.from_str(json.dumps(whole))
+    encoded = [[text, tokenizer.encode(text, add_special_tokens=False).ids] for text in _TEXTS]
+    pieces = [ids[start:end] for _, ids in encoded for start, end in ((0, 9), (1, 3), (2, None))]
+    decoded = [[ids, tokenizer.decode(ids, skip_special_tokens=True)] for ids in pieces]
+    # The tiny model's tokenizer lies beside the tests already.
+    return {"json": "tiny" if shown is not whole else json.dumps(whole), "encoded": encoded} | {
+        "decoded": decoded
+    }
+
+
+def _like_gemma() -> Tokenizer:
+    """Small, and built as Gemma's is: spaces are ▁, what has no token becomes bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    special = ["<unk>", "<bos>", "<|turn>", "<turn|>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, limit_alphabet=60, show_progress=False
+    )
+    lines = [line for text in _TEXTS[:5] for line in [text] * 4]
+    tokenizer.train_from_iterator(lines, trainer)
+    values = json.loads(tokenizer.to_str())
+    # In Gemma's file bytes are ordinary tokens, and newlines are added ones that are not special.
+    kept = [token for token in values["added_tokens"] if not token["content"].startswith("<0x")]
+    newest = max(values["model"]["vocab"].values()) + 1
+    newline = kept[0] | {"id": newest, "content": "\n\n", "special": False, "normalized": False}
+    values["added_tokens"] = [*kept, newline]
+    values["model"]["vocab"]["\n\n"] = newest
+    return Tokenizer.from_str(json.dumps(values))
