@@ -17,6 +17,7 @@ from runtime_py.errors import RunError
 from runtime_py.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
 from runtime_py.speculative import Session, Stops
 from tests.golden_traces.backend import HashedBackend, hashed_logits
+from tests.golden_traces.checks import recorded_checks
 from tests.golden_traces.decisions import recorded_decisions
 from tests.golden_traces.tokenizers import recorded_tokenizers
 
@@ -42,6 +43,7 @@ def record() -> dict[str, list[Any]]:
         "refusals": [*_refusals()],
         "decisions": [*recorded_decisions()],
         "tokenizers": [*recorded_tokenizers()],
+        "checks": [*recorded_checks()],
         "survivors": [*_survivors()],
         "noise": [*_noise()],
     }

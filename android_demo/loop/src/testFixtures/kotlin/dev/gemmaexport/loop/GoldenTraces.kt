@@ -1,5 +1,8 @@
 package dev.gemmaexport.loop
 
+import java.io.File
+import java.util.Base64
+
 /** What replaying some of the golden traces gave. */
 class Replay(val what: String, val numEqual: Int, val differences: List<String>) {
     val numReplayed: Int get() = numEqual + differences.size
@@ -20,6 +23,7 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
         replay("refusals") { refusal(it) },
         replay("decisions") { decisions(it) },
         replay("tokenizers") { tokenizer(it) },
+        replay("checks") { check(it) },
         replay("survivors") { survivors(it) },
         replay("noise") { noise(it) }
     )
@@ -87,6 +91,39 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
             if (found != wanted) return "$ids is '$found', recorded '$wanted'"
         }
         return null
+    }
+
+    /** What a check says of a backend, given a reference.npz. */
+    private fun check(recorded: Map<*, *>): String? {
+        val file = File.createTempFile("reference", ".npz")
+        file.writeBytes(Base64.getDecoder().decode(recorded["reference"] as String))
+        val reference = try {
+            readReference(file)
+        } finally {
+            file.delete()
+        }
+        val tolerances = recorded["tolerances"] as Map<*, *>
+        val backend = ScriptedBackend(
+            recorded.int("skill"), 40, 128, intArrayOf(1, 2, 4, 8), recorded.int("levels")
+        )
+        val report = runCheck(
+            Session(backend, 128),
+            backend,
+            reference,
+            Tolerances(
+                tolerances["max_logit_error"] as Double,
+                tolerances["min_agreement"] as Double,
+                tolerances["min_acceptance_ratio"] as Double
+            )
+        )
+        val found = listOf(
+            listOf(report.original.numEqual.toLong(), report.speculative.numEqual.toLong()),
+            report.agreement, report.acceptance, report.originalAcceptance, report.failures.size.toLong()
+        )
+        val wanted = listOf("num_equal", "agreement", "acceptance", "original_acceptance", "num_failures")
+            .map { recorded[it] }
+        val error = report.logitError - recorded["logit_error"] as Double
+        return if (found == wanted && Math.abs(error) < 1e-9) null else "$found, recorded $wanted"
     }
 
     private fun survivors(recorded: Map<*, *>): String? {
