@@ -5,6 +5,7 @@ position shows at once; they are small multiples of 2**-20, so that every step i
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ _LOGITS, _HIDDEN, _SKILL = 1, 2, 3
 _STEP = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
+TICK = 2.0**-16  # seconds: so many of them add up exactly
+
 
 class HashedBackend:
     """The drafter knows the target's logits and at `100 - skill` of 100 positions shifts them.
@@ -23,6 +26,8 @@ class HashedBackend:
     Args:
         skill: in percent.
         levels: 0 for logits that are reals in -8 .. 8, else so many whole numbers: full of ties.
+        ticks: what calls cost on the backend's own clock, in TICK: a draft, then target calls by
+            width.
     """
 
     has_drafter = True
@@ -36,15 +41,23 @@ class HashedBackend:
         cache_length: int = 128,
         verify_widths: Sequence[int] = (1, 2, 4, 8),
         levels: int = 0,
+        ticks: Sequence[int] = (100, 1000, 1100, 1200, 1400),
     ) -> None:
         self.skill = skill
         self.vocab_size = vocab_size
         self.cache_length = cache_length
         self.verify_widths = tuple(verify_widths)
         self.levels = levels
+        self.draft_ticks = ticks[0]
+        self.verify_ticks = dict(zip(verify_widths, ticks[1:], strict=True))
+        self._ticks = 0
         self._rows = [_NEVER_WRITTEN] * cache_length
         self._drafted: list[int] = []
         self._position = -1  # of the round being drafted
+
+    def seconds(self) -> float:
+        """Its clock, for the loop to look at."""
+        return self._ticks * TICK
 
     def prefill(self, token_ids: Sequence[int], position: int) -> None:
         self._write(token_ids, position, len(token_ids))
@@ -52,6 +65,7 @@ class HashedBackend:
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
         width = next(width for width in self.verify_widths if width >= len(token_ids))
         self._write(token_ids, position, width)
+        self._ticks += self.verify_ticks[width]
         self._position = -1
         prefixes = [self._rows[: position + i + 1] for i in range(len(token_ids))]
         return np.stack([self._logits(p) for p in prefixes]), np.stack(
@@ -61,6 +75,7 @@ class HashedBackend:
     def draft(
         self, token_id: int, hidden: FloatArray, position: int
     ) -> tuple[FloatArray, FloatArray]:
+        self._ticks += self.draft_ticks
         committed = self._rows[:position]
         if position != self._position:
             self._position, self._drafted = position, []
@@ -85,6 +100,19 @@ class HashedBackend:
 
     def _hidden(self, tokens: Sequence[int]) -> FloatArray:
         return hashed_logits(_hash(tokens, _HIDDEN), _HIDDEN_SIZE, 0)
+
+
+def described(backend: HashedBackend) -> dict[str, Any]:
+    """What another language needs to make the same."""
+    return {
+        "skill": backend.skill,
+        "vocab_size": backend.vocab_size,
+        "cache_length": backend.cache_length,
+        "verify_widths": list(backend.verify_widths),
+        "levels": backend.levels,
+        "draft_ticks": backend.draft_ticks,
+        "verify_ticks": list(backend.verify_ticks.values()),
+    }
 
 
 def hashed_logits(seed: int, size: int, levels: int) -> FloatArray:

@@ -13,7 +13,7 @@ from runtime_py.manifest import Tolerances
 from runtime_py.reference import Reference, write_reference
 from runtime_py.sampling import GREEDY
 from runtime_py.speculative import Session, Stops
-from tests.golden_traces.backend import HashedBackend
+from tests.golden_traces.backend import HashedBackend, described
 
 _PROMPTS = ((7, 3, 21, 9), (5,), (1, 2))
 _NUM_TOKENS, _DRAFT_LENGTH, _NUM_PROBES = 9, 3, 4
@@ -35,8 +35,7 @@ def recorded_checks() -> Iterator[dict[str, Any]]:
         report = run_check(Session(backend, 128), backend, reference, tolerances)
         yield {
             "reference": stored,
-            "skill": backend.skill,
-            "levels": backend.levels,
+            "backend": described(backend),
             "tolerances": tolerances.model_dump(),
             "num_equal": [report.original.num_equal, report.speculative.num_equal],
             "agreement": report.agreement,

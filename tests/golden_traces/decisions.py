@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from runtime_py.draft_length import AutoDraftLength, Costs, Outcome, Round
-from tests.golden_traces.backend import hashed_logits
+from tests.golden_traces.backend import TICK, hashed_logits
 
 _NUM_ROUNDS = 150
-_TICK = 2.0**-16  # seconds: times are whole numbers of it, and short in the file
 # Ticks of draft and verify by tokens; acceptance in percent before and after the text changes;
 # lengths; prior.
 _DEVICES: list[dict[str, Any]] = [
@@ -28,8 +27,8 @@ def recorded_decisions() -> Iterator[dict[str, Any]]:
         draft, verify = device["draft"], device["verify"]
         lengths = device.get("lengths", list(range(8)))
         prior = device.get("prior", 0.7)
-        seconds = {num_tokens: ticks * _TICK for num_tokens, ticks in verify.items()}
-        policy = AutoDraftLength(Costs(draft * _TICK, seconds), lengths, prior)
+        seconds = {num_tokens: ticks * TICK for num_tokens, ticks in verify.items()}
+        policy = AutoDraftLength(Costs(draft * TICK, seconds), lengths, prior)
         rounds = []
         for index in range(_NUM_ROUNDS):
             share = device["shares"][index >= _NUM_ROUNDS // 2]
@@ -38,10 +37,10 @@ def recorded_decisions() -> Iterator[dict[str, Any]]:
             rounds.append([[planned.num_drafts, planned.verified], outcome])
             drafted, accepted, draft_ticks, verify_ticks, num_verified = outcome
             policy.observe(
-                Outcome(drafted, accepted, draft_ticks * _TICK, verify_ticks * _TICK, num_verified)
+                Outcome(drafted, accepted, draft_ticks * TICK, verify_ticks * TICK, num_verified)
             )
         yield {
-            "tick": _TICK,
+            "tick": TICK,
             "draft": draft,
             "verify": list(verify.items()),
             "lengths": lengths,

@@ -10,13 +10,15 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
+from runtime_py.draft_length import AutoDraftLength, Costs
 from runtime_py.errors import RunError
 from runtime_py.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
 from runtime_py.speculative import Session, Stops
-from tests.golden_traces.backend import HashedBackend, hashed_logits
+from tests.golden_traces.backend import TICK, HashedBackend, described, hashed_logits
 from tests.golden_traces.checks import recorded_checks
 from tests.golden_traces.decisions import recorded_decisions
 from tests.golden_traces.tokenizers import recorded_tokenizers
@@ -68,9 +70,19 @@ def _traces() -> Iterator[Trace]:
         yield trace("ties", [turn(law, draft_length=4)], levels=levels)
     for law in (LAWS[1], LAWS[4], SamplingLaw(temperature=30.0, top_p=0.99, seed=9)):
         yield trace("large vocabulary", [turn(law, 12, draft_length=4)], vocab_size=9000)
+    yield from _auto()
     for second in ([5, 6], [*PROMPT, 1, 2], PROMPT[:2]):
         turns = [turn(LAWS[0], 9, draft_length=3), turn(GREEDY, 9, draft_length=5, prompt=second)]
         yield trace("second prompt", turns, skill=90)
+
+
+def _auto() -> Iterator[Trace]:
+    """The policy decides, by costs on the backend's own clock and by what is accepted."""
+    devices = ((100, 1000, 1040, 1070, 1310), (400, 1000, 1700, 1900, 2500))
+    for skill, ticks in product((0, 60, 90, 100), devices):
+        law = LAWS[1] if skill == 90 else GREEDY
+        turns = [turn(law, 90, draft_length="auto"), turn(GREEDY, 40, draft_length="auto")]
+        yield trace("auto", turns, skill=skill, cache_length=256, ticks=ticks)
 
 
 def _stopped() -> Iterator[Trace]:
@@ -109,28 +121,29 @@ def trace(
     """The steps of one session: [token ids, number drafted, number accepted] each."""
     backend = HashedBackend(**backend_options)
     session = Session(backend, context_length)
+    policy = _policy(backend)
+    with patch("runtime_py.speculative.time.perf_counter", backend.seconds):
+        done = [asked | {"steps": _steps(session, asked, policy)} for asked in turns]
     return {
         "name": name,
-        "backend": _described(backend),
+        "backend": described(backend),
         "context_length": context_length,
-        "turns": [asked | {"steps": _steps(session, asked)} for asked in turns],
+        "turns": done,
     }
 
 
-def _described(backend: HashedBackend) -> dict[str, Any]:
-    return {
-        "skill": backend.skill,
-        "vocab_size": backend.vocab_size,
-        "cache_length": backend.cache_length,
-        "verify_widths": list(backend.verify_widths),
-        "levels": backend.levels,
-    }
+def _policy(backend: HashedBackend) -> AutoDraftLength:
+    """As runtime_py/device_costs.py makes it, with what the backend's calls really cost."""
+    verify = {width: ticks * TICK for width, ticks in backend.verify_ticks.items()}
+    lengths = [width - 1 for width in backend.verify_widths if width > 1]
+    return AutoDraftLength(Costs(backend.draft_ticks * TICK, verify), lengths)
 
 
-def _steps(session: Session, asked: Turn) -> list[Any]:
+def _steps(session: Session, asked: Turn, policy: AutoDraftLength) -> list[Any]:
     law = SamplingLaw(**asked["law"] | {"seed": int(asked["law"]["seed"])})
     stops = Stops(max_new_tokens=asked["max_new_tokens"], token_ids=frozenset(asked["stop_ids"]))
-    steps = session.generate(asked["prompt"], law, stops, asked["draft_length"])
+    length = policy if asked["draft_length"] == "auto" else asked["draft_length"]
+    steps = session.generate(asked["prompt"], law, stops, length)
     return [[list(step.token_ids), step.num_drafted, step.num_accepted] for step in steps]
 
 
@@ -147,9 +160,9 @@ def _refusals() -> Iterator[Trace]:
     backend = HashedBackend()
     for asked in cases:
         try:
-            _steps(Session(backend, 1000), asked)
+            _steps(Session(backend, 1000), asked, _policy(backend))
         except RunError as error:
-            yield {"backend": _described(backend), "turn": asked, "said": str(error)}
+            yield {"backend": described(backend), "turn": asked, "said": str(error)}
 
 
 def _survivors() -> Iterator[dict[str, Any]]:

@@ -60,12 +60,18 @@ fun readReference(file: File): Reference {
             )
         }
     } catch (error: IOException) {
-        throw RunException("$file: not a recorded reference (${error.message}); export again")
+        throw notRecorded(file, error.message)
     } catch (error: IllegalArgumentException) {
-        throw RunException("$file: not a recorded reference (${error.message}); export again")
-    } catch (error: RuntimeException) {
-        throw RunException("$file: not a recorded reference (${error.javaClass.simpleName}); export again")
+        throw notRecorded(file, error.message)
+    } catch (error: IndexOutOfBoundsException) {
+        throw notRecorded(file, "sizes that do not fit each other")
     }
+}
+
+/** What is wrong may quote the file: one line, whatever it holds. */
+private fun notRecorded(file: File, reason: String?): RunException {
+    val shown = reason.toString().map { if (it < ' ') '?' else it }.joinToString("").take(120)
+    return RunException("$file: not a recorded reference ($shown); export again")
 }
 
 /** One .npy member, its header understood. */

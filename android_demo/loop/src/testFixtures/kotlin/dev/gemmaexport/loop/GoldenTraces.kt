@@ -38,10 +38,12 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
 
     /** Same tokens, in the same rounds. */
     private fun trace(recorded: Map<*, *>): String? {
-        val session = Session(backend(recorded), recorded.int("context_length"))
+        val backend = backend(recorded)
+        val session = Session(backend, recorded.int("context_length")) { backend.seconds() }
+        val policy = backend.policy()
         for (turn in recorded.list("turns")) {
             val wanted = (turn as Map<*, *>).list("steps")
-            val found = steps(session, turn).map { listOf(longs(it.tokenIds), it.numDrafted.toLong(), it.numAccepted.toLong()) }
+            val found = steps(session, turn, policy).map { listOf(longs(it.tokenIds), it.numDrafted.toLong(), it.numAccepted.toLong()) }
             if (found != wanted) return "${recorded["name"]}: $found, recorded $wanted"
         }
         return null
@@ -49,7 +51,8 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
 
     private fun refusal(recorded: Map<*, *>): String? {
         val said = try {
-            steps(Session(backend(recorded), 1000), recorded["turn"] as Map<*, *>)
+            val backend = backend(recorded)
+            steps(Session(backend, 1000), recorded["turn"] as Map<*, *>, backend.policy())
             null
         } catch (error: RunException) {
             error.message
@@ -103,9 +106,7 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
             file.delete()
         }
         val tolerances = recorded["tolerances"] as Map<*, *>
-        val backend = ScriptedBackend(
-            recorded.int("skill"), 40, 128, intArrayOf(1, 2, 4, 8), recorded.int("levels")
-        )
+        val backend = backend(recorded)
         val report = runCheck(
             Session(backend, 128),
             backend,
@@ -147,9 +148,13 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
         return null
     }
 
-    private fun steps(session: Session, turn: Map<*, *>): List<Step> {
+    private fun steps(session: Session, turn: Map<*, *>, auto: DraftLength): List<Step> {
         val stops = Stops(turn.int("max_new_tokens"), turn.ints("stop_ids").toSet())
-        return session.generate(turn.ints("prompt"), law(turn), stops, turn.int("draft_length")).toList()
+        val prompt = turn.ints("prompt")
+        val steps =
+            if (turn["draft_length"] == "auto") session.generate(prompt, law(turn), stops, auto)
+            else session.generate(prompt, law(turn), stops, turn.int("draft_length"))
+        return steps.toList()
     }
 
     private fun law(owner: Map<*, *>): SamplingLaw {
@@ -159,14 +164,16 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
         )
     }
 
-    private fun backend(owner: Map<*, *>): Backend {
+    private fun backend(owner: Map<*, *>): ScriptedBackend {
         val backend = owner["backend"] as Map<*, *>
         return ScriptedBackend(
             backend.int("skill"),
             backend.int("vocab_size"),
             backend.int("cache_length"),
             backend.ints("verify_widths").toIntArray(),
-            backend.int("levels")
+            backend.int("levels"),
+            backend.int("draft_ticks"),
+            backend.ints("verify_ticks")
         )
     }
 }

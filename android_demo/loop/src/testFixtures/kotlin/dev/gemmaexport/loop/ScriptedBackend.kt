@@ -8,8 +8,21 @@ class ScriptedBackend(
     override val vocabSize: Int,
     override val cacheLength: Int,
     override val verifyWidths: IntArray,
-    private val levels: Int
+    private val levels: Int,
+    private val draftTicks: Int,
+    private val verifyTicks: List<Int>
 ) : Backend {
+    private var ticks = 0L
+
+    /** Its clock, for the loop to look at. */
+    fun seconds(): Double = ticks * TICK
+
+    /** The policy that chooses by what this backend's calls cost. */
+    fun policy(): DraftLength {
+        val verify = verifyWidths.zip(verifyTicks).associate { (width, ticks) -> width to ticks * TICK }
+        return AutoDraftLength(Costs(draftTicks * TICK, verify), verifyWidths.filter { it > 1 }.map { it - 1 })
+    }
+
     override val hasDrafter = true
     private val rows = IntArray(cacheLength) { NEVER_WRITTEN }
     private var drafted = ArrayList<Int>()
@@ -18,7 +31,9 @@ class ScriptedBackend(
     override fun prefill(tokenIds: List<Int>, position: Int) = write(tokenIds, position, tokenIds.size)
 
     override fun verify(tokenIds: List<Int>, position: Int): Verified {
-        write(tokenIds, position, verifyWidths.first { it >= tokenIds.size })
+        val graph = verifyWidths.indexOfFirst { it >= tokenIds.size }
+        write(tokenIds, position, verifyWidths[graph])
+        ticks += verifyTicks[graph]
         this.position = -1
         val prefixes = tokenIds.indices.map { rows.take(position + it + 1) }
         return Verified(
@@ -28,6 +43,7 @@ class ScriptedBackend(
     }
 
     override fun draft(tokenId: Int, hidden: FloatArray, position: Int): Drafted {
+        ticks += draftTicks
         val committed = rows.take(position)
         if (position != this.position) {
             this.position = position
@@ -57,6 +73,7 @@ class ScriptedBackend(
         FloatArray(logits.size) { logits[(it + logits.size - 1) % logits.size] }
 
     companion object {
+        private const val TICK = 1.0 / (1 shl 16) // seconds
         private const val NEVER_WRITTEN = -1
         private const val PADDING = -2
         private const val HIDDEN_SIZE = 4
