@@ -1,17 +1,15 @@
 """Measure a bundle on this device: plain and speculative decoding, and where the time goes."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from statistics import median
+from typing import Literal
 
-from runtime_py import official
 from runtime_py.backends import Backend, FloatArray
+from runtime_py.draft_length import DraftLength
 from runtime_py.sampling import SamplingLaw
-from runtime_py.speculative import Session, Stops
+from runtime_py.speculative import Session, Step, Stops
 
 
 class TimedBackend:
@@ -83,22 +81,45 @@ class TimedBackend:
 class Run:
     """One generation, timed from its first decode call on."""
 
-    draft_length: int
-    num_tokens: int
+    steps: tuple[Step, ...]
     seconds: float
     prefill_s: float
-    num_rounds: int
-    num_accepted: int
-    stage_ms: dict[str, float] = field(default_factory=dict)  # milliseconds per call
-    outside_share: float = 0.0  # of the time, spent outside the backend
+    stage_s: dict[str, float] = field(default_factory=dict)  # inside the backend
+    stage_calls: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(step.token_ids) for step in self.steps)
 
     @property
     def tokens_per_s(self) -> float:
         return self.num_tokens / self.seconds
 
     @property
+    def num_rounds(self) -> int:
+        """Those with drafts."""
+        return sum(step.num_drafted > 0 for step in self.steps)
+
+    @property
+    def num_accepted(self) -> int:
+        return sum(step.num_accepted for step in self.steps)
+
+    @property
     def accepted_per_round(self) -> float:
         return self.num_accepted / self.num_rounds if self.num_rounds else 0.0
+
+    @property
+    def stage_ms(self) -> dict[str, float]:
+        """Milliseconds per call."""
+        return {
+            stage: 1000 * self.stage_s[stage] / num_calls
+            for stage, num_calls in sorted(self.stage_calls.items())
+        }
+
+    @property
+    def outside_share(self) -> float:
+        """Of the time, spent outside the backend."""
+        return 1 - sum(self.stage_s.values()) / (self.seconds + self.prefill_s)
 
 
 def timed_run(
@@ -108,37 +129,33 @@ def timed_run(
     law: SamplingLaw,
     *,
     max_new_tokens: int,
-    draft_length: int,
+    draft_length: int | DraftLength,
 ) -> Run:
     """Generate once, from a fresh sequence; stop tokens are ignored."""
     session.committed.clear()
     backend.reset()
+    stops = Stops(max_new_tokens=max_new_tokens)
     start = time.perf_counter()
-    steps = list(
-        session.generate(prompt_ids, law, Stops(max_new_tokens=max_new_tokens), draft_length)
-    )
+    steps = tuple(session.generate(prompt_ids, law, stops, draft_length))
     total_s = time.perf_counter() - start
-    rounds = [step for step in steps if step.num_drafted]
+    prefill_s = backend.seconds.get("prefill", 0.0)
     return Run(
-        draft_length=draft_length,
-        num_tokens=sum(len(step.token_ids) for step in steps),
-        seconds=total_s - backend.seconds.get("prefill", 0.0),
-        prefill_s=backend.seconds.get("prefill", 0.0),
-        num_rounds=len(rounds),
-        num_accepted=sum(step.num_accepted for step in rounds),
-        stage_ms={
-            stage: 1000 * seconds / backend.calls[stage]
-            for stage, seconds in sorted(backend.seconds.items())
-        },
-        outside_share=1 - backend.total_s / total_s,
+        steps=steps,
+        seconds=total_s - prefill_s,
+        prefill_s=prefill_s,
+        stage_s=dict(backend.seconds),
+        stage_calls=dict(backend.calls),
     )
+
+
+Length = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
 class Contest:
     """Every repeat of every contestant."""
 
-    runs: dict[int, list[Run]]  # ours, by draft length
+    runs: dict[Length, list[Run]]  # ours, by draft length
     others: dict[str, list[float]]  # tokens/s of other runtimes, by name
 
 
@@ -148,10 +165,13 @@ class Effort:
 
     max_new_tokens: int
     num_repeats: int  # besides one that warms up
+    num_prompts: int = 4  # the bundle's first
 
 
 # Generates after prompt number i and says at how many tokens per second.
 Contestant = Callable[[int], float]
+# What decides in a new generation.
+Policies = Mapping[Length, Callable[[], int | DraftLength]]
 
 
 def compare_draft_lengths(
@@ -159,73 +179,36 @@ def compare_draft_lengths(
     backend: TimedBackend,
     prompts: Sequence[Sequence[int]],
     effort: Effort,
-    others: Mapping[str, Contestant],
+    contestants: tuple[Policies, Mapping[str, Contestant]],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Contest:
     """Let all draft lengths and other runtimes take turns, so that drift hits all alike.
 
     `progress` is called with the rounds done, one for each prompt of each repeat.
     """
-    found = Contest(
-        {length: [] for length in draft_lengths(backend)}, {name: [] for name in others}
-    )
+    ours, others = contestants
+    found = Contest({length: [] for length in ours}, {name: [] for name in others})
     for repeat in range(effort.num_repeats + 1):
         for index, prompt_ids in enumerate(prompts):
-            runs = [
-                timed_run(
+            runs = {
+                length: timed_run(
                     session,
                     backend,
                     prompt_ids,
                     SamplingLaw(),
                     max_new_tokens=effort.max_new_tokens,
-                    draft_length=length,
+                    draft_length=policy(),
                 )
-                for length in found.runs
-            ]
+                for length, policy in ours.items()
+            }
             speeds = {name: generate(index) for name, generate in others.items()}
             if repeat:  # the first pass warms up
-                for run in runs:
-                    found.runs[run.draft_length].append(run)
+                for length, run in runs.items():
+                    found.runs[length].append(run)
                 for name, speed in speeds.items():
                     found.others[name].append(speed)
                 progress((repeat - 1) * len(prompts) + index + 1)
     return found
-
-
-def draft_lengths(backend: Backend) -> list[int]:
-    """Those worth a measurement: 0, and one less than each power of two that verify can take.
-
-    LiteRT has one graph for each of these widths; ExecuTorch takes any in between, too.
-    """
-    if not backend.has_drafter:
-        return [0]
-    return [width - 1 for width in backend.verify_widths if width & (width - 1) == 0]
-
-
-@contextmanager
-def official_contestants(
-    model: Path, prompts: Sequence[str], *, mtp: bool, max_new_tokens: int, num_threads: int
-) -> Iterator[dict[str, Contestant]]:
-    """Google's runtime on the same file, without the drafter and with it; empty if it cannot.
-
-    Args:
-        prompts: text without its start token, which that runtime adds.
-        mtp: whether the file has a drafter; that runtime fails without.
-    """
-    with ExitStack() as stack:
-        contestants: dict[str, Contestant] = {}
-        for name, speculative in (("official", False), ("official, MTP", True)):
-            if official.can_run(model) and speculative <= mtp:
-                engine = official.OfficialEngine(model, mtp=speculative, num_threads=num_threads)
-                stack.callback(engine.close)
-                contestants[name] = partial(_official_speed, engine, prompts, max_new_tokens)
-        yield contestants
-
-
-def _official_speed(
-    engine: official.OfficialEngine, prompts: Sequence[str], max_new_tokens: int, index: int
-) -> float:
-    return engine.generate(prompts[index], max_new_tokens).tokens_per_s
 
 
 def median_tokens_per_s(runs: Sequence[Run]) -> float:

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +13,11 @@ import click
 
 from runtime_py import adb, adb_bench, render, render_inspection
 from runtime_py.answer import Answer, load
-from runtime_py.backends import SessionOptions, default_num_threads
-from runtime_py.bench import Effort, TimedBackend, compare_draft_lengths, official_contestants
+from runtime_py.backends import SessionOptions
+from runtime_py.bench import Effort
+from runtime_py.bench_bundle import bench_bundle
+from runtime_py.bench_report import write_report
+from runtime_py.bench_rows import advice, bench_rows
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.check import check_bundle
 from runtime_py.errors import RunError
@@ -140,7 +142,7 @@ def main() -> None:
     gemma-run check BUNDLE       does it still say what the original says?
     gemma-run generate BUNDLE --prompt "Write a haiku"
     gemma-run chat BUNDLE
-    gemma-run bench BUNDLE       how fast, by draft length
+    gemma-run bench BUNDLE       how fast, by draft length; what to use here
     gemma-run inspect BUNDLE     what is in it: types, sizes, signatures, memory
     """
 
@@ -250,12 +252,26 @@ def chat(bundle: Path, draft_length: int | Literal["auto"], **options: Any) -> N
     help=f"With --adb: LiteRT-LM's {adb_bench.PROGRAM} for Android.  "
     "[default: the one sent before]",
 )
+@click.option(
+    "--draft-length",
+    "lengths",
+    type=AutoOrNumber(0, 63),
+    multiple=True,
+    metavar="auto|K",
+    help="Measure this one besides plain decoding; may be given more than once.  [default: those "
+    "the bundle has graphs for, and auto]",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a report with plots to this file; it needs nothing else.",
+)
 @_runtime_options
 @_json_option
 def bench(
     bundle: Path,
-    max_new_tokens: int,
-    repeats: int,
+    lengths: tuple[int | Literal["auto"], ...],
+    html: Path | None,
     runtime: str | None,
     as_json: bool,
     **options: Any,
@@ -263,44 +279,33 @@ def bench(
     """Measure tokens per second by draft length, and milliseconds by stage.
 
     Where litert-lm-api is installed, Google's own runtime runs on the same file beside it. All take
-    turns, so that a busy machine disturbs all of them alike.
+    turns, so that a busy machine disturbs all of them alike. Every generation of auto begins anew.
     """
     opened = Bundle.open(bundle)
     session_options = _session(options)
+    effort = Effort(max_new_tokens=options["max_new_tokens"], num_repeats=options["repeats"])
     if options["adb"]:
-        _bench_on_device(
-            opened,
-            adb_bench.DeviceEffort(
-                max_new_tokens=max_new_tokens,
-                num_repeats=repeats,
-                num_threads=session_options.num_threads,
-            ),
-            options,
-            as_json,
+        device_effort = adb_bench.DeviceEffort(
+            max_new_tokens=effort.max_new_tokens,
+            num_repeats=effort.num_repeats,
+            num_threads=session_options.num_threads,
         )
+        _bench_on_device(opened, device_effort, options, as_json)
         return
     name = opened.pick_runtime(runtime)
-    prompts = [ids.tolist() for ids in opened.reference().prompt_ids[:4]]
-    texts = [opened.tokenizer().text_after_bos(ids) for ids in prompts]
-    with (
-        closing(TimedBackend(opened.backend(name, session_options))) as backend,
-        official_contestants(
-            opened.model_path(name),
-            texts,
-            mtp=backend.has_drafter,
-            max_new_tokens=max_new_tokens,
-            num_threads=session_options.num_threads or default_num_threads(),
-        ) as others,
-        render.progress(f"bench {name}", repeats * len(prompts), "rounds") as progress,
-    ):
-        effort = Effort(max_new_tokens=max_new_tokens, num_repeats=repeats)
-        session = opened.session(backend)
-        found = compare_draft_lengths(session, backend, prompts, effort, others, progress)
-    rows = render.bench_rows(found)
+    total = effort.num_repeats * effort.num_prompts
+    with render.progress(f"bench {name}", total, "rounds") as progress:
+        found = bench_bundle(opened, name, session_options, lengths, effort, progress)
+    rows = bench_rows(found)
+    if html:
+        write_report(html, opened, name, (session_options, effort), found)
     if as_json:
-        click.echo(json.dumps({"bundle": str(bundle), "runtime": name, "rows": rows}))
+        values = {"bundle": str(bundle), "runtime": name, "rows": rows, "advice": advice(rows)}
+        click.echo(json.dumps(values))
     else:
         render.print_bench(rows, opened, name)
+        if html:
+            click.echo(f"Report: {html}")
 
 
 def _bench_on_device(

@@ -9,10 +9,11 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
 from runtime_py.user_cache import processor, user_cache
 
-MAX_SAMPLES = 5  # of each call, besides one that warms up; the fastest counts
-ENOUGH_S = 0.02  # samples of one call need take no longer: large models have one or two
+MAX_SAMPLES = 5  # of each call, besides one that warms up
+ENOUGH_MS = 200.0  # all together: large models have one or two samples
 _ABSURD_MS = 1e7
 _MOST_BYTES = 1 << 16  # of a cache file
 
@@ -36,8 +37,14 @@ class CallMs:
     draft: float
     verify: Mapping[int, float]  # by number of tokens
 
-    def costs(self) -> Costs:
-        return Costs(self.draft / 1000, {n: ms / 1000 for n, ms in self.verify.items()})
+    def costs(self, widths: Sequence[int]) -> Costs:
+        """In seconds; tokens between two of these widths cost what the wider one does, padded."""
+        known, known_ms = list(self.verify), list(self.verify.values())
+        verify = {}
+        for num_tokens in range(1, known[-1] + 1):
+            width = next(width for width in widths if width >= num_tokens)
+            verify[num_tokens] = float(np.interp(width, known, known_ms))
+        return Costs(self.draft / 1000, {n: ms / 1000 for n, ms in verify.items()})
 
 
 def auto_draft_length(
@@ -53,8 +60,9 @@ def auto_draft_length(
     digests = [bundle.manifest.files[name].sha256 for name in sorted(bundle.manifest.files)]
     threads = options.num_threads or default_num_threads()
     made_for = [runtime, entry.model, *digests, *options.providers, str(threads), processor()]
-    costs = device_costs(backend, "\n".join(made_for), user_cache("costs")).costs()
-    lengths = [width - 1 for width in backend.verify_widths if width > 1]
+    found = device_costs(backend, "\n".join(made_for), user_cache("costs"))
+    lengths = range(1, max(found.verify))
+    costs = found.costs(backend.verify_widths)
     return AutoDraftLength(costs, lengths, _pooled_acceptance(bundle.reference()))
 
 
@@ -88,20 +96,27 @@ def measured_widths(backend: Backend) -> list[int]:
 
 
 def measure(backend: Backend, widths: list[int]) -> CallMs:
-    """Run every call a few times, at the beginning of the context."""
-    verify = {width: _fastest_ms(partial(backend.verify, [0] * width, 0)) for width in widths}
+    """Run every call a few times, at the beginning of the context.
+
+    In turns, as a generation does: what one call leaves in the processor's caches serves another
+    badly. The middle of each call's times counts.
+    """
     hidden = np.zeros(backend.hidden_size, np.float32)
-    return CallMs(_fastest_ms(partial(backend.draft, 0, hidden, 1)), verify)
-
-
-def _fastest_ms(call: Callable[[], object]) -> float:
-    call()
-    seconds: list[float] = []
-    while len(seconds) < MAX_SAMPLES and sum(seconds) < ENOUGH_S:
-        start = time.perf_counter()
+    calls: list[Callable[[], object]] = [partial(backend.draft, 0, hidden, 1)]
+    calls += [partial(backend.verify, [0] * width, 0) for width in widths]
+    for call in calls:
         call()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * max(min(seconds), 1e-9)  # a clock may be coarse
+    turns: list[list[float]] = []
+    while len(turns) < MAX_SAMPLES and sum(map(sum, turns)) < ENOUGH_MS:
+        turns.append([_ms(call) for call in calls])
+    draft, *verify = (median(times) for times in zip(*turns, strict=True))
+    return CallMs(draft, dict(zip(widths, verify, strict=True)))
+
+
+def _ms(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return max(1000 * (time.perf_counter() - start), 1e-6)  # a clock may be coarse
 
 
 def _read(path: Path, widths: list[int]) -> CallMs | None:

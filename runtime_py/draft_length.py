@@ -49,6 +49,7 @@ CREDIT = 4.0  # decode calls that probes may lose before their time, while they 
 WORTH_PROBING = 1.02  # times plain decoding, by a drafter that is always right
 MOST_REFRESH, LEAST_REFRESH = 50.0, 5.0  # rounds with drafts in a row
 REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
+LOOK = 16  # plain rounds after which the costs, which move slowly, are looked at anew
 COMMON_RATE, OWN_RATE = 0.1, 0.03  # how fast costs follow what was measured
 NUM_MEASURED = 5.0  # calls that the costs of the beginning stand for
 OUTLIER = 1.5  # a call that took longer than so many times its cost counts as so many
@@ -310,7 +311,8 @@ class AutoDraftLength:
                 lost_s = self._seconds(outcome) - num_tokens * self.costs.verify(1)
                 if outcome.num_accepted == outcome.num_drafted:
                     self._credit_s = CREDIT * self.costs.verify(1)
-        self._prospect = self._look_ahead()
+        if outcome.num_drafted or self._prospect.best.num_drafts or self._num_unseen % LOOK == 0:
+            self._prospect = self._look_ahead()
         earned_s = PROBE_SHARE * (outcome.draft_s + outcome.verify_s)
         self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.draft)
 

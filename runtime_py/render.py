@@ -1,9 +1,9 @@
 """What gemma-run shows a person: tables on stdout, progress and summaries on stderr."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
-from typing import Any, Protocol
+from typing import Protocol
 
 import click
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from runtime_py.adb_bench import DeviceBench
-from runtime_py.bench import Contest, Run, median_tokens_per_s
+from runtime_py.bench_rows import Row, advice
 from runtime_py.bundle import Bundle
 from runtime_py.check import CheckReport, Comparison
 
@@ -146,41 +146,11 @@ def print_summary(answer: Answer) -> None:
     click.echo(f"[{' · '.join(parts)}]", err=True)
 
 
-def bench_rows(found: Contest) -> list[dict[str, Any]]:
-    """One row per contestant: the middle run's speed, and mean figures of all."""
-    plain = median_tokens_per_s(found.runs[0])
-    rows: list[dict[str, Any]] = []
-    for draft_length, runs in found.runs.items():
-        speed = median_tokens_per_s(runs)
-        stages = sorted({stage for run in runs for stage in run.stage_ms})
-        num_rounds = sum(run.num_rounds for run in runs)
-        rows.append(
-            {
-                "who": f"K = {draft_length}",
-                "draft_length": draft_length,
-                "tokens_per_s": speed,
-                "speedup": speed / plain,
-                "accepted_per_round": sum(run.num_accepted for run in runs) / max(1, num_rounds),
-                "stage_ms": {stage: _mean_ms(runs, stage) for stage in stages},
-                "outside_share": sum(run.outside_share for run in runs) / len(runs),
-            }
-        )
-    for name, speeds in found.others.items():
-        speed = median(speeds)
-        rows.append({"who": name, "tokens_per_s": speed, "speedup": speed / plain})
-    return rows
-
-
-def _mean_ms(runs: Sequence[Run], stage: str) -> float:
-    values = [run.stage_ms[stage] for run in runs if stage in run.stage_ms]
-    return sum(values) / len(values)
-
-
-def print_bench(rows: Sequence[Mapping[str, Any]], bundle: Bundle, runtime: str) -> None:
+def print_bench(rows: Sequence[Row], bundle: Bundle, runtime: str) -> None:
     """The table of draft lengths and the line that says what to use."""
     table = Table(title=f"{bundle.manifest.name} on {runtime}")
     table.add_column("")
-    for column in ("tokens/s", "x plain", "accepted / round", "outside graphs"):
+    for column in ("tokens/s", "x plain", "drafts / round", "accepted / round", "outside graphs"):
         table.add_column(column, justify="right")
     table.add_column("ms per call")
     for row in rows:
@@ -188,14 +158,13 @@ def print_bench(rows: Sequence[Mapping[str, Any]], bundle: Bundle, runtime: str)
             row["who"],
             f"{row['tokens_per_s']:.1f}",
             f"{row['speedup']:.2f}",
+            f"{row['drafted_per_round']:.2f}" if row.get("draft_length") else "",
             f"{row['accepted_per_round']:.2f}" if row.get("draft_length") else "",
             f"{row['outside_share']:.1%}" if "outside_share" in row else "",
             "  ".join(f"{stage} {ms:.2f}" for stage, ms in _main_stages(row).items()),
         )
     Console().print(table)
-    ours = [row for row in rows if "draft_length" in row]
-    best = max(ours, key=lambda row: float(row["tokens_per_s"]))
-    click.echo(f"Fastest here: --draft-length {best['draft_length']}")
+    click.echo(advice(rows))
 
 
 def print_device_bench(found: DeviceBench, bundle: Bundle) -> None:
@@ -218,9 +187,10 @@ def print_device_bench(found: DeviceBench, bundle: Bundle) -> None:
     Console().print(table)
 
 
-def _main_stages(row: Mapping[str, Any]) -> dict[str, float]:
+def _main_stages(row: Row) -> dict[str, float]:
     """The stages of a full round; the last round of a text is shorter and left out."""
-    shown = (
-        ("draft", f"verify {row['draft_length'] + 1}") if row.get("draft_length") else ("decode",)
-    )
+    length = row.get("draft_length")
+    if length == "auto":
+        return {}
+    shown = ("draft", f"verify {length + 1}") if length else ("decode",)
     return {stage: ms for stage, ms in row.get("stage_ms", {}).items() if stage in shown}

@@ -147,14 +147,23 @@ def test_check_passes_and_says_so(bundle, on):
     assert report["speculative"]["num_equal"] == 1280
 
 
-def test_bench_compares_draft_lengths(bundle, on):
+def test_bench_compares_draft_lengths(bundle, on, tmp_path):
     options = (*on, "--repeats", 1, "--max-new-tokens", 16)
-    rows = json.loads(run("gemma-run", "bench", bundle, *options, "--json").stdout)["rows"]
+    done = run("gemma-run", "bench", bundle, *options, "--json")
+    found = json.loads(done.stdout)
+    rows = found["rows"]
     official = ["official", "official, MTP"] if "litert" in on else []
-    assert [row["who"] for row in rows] == ["K = 0", "K = 1", "K = 3", "K = 7", *official]
+    ours = ["K = 0", "K = 1", "K = 3", "K = 7", "K = auto"]
+    assert [row["who"] for row in rows] == [*ours, *official]
     assert rows[0]["speedup"] == 1
     assert all(row["tokens_per_s"] > 0 for row in rows)
-    assert "Fastest here" in run("gemma-run", "bench", bundle, *options).stdout
+    assert found["advice"].startswith("This device should use --draft-length ")
+    chosen = ("--draft-length", "auto", "--html", tmp_path / "report.html")
+    shown = run("gemma-run", "bench", bundle, *options, *chosen).stdout
+    assert "This device should use --draft-length " in shown
+    assert "K = auto" in shown
+    assert "K = 3" not in shown
+    assert "<svg" in (tmp_path / "report.html").read_text()
 
 
 def test_no_torch_enters_a_process_that_generates(bundle, on):

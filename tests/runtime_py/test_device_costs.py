@@ -1,7 +1,7 @@
 """What calls cost on this device: measured at load, kept in the user's cache."""
 
 import json
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,29 +16,40 @@ from tests.runtime_py.scripted_backend import ScriptedBackend
 DRAFT_S, CALL_S, TOKEN_S = 0.002, 0.004, 0.002
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Only the backend makes time pass."""
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now_s))
+    monkeypatch.setattr(SleepingBackend, "clock", clock, raising=False)
+    return clock
+
+
 class SleepingBackend(ScriptedBackend):
     """Takes its time, and says nothing worth reading."""
+
+    clock: SimpleNamespace
 
     def verify(self, token_ids, position):
         self.num_calls["verify"] += 1
         assert position + len(token_ids) <= self.cache_length
-        time.sleep(CALL_S + TOKEN_S * len(token_ids))
+        self.clock.now_s += CALL_S + TOKEN_S * len(token_ids)
 
     def draft(self, token_id, hidden, position):
         self.num_calls["draft"] += 1
         assert token_id == 0
         assert position >= 1
         assert hidden.shape == (self.hidden_size,)
-        time.sleep(DRAFT_S)
+        self.clock.now_s += DRAFT_S
 
 
 def test_measures_every_call_and_reads_it_the_next_time(tmp_path):
     backend, folder = SleepingBackend(), tmp_path / "costs"
     found = device_costs(backend, "a bundle", folder)
-    assert found.draft == pytest.approx(1000 * DRAFT_S, rel=0.5)
+    assert found.draft == pytest.approx(1000 * DRAFT_S)
     assert list(found.verify) == [1, 2, 4, 8]
     for width, ms in found.verify.items():
-        assert ms == pytest.approx(1000 * (CALL_S + TOKEN_S * width), rel=0.5)
+        assert ms == pytest.approx(1000 * (CALL_S + TOKEN_S * width))
     calls = dict(backend.num_calls)
     assert device_costs(backend, "a bundle", folder) == found
     assert backend.num_calls == calls
@@ -48,7 +59,7 @@ def test_measures_every_call_and_reads_it_the_next_time(tmp_path):
 
 
 def test_a_slow_call_is_measured_once_besides_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ENOUGH_S", 0.001)
+    monkeypatch.setattr(module, "ENOUGH_MS", 1.0)
     backend = SleepingBackend()
     device_costs(backend, "key", tmp_path)
     assert backend.num_calls == {"prefill": 0, "verify": 2 * 4, "draft": 2}
@@ -139,6 +150,26 @@ def test_without_a_drafter_nothing_is_measured(bundle):
     assert backend.num_calls["verify"] == 0
 
 
-def test_costs_are_seconds():
-    costs = CallMs(2.0, {1: 4.0, 2: 5.0}).costs()
-    assert (costs.draft, costs.verify(1), costs.verify(2)) == (0.002, 0.004, 0.005)
+def test_the_middle_of_several_times_counts(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(module, "ENOUGH_MS", 1000.0)
+
+    class Interrupted(SleepingBackend):
+        def draft(self, *arguments):
+            super().draft(*arguments)
+            if self.num_calls["draft"] in (2, 4):
+                clock.now_s += 0.01
+
+    backend = Interrupted()
+    assert device_costs(backend, "key", tmp_path).draft == pytest.approx(1000 * DRAFT_S)
+    assert backend.num_calls["draft"] == 6
+
+
+def test_costs_are_seconds_and_padding_costs_what_tokens_do():
+    call_ms = CallMs(2.0, {1: 4.0, 2: 5.0, 4: 6.0, 8: 8.0})
+    costs = call_ms.costs((1, 2, 4, 8))
+    assert costs.draft == 0.002
+    assert [1000 * costs.verify(n) for n in range(1, 9)] == pytest.approx([4, 5, 6, 6, 8, 8, 8, 8])
+    costs = call_ms.costs(range(1, 9))  # a graph for each, some measured
+    assert [1000 * costs.verify(n) for n in range(1, 9)] == pytest.approx(
+        [4, 5, 5.5, 6, 6.5, 7, 7.5, 8]
+    )

@@ -103,6 +103,14 @@ def test_a_drafter_that_is_always_wrong_never_makes_decoding_slower(name):
         assert NUM_TOKENS * table.call(1) / cost.sum() > 0.97, seed
 
 
+@pytest.mark.parametrize("length", range(LONGEST + 1))
+def test_the_fixed_lengths_cost_what_the_simulated_loop_costs_with_them(length):
+    table, rng = TABLES["LiteRT int8"], np.random.default_rng(length)
+    right = trace(rng, (100, ACCEPTED["E2B"]))
+    looped = simulate(right, table, FixedDraftLength(length), rng)
+    np.testing.assert_array_equal(looped, fixed_costs(right, table)[length])
+
+
 def test_where_no_drafter_could_pay_nothing_is_drafted():
     table = CostTable(0.2, {1: 1, 2: 2.0, 4: 3.9, 8: 7.7}, (1, 2, 4, 8))
     rng, quiet = np.random.default_rng(0), Noise(error=0, jitter=0, pauses=0)
@@ -117,7 +125,7 @@ def test_a_decode_measured_wrongly_at_load_is_found_out(wrongly, accepted):
     table, found = TABLES["LiteRT int8"], []
     for seed in range(NUM_SEEDS):
         rng = np.random.default_rng(seed)
-        verify = {width: table.call(width) for width in table.widths}
+        verify = {num: table.call(num) for num in range(1, LONGEST + 2)}
         costs = Costs(table.draft, verify | {1: wrongly})
         right = trace(rng, (NUM_TOKENS, ACCEPTED[accepted]))
         cost = simulate(right, table, AutoDraftLength(costs, table.lengths), rng)

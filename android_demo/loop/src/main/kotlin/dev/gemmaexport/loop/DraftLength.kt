@@ -221,7 +221,9 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
                 if (outcome.numAccepted == outcome.numDrafted) creditS = CREDIT * costs.verify(1)
             }
         }
-        prospect = lookAhead()
+        if (outcome.numDrafted > 0 || prospect.best.numDrafts > 0 || numUnseen % LOOK == 0) {
+            prospect = lookAhead()
+        }
         val earnedS = PROBE_SHARE * (outcome.draftS + outcome.verifyS)
         purseS = minOf(purseS + earnedS - lostS, PURSE * costs.draft)
     }
@@ -296,6 +298,7 @@ private const val WORTH_PROBING = 1.02 // times plain decoding, by a drafter tha
 private const val MOST_REFRESH = 50.0 // rounds with drafts in a row
 private const val LEAST_REFRESH = 5.0
 private const val REFRESH_COST = 0.01 // share of the time that the decodes between them may cost
+private const val LOOK = 16 // plain rounds after which the costs, which move slowly, are looked at anew
 private const val COMMON_RATE = 0.1 // how fast costs follow what was measured
 private const val OWN_RATE = 0.03
 private const val NUM_MEASURED = 5.0 // calls that the costs of the beginning stand for
