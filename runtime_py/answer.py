@@ -14,6 +14,8 @@ from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Step, Stops
 from runtime_py.tokenizer import TextStream, Tokenizer
 
+RECENT = 16  # rounds
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -66,6 +68,7 @@ class Answer:
         self.text = ""
         self.prefill_s = 0.0  # until the first token is there
         self.decode_s = 0.0  # from then on
+        self._ends_s: list[float] = []  # of the steps
 
     def stream(self) -> Iterator[str]:
         """Pieces of text as soon as they are whole."""
@@ -81,6 +84,7 @@ class Answer:
             else:
                 self.prefill_s = now - start
             self.steps.append(step)
+            self._ends_s.append(now)
             yield self._add(pieces.push(step.token_ids))
         yield self._add(pieces.finish())
 
@@ -101,6 +105,18 @@ class Answer:
     def accepted_per_round(self) -> float | None:
         rounds = [step.num_accepted for step in self.steps if step.num_drafted]
         return sum(rounds) / len(rounds) if rounds else None
+
+    def status(self) -> str:
+        """K of the last round, and accepted drafts and tokens per second of the last few."""
+        steps, ends_s = self.steps[-RECENT:], self._ends_s[-RECENT:]
+        parts = [f"K {steps[-1].num_drafted if steps else 0}"]
+        rounds = [step.num_accepted for step in steps if step.num_drafted]
+        if rounds:
+            parts.append(f"{sum(rounds) / len(rounds):.1f} drafts accepted per round")
+        if len(steps) > 1 and ends_s[-1] > ends_s[0]:
+            num_tokens = sum(len(step.token_ids) for step in steps[1:])
+            parts.append(f"{num_tokens / (ends_s[-1] - ends_s[0]):.1f} tokens/s")
+        return " · ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
         """What --json prints."""

@@ -22,6 +22,7 @@ from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.check import check_bundle
 from runtime_py.errors import RunError
 from runtime_py.inspection import inspect_bundle
+from runtime_py.live import status_line
 from runtime_py.tokenizer import Message
 
 
@@ -101,6 +102,11 @@ _draft_length_option: Decorator = click.option(
     help="Tokens the drafter proposes per round: 0 decodes plainly, auto takes what pays best by "
     "measured cost and acceptance. Changes the speed, never the text.",
 )
+_stats_option: Decorator = click.option(
+    "--stats",
+    is_flag=True,
+    help="Show K, accepted drafts and tokens per second of the last rounds while they come.",
+)
 _sampling_options = _options(
     click.option(
         "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N"
@@ -176,6 +182,7 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
 @click.option("--prompt", required=True, help="What to say to the model; - reads stdin.")
 @click.option("--raw", is_flag=True, help="Continue the text itself, without the chat template.")
 @_draft_length_option
+@_stats_option
 @_sampling_options
 @_runtime_options
 @_json_option
@@ -183,7 +190,7 @@ def generate(
     bundle: Path, prompt: str, raw: bool, draft_length: int | Literal["auto"], **options: Any
 ) -> None:
     """Answer one prompt, streaming the text to stdout and a summary to stderr."""
-    as_json = options.pop("as_json")
+    as_json, stats = options.pop("as_json"), options.pop("stats")
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise RunError("the prompt is empty; say something with --prompt")
@@ -192,9 +199,7 @@ def generate(
         tokenizer = loaded.tokenizer
         prompt_ids = tokenizer.encode(text) if raw else tokenizer.encode_chat([_user(text)])
         answer = Answer(loaded, prompt_ids)
-        for piece in answer.stream():
-            if not as_json:
-                click.echo(piece, nl=False)
+        _stream(answer, shown=not as_json, stats=stats)
         if as_json:
             click.echo(json.dumps(answer.as_dict()))
         else:
@@ -205,9 +210,10 @@ def generate(
 @main.command()
 @_bundle_argument
 @_draft_length_option
+@_stats_option
 @_sampling_options
 @_runtime_options
-def chat(bundle: Path, draft_length: int | Literal["auto"], **options: Any) -> None:
+def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **options: Any) -> None:
     """Talk to the model. /reset forgets the conversation, /quit or Ctrl-D leaves."""
     session = _session(options)
     with load(Bundle.open(bundle), draft_length, options=session, **options) as loaded:
@@ -220,8 +226,7 @@ def chat(bundle: Path, draft_length: int | Literal["auto"], **options: Any) -> N
             messages.append(_user(line))
             answer = Answer(loaded, loaded.tokenizer.encode_chat(messages))
             try:
-                for piece in answer.stream():
-                    click.echo(piece, nl=False)
+                _stream(answer, shown=True, stats=stats)
             except KeyboardInterrupt:
                 pass  # ends this answer; what was said stays in the conversation
             except RunError as error:
@@ -353,6 +358,14 @@ def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) ->
 def _session(options: dict[str, Any]) -> SessionOptions:
     """Takes what belongs to it out of a command's options."""
     return SessionOptions(options.pop("threads"), options.pop("providers"))
+
+
+def _stream(answer: Answer, *, shown: bool, stats: bool) -> None:
+    with status_line(stats) as update:
+        for piece in answer.stream():
+            if shown:
+                click.echo(piece, nl=False)
+            update(answer.status)
 
 
 def _user(text: str) -> Message:
