@@ -21,6 +21,8 @@ class GraphClock:
         self.seconds = 0.0
         self.num_calls = 0
         if isinstance(backend, LiteRTBackend):
+            for model in backend._models:
+                model._model = _Watched(self, model._model)  # for what is bound from now on
             for signature in _signatures(backend):
                 signature._model = _Watched(self, signature._model)
         elif isinstance(backend, OnnxBackend):
@@ -45,7 +47,11 @@ class _Watched:
 
     def __init__(self, clock: GraphClock, model: Any) -> None:
         self._clock = clock
+        self._model = model
         self._native = model._model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
     def run_by_index(self, index: int, inputs: list[Any], outputs: list[Any]) -> None:
         lent = [buffer.capsule for buffer in inputs]
@@ -90,8 +96,10 @@ class _WatchedSession:
 
 
 def _signatures(backend: LiteRTBackend) -> Iterator[Any]:
+    """Those that are bound: a target's are when it first runs."""
     steps = [*backend._prefill.values(), *backend._verify.values()]
-    lookups = {id(lookup): lookup for step in steps for lookup, _ in step._lookups}
+    bound = [step._bound for step in steps if step._bound is not None]
+    lookups = {id(lookup): lookup for step in steps for lookup in step._lookups.values()}
     drafter = [] if backend._drafter is None else [backend._drafter]
-    for part in (*steps, *lookups.values(), *drafter):
+    for part in (*bound, *lookups.values(), *drafter):
         yield part._signature
