@@ -47,12 +47,12 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.weight_caches = self.folder / "weight_caches"
 
-    def tiny_bundle(self, recipe: str) -> Path:
+    def tiny_bundle(self, recipe: str, runtime: str = "litert") -> Path:
         """The tiny model's bundle."""
         sources = _digest("exporter", "models/gemma4-tiny/target", "models/gemma4-tiny/drafter")
-        out = self.folder / f"tiny-{recipe}-{sources}"
+        out = self.folder / f"tiny-{runtime}-{recipe}-{sources}"
         if not out.is_dir():
-            run_module("exporter", *tiny_options(recipe, out))
+            run_module("exporter", *tiny_options(recipe, out, runtime))
         return out
 
     def stack(self, num_layers: int = 6, vocab_size: int = 8192) -> Path:
@@ -68,6 +68,22 @@ class Work:
             (out / "made").touch()
         return out
 
+    def stack_bundle(self, num_layers: int, recipe: str, runtime: str) -> Path:
+        """The bundle of a stack, recorded on two prompts."""
+        pair = self.stack(num_layers)
+        out = self.folder / f"{pair.name}-{runtime}-{recipe}-{_digest('exporter')}"
+        if not out.is_dir():
+            prompts = self.folder / "two_prompts.jsonl"
+            lines = [json.dumps({"kind": "text", "text": text}) for text in text_prompts()[:2]]
+            prompts.write_text("\n".join(lines), encoding="utf-8")
+            run_module(
+                "exporter",
+                *("--target", "raspberry-pi", "--model", pair / "target", "--quantize", recipe),
+                *("--drafter", pair / "drafter", "--runtime", runtime, "--prompts", prompts),
+                *("--output", out, "--overwrite", "--no-check"),
+            )
+        return out
+
     def lowered(self, pair: Path, graphs: Graphs) -> Path:
         """The folder of a pair's model file, the .tflite files in it, and `weight_bytes`."""
         out = self.folder / f"{pair.name}-{graphs.name}-{_digest('exporter')}"
@@ -81,11 +97,11 @@ class Work:
         return self.lowered(pair, graphs) / graphs.model
 
 
-def tiny_options(recipe: str, out: Path) -> list[object]:
+def tiny_options(recipe: str, out: Path, runtime: str = "litert") -> list[object]:
     """Of gemma-export, for the tiny model without the check."""
     return [
         *("--target", "raspberry-pi", "--size", "tiny", "--quantize", recipe),
-        *("--output", out, "--overwrite", "--no-check"),
+        *("--runtime", runtime, "--output", out, "--overwrite", "--no-check"),
     ]
 
 

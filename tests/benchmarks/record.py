@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from tests.benchmarks.inputs import Work
 RESULTS = Path(__file__).with_name("results")
 TOOLS = (
     *("ai-edge-litert", "ai-edge-quantizer", "executorch", "litert-converter", "litert-lm-api"),
-    *("litert-torch", "numpy", "torch", "transformers"),
+    *("litert-torch", "numpy", "onnxruntime", "torch", "transformers"),
 )
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
@@ -37,6 +38,7 @@ class Result:
     raw: Raw
     ratios: Mapping[str, float]
     found: Mapping[str, Any] = field(default_factory=dict)  # anything that is not timed
+    misses: Sequence[str] = ()  # bounds that were not kept, a line each
 
 
 def alternate(
@@ -68,10 +70,19 @@ def command(
     def run(output: Path, repeats: int) -> None:
         machine = describe_machine()  # its load is that of before
         result = measure(Work(), repeats)
-        write(output, name, machine, result)
-        show(name, result)
+        finish(output, name, machine, result)
 
     return run
+
+
+def finish(output: Path, name: str, machine: Mapping[str, Any], result: Result) -> None:
+    """Keep and show what was found; exit code 1 if it is not as it has to be."""
+    write(output, name, machine, result)
+    show(name, result)
+    for miss in result.misses:
+        click.echo(f"{name}: missed: {miss}", err=True)
+    if result.misses:
+        sys.exit(1)
 
 
 def write(output: Path, name: str, machine: Mapping[str, Any], result: Result) -> None:
@@ -85,6 +96,7 @@ def write(output: Path, name: str, machine: Mapping[str, Any], result: Result) -
         "ratios": {name: _rounded(value) for name, value in result.ratios.items()},
         "medians": {name: _rounded(median(values)) for name, values in result.raw.items()},
         "found": result.found,
+        "misses": list(result.misses),
         "raw": {name: [_rounded(v) for v in values] for name, values in result.raw.items()},
     }
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ BENCHMARKS = (
     "loop_overhead",
     "experts",
     "kv_in_place",
+    "never_slower",
+    "replay",
     "against_official",
     "export_memory",
     "export_cost",

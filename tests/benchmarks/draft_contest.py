@@ -1,0 +1,206 @@
+"""Plain decoding, every fixed draft length and `auto`, in turns, on one loaded bundle."""
+
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+from typing import Any
+
+from runtime_py.backends import Backend, SessionOptions
+from runtime_py.bundle import Bundle
+from runtime_py.device_costs import auto_draft_length
+from runtime_py.draft_length import DraftLength, FixedDraftLength, Outcome, Round
+from runtime_py.manifest import RuntimeName
+from runtime_py.sampling import SamplingLaw
+from runtime_py.speculative import Session, Stops
+from runtime_py.user_cache import user_cache
+from tests.benchmarks.inputs import Work
+from tests.benchmarks.record import Raw, Result, ratio
+
+LEAST_OF_PLAIN = 0.97  # with a drafter that is always wrong
+LEAST_OF_BEST = 0.95  # of the best fixed draft length, 0 included
+RUNTIME_NAMES: Mapping[str, RuntimeName] = {
+    "LiteRT": "litert",
+    "ExecuTorch": "executorch",
+    "ONNX": "onnx",
+}
+PLAIN, AUTO = "plain", "auto"
+
+MakePolicy = Callable[[], DraftLength]
+
+
+def fixed(draft_length: int) -> str:
+    """The name of the contestant."""
+    return f"K = {draft_length}" if draft_length else PLAIN
+
+
+class Watched:
+    """A policy whose decisions are kept."""
+
+    def __init__(self, policy: DraftLength) -> None:
+        self._policy = policy
+        self.rounds: list[Round] = []
+
+    def next_round(self) -> Round:
+        decided = self._policy.next_round()
+        self.rounds.append(decided)
+        return decided
+
+    def observe(self, outcome: Outcome) -> None:
+        self._policy.observe(outcome)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one contestant made of one prompt, timed from its first token on."""
+
+    token_ids: list[int]
+    num_timed: int
+    seconds: float
+    rounds: Counter[str]  # how often each was decided
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What takes turns.
+
+    Attributes:
+        name: of bundle and drafter, as it stands in the results.
+        play: told which prompt comes next, before every generation.
+        always_wrong: the drafter; then auto is held to plain decoding, else to the best length.
+    """
+
+    name: str
+    backend: Backend
+    prompts: Sequence[list[int]]
+    num_tokens: int  # after each prompt
+    policies: Mapping[str, MakePolicy]
+    play: Callable[[int], None] = lambda _: None
+    always_wrong: bool = False
+
+
+@dataclass
+class Found:
+    """What came out, of one contest or of several."""
+
+    raw: Raw = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+    misses: list[str] = field(default_factory=list)
+
+    def add(self, other: "Found") -> None:
+        self.raw |= other.raw
+        self.ratios |= other.ratios
+        self.found |= other.found
+        self.misses += other.misses
+
+    def result(self, settings: Mapping[str, Any]) -> Result:
+        return Result(
+            settings=settings,
+            raw=self.raw,
+            ratios=self.ratios,
+            found=self.found,
+            misses=self.misses,
+        )
+
+
+def measure_costs_anew(work: Work) -> None:
+    """Give the product a user's cache of the benchmarks' own, with no costs of another day."""
+    folder = work.folder / "user_cache"
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    shutil.rmtree(user_cache("costs"), ignore_errors=True)
+
+
+def policies(
+    bundle: Bundle, runtime: RuntimeName, backend: Backend, options: SessionOptions, fixed_at: Any
+) -> dict[str, MakePolicy]:
+    """By contestant, what decides in a new generation; `auto` as the command line has it.
+
+    Its costs are measured by the first call and read from the cache by all others.
+    """
+    makers: dict[str, MakePolicy] = {
+        fixed(length): partial(FixedDraftLength, length) for length in (0, *fixed_at)
+    }
+    auto = partial(auto_draft_length, bundle, runtime, backend, options)
+    auto()  # now, not between two contestants
+    return makers | {AUTO: auto}
+
+
+def hold(contest: Contest, num_repeats: int) -> Found:
+    """Let all take turns at each prompt, in an order drawn anew, once more to warm up."""
+    session = Session(contest.backend, contest.backend.cache_length)
+    order = list(contest.policies)
+    shuffle = random.Random(0)
+    speeds: Raw = {name: [] for name in order}
+    rounds: Counter[str] = Counter()
+    others: set[str] = set()
+    for repeat in range(num_repeats + 1):
+        runs: dict[str, list[Generation]] = {name: [] for name in order}
+        for index, prompt in enumerate(contest.prompts):
+            for name in shuffle.sample(order, len(order)):
+                contest.play(index)
+                policy = contest.policies[name]()
+                runs[name].append(generate(session, prompt, policy, contest.num_tokens))
+        others |= {name for name in order if _text(runs[name]) != _text(runs[PLAIN])}
+        if repeat:
+            for name, made in runs.items():
+                speeds[name].append(_tokens_per_s(made))
+            rounds.update(sum((made.rounds for made in runs[AUTO]), Counter()))
+    found = _judge(contest, speeds, rounds)
+    if others:
+        who = ", ".join(sorted(others))
+        found.misses.append(f"{contest.name}: {who}: another text than plain decoding's")
+    return found
+
+
+def generate(
+    session: Session, prompt: Sequence[int], policy: DraftLength, num_tokens: int
+) -> Generation:
+    """From a fresh sequence; stop tokens are ignored."""
+    session.committed.clear()
+    watched = Watched(policy)
+    steps = session.generate(prompt, SamplingLaw(), Stops(max_new_tokens=num_tokens), watched)
+    first = next(steps)
+    start = time.perf_counter()
+    later = list(steps)
+    seconds = time.perf_counter() - start
+    emitted = [token_id for step in later for token_id in step.token_ids]
+    kinds = Counter(
+        f"{decided.num_drafts}" if decided.verified else f"{decided.num_drafts} compared"
+        for decided in watched.rounds[1:]
+    )
+    return Generation([*first.token_ids, *emitted], len(emitted), seconds, kinds)
+
+
+def _text(runs: Sequence[Generation]) -> list[list[int]]:
+    return [run.token_ids for run in runs]
+
+
+def _tokens_per_s(runs: Iterable[Generation]) -> float:
+    made = list(runs)
+    return sum(run.num_timed for run in made) / sum(run.seconds for run in made)
+
+
+def _judge(contest: Contest, speeds: Raw, rounds: Counter[str]) -> Found:
+    best = max(set(speeds) - {AUTO}, key=lambda who: median(speeds[who]))
+    name = contest.name
+    found = Found(raw={f"{name}, {who}: tokens/s": values for who, values in speeds.items()})
+    of_plain, of_best = ratio(speeds, AUTO, PLAIN), ratio(speeds, AUTO, best)
+    found.ratios = {f"{name}: auto / plain": of_plain, f"{name}: auto / best fixed": of_best}
+    found.found = {
+        f"{name}: best fixed": best,
+        f"{name}: rounds of auto, by drafts": dict(sorted(rounds.items())),
+    }
+    least, reached, what = (
+        (LEAST_OF_PLAIN, of_plain, PLAIN)
+        if contest.always_wrong
+        else (LEAST_OF_BEST, of_best, f"the best fixed, {best}")
+    )
+    if reached < least:
+        found.misses.append(f"{name}: auto is {reached:.3f} of {what}; at least {least} is needed")
+    return found

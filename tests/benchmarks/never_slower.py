@@ -1,0 +1,103 @@
+"""Is `--draft-length auto` never slower, with the real drafter and with one that is always wrong?
+
+On the tiny model, for every runtime with every recipe it has. Exit code 1, and a line for each cell
+that is not as fast as it has to be.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from runtime_py.backends import SessionOptions
+from runtime_py.bundle import Bundle
+from runtime_py.draft_length import FixedDraftLength
+from runtime_py.speculative import Session
+from tests.benchmarks.contestants import NAMES
+from tests.benchmarks.draft_contest import (
+    LEAST_OF_BEST,
+    LEAST_OF_PLAIN,
+    RUNTIME_NAMES,
+    Contest,
+    Found,
+    generate,
+    hold,
+    measure_costs_anew,
+    policies,
+)
+from tests.benchmarks.inputs import Work
+from tests.benchmarks.played import PlayedDrafter, Script
+from tests.benchmarks.record import RESULTS, describe_machine, finish
+
+NUM_TOKENS = 256  # per prompt, as gemma-run generate has it
+NUM_PROMPTS = 2
+NUM_THREADS = 1  # the tiny model is fastest with one
+SETTINGS = {
+    "threads": NUM_THREADS,
+    "tokens": f"{NUM_TOKENS} after each of the bundle's first {NUM_PROMPTS} prompts, greedy; "
+    "tokens/s from the first token on",
+    "auto": "as gemma-run has it: costs measured once at load and then read from the cache, a new "
+    "policy for each generation, so that what it learns in it is part of the time",
+    "order": "all contestants, at each prompt of each repeat, in an order drawn anew",
+    "wrong": "runs every real draft, then proposes the token after the one that the target is "
+    "going to choose (known from a plain generation before), so that none is ever accepted",
+    "rounds of auto": "decided after the first token; compared: drafted, and not verified",
+    "bounds": {"auto / plain, wrong": LEAST_OF_PLAIN, "auto / best fixed, real": LEAST_OF_BEST},
+}
+
+
+def measure(bundle: Bundle, name: str, num_repeats: int) -> Found:
+    """Both drafters of one bundle, made for one runtime."""
+    runtime = RUNTIME_NAMES[name.split()[0]]
+    options = SessionOptions(NUM_THREADS)
+    prompts = [ids.tolist() for ids in bundle.reference().prompt_ids[:NUM_PROMPTS]]
+    found = Found()
+    with closing(bundle.backend(runtime, options)) as backend:
+        drafter = PlayedDrafter(backend)
+        scripts = [Script(_plain_text(drafter, prompt), None) for prompt in prompts]
+        lengths = range(1, backend.verify_widths[-1])
+        contestants = policies(bundle, runtime, backend, options, lengths)
+
+        def play_wrong(index: int) -> None:
+            drafter.script = scripts[index]
+
+        for kind in ("real", "wrong"):
+            contest = Contest(
+                name=f"{name}, {kind} drafter",
+                backend=backend if kind == "real" else drafter,
+                prompts=prompts,
+                num_tokens=NUM_TOKENS,
+                policies=contestants,
+                play=play_wrong,
+                always_wrong=kind == "wrong",
+            )
+            found.add(hold(contest, num_repeats))
+    return found
+
+
+def _plain_text(backend: PlayedDrafter, prompt: list[int]) -> list[int]:
+    """The prompt and what the target says after it."""
+    session = Session(backend, backend.cache_length)
+    return [*prompt, *generate(session, prompt, FixedDraftLength(0), NUM_TOKENS).token_ids]
+
+
+@click.command(help=__doc__)
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS / "never_slower.json")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--only", type=click.Choice(NAMES), multiple=True, help="Of all; may be repeated.")
+def main(output: Path, repeats: int, only: Sequence[str]) -> None:
+    work, found = Work(), Found()
+    folders = {}
+    for name in only or NAMES:
+        runtime, recipe = name.split()
+        folders[name] = work.tiny_bundle(recipe, RUNTIME_NAMES[runtime])
+    measure_costs_anew(work)
+    machine = describe_machine()  # its load is that of before, exports left aside
+    for name, folder in folders.items():
+        found.add(measure(Bundle.open(folder), name, repeats))
+    finish(output, "never_slower", machine, found.result(SETTINGS))
+
+
+if __name__ == "__main__":
+    main()
