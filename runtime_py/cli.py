@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import click
 
-from runtime_py import adb, adb_bench, render, render_inspection
+from runtime_py import adb, adb_bench, official, render, render_inspection
 from runtime_py.answer import Answer, load
 from runtime_py.backends import SessionOptions
 from runtime_py.bench import Effort
@@ -20,6 +20,7 @@ from runtime_py.bench_report import write_report
 from runtime_py.bench_rows import advice, bench_rows
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.check import check_bundle
+from runtime_py.device import this_device
 from runtime_py.errors import RunError
 from runtime_py.inspection import inspect_bundle
 from runtime_py.live import status_line
@@ -304,6 +305,9 @@ def bench(
     rows = bench_rows(found)
     if html:
         write_report(html, opened, name, (session_options, effort), found)
+    left_out = official.refusal(this_device()) if official.is_installed() else None
+    if left_out and name == "litert":
+        click.echo(f"without the official runtime: {left_out}", err=True)
     if as_json:
         values = {"bundle": str(bundle), "runtime": name, "rows": rows, "advice": advice(rows)}
         click.echo(json.dumps(values))

@@ -17,14 +17,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime_py.device import Device, this_device
 from runtime_py.errors import RunError
 
 _SUCCESS_RATE = re.compile(r"MTP Drafter - Success rate: ([\d.]+)")
 
 
+def is_installed() -> bool:
+    return importlib.util.find_spec("litert_lm") is not None
+
+
 def can_run(model: Path) -> bool:
-    """Whether the file is of its format, and litert-lm-api is there."""
-    return model.suffix == ".litertlm" and importlib.util.find_spec("litert_lm") is not None
+    """Whether the file is of its format, litert-lm-api is there, and this processor can run it."""
+    return model.suffix == ".litertlm" and is_installed() and refusal(this_device()) is None
+
+
+def refusal(device: Device) -> str | None:
+    """Why the official runtime would end its process here; None if nothing is known against it."""
+    if not device.lacks_lse:
+        return None
+    return (
+        f"litert-lm-api is compiled with LSE atomics, which this processor ({device.name}) has "
+        "not, and would die of an illegal instruction; gemma-run's own runtimes run here"
+    )
 
 
 @dataclass(frozen=True)
@@ -43,9 +58,14 @@ class OfficialEngine:
         model: a .litertlm file.
         mtp: with the drafter or without.
         num_threads: CPU threads.
+
+    Raises:
+        RunError: on a processor that it is not compiled for.
     """
 
     def __init__(self, model: Path, *, mtp: bool, num_threads: int) -> None:
+        if reason := refusal(this_device()):
+            raise RunError(f"{model}: the official runtime cannot run it: {reason}")
         self._scratch = tempfile.TemporaryDirectory()
         self._log = (Path(self._scratch.name) / "log").open("w+")
         command = [sys.executable, "-m", "runtime_py.official"]

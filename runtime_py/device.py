@@ -1,0 +1,169 @@
+"""What this device is: its processor, what the processor can do, and its memory. Linux, mostly."""
+
+import functools
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+# By the number that the processor gives for itself; those of Raspberry Pis, phones and servers.
+_ARM = 0x41
+_ARM_PARTS = {
+    0xD03: "Cortex-A53",
+    0xD05: "Cortex-A55",
+    0xD07: "Cortex-A57",
+    0xD08: "Cortex-A72",
+    0xD09: "Cortex-A73",
+    0xD0A: "Cortex-A75",
+    0xD0B: "Cortex-A76",
+    0xD0C: "Neoverse-N1",
+    0xD0D: "Cortex-A77",
+    0xD40: "Neoverse-V1",
+    0xD41: "Cortex-A78",
+    0xD44: "Cortex-X1",
+    0xD46: "Cortex-A510",
+    0xD47: "Cortex-A710",
+    0xD48: "Cortex-X2",
+    0xD49: "Neoverse-N2",
+    0xD4D: "Cortex-A715",
+    0xD4E: "Cortex-X3",
+    0xD4F: "Neoverse-V2",
+    0xD80: "Cortex-A520",
+    0xD81: "Cortex-A720",
+    0xD82: "Cortex-X4",
+}
+# The flags that change something here, as the kernel names them, and what they are good for.
+FEATURES = {
+    "aarch64": {
+        "asimddp": "dot product: int8 and int4 several times as fast",
+        "asimdhp": "half-precision arithmetic",
+        "atomics": "LSE atomics: litert-lm-api does not run without",
+        "i8mm": "int8 matrix product: faster still",
+    },
+    "x86_64": {
+        "avx2": "256-bit vectors",
+        "avx512f": "512-bit vectors",
+        "avx_vnni": "int8 dot product on 256 bits",
+        "avx512_vnni": "int8 dot product on 512 bits",
+        "amx_int8": "int8 matrix product",
+    },
+}
+LSE = "atomics"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """This machine, as far as it says so of itself."""
+
+    model: str  # "Raspberry Pi 5 Model B Rev 1.0"; "" where nothing says so
+    architecture: str  # "aarch64"
+    processor: str  # "Cortex-A76"
+    num_cores: int  # that this process may use
+    flags: frozenset[str] | None  # of every core; None: unknown
+    memory_bytes: int | None  # None: unknown
+    available_bytes: int | None  # of it, for new programs
+
+    @property
+    def name(self) -> str:
+        """Processor and model, for a sentence."""
+        return f"{self.processor}, {self.model}" if self.model else self.processor
+
+    @property
+    def features(self) -> dict[str, bool]:
+        """The flags of FEATURES, and whether all cores have them; empty where that is unknown."""
+        known = FEATURES.get(self.architecture, {})
+        return {} if self.flags is None else {flag: flag in self.flags for flag in known}
+
+    @property
+    def lacks_lse(self) -> bool:
+        """An ARM processor that says of itself that it has no LSE atomics: a Raspberry Pi 4."""
+        return self.architecture == "aarch64" and self.features.get(LSE) is False
+
+
+@functools.cache
+def this_device() -> Device:
+    return read_device(_PROC, platform.machine())
+
+
+def read_device(proc: Path, architecture: str) -> Device:
+    """Read a /proc folder.
+
+    Args:
+        proc: where the files are.
+        architecture: what platform.machine() says.
+    """
+    processors, general = _cpuinfo(_read(proc / "cpuinfo"))
+    memory = _meminfo(_read(proc / "meminfo"))
+    model = _read(proc / "device-tree" / "model").rstrip("\0\n") or general.get("Model", "")
+    return Device(
+        model=_printable(model),
+        architecture=architecture,
+        processor=_printable(_names(processors) or platform.processor() or architecture),
+        num_cores=_num_cores(),
+        flags=_common_flags(processors),
+        memory_bytes=memory.get("MemTotal"),
+        available_bytes=memory.get("MemAvailable"),
+    )
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _cpuinfo(text: str) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """One block of keys and values per processor, and the block that describes the board."""
+    blocks = [_keys_and_values(block.splitlines()) for block in text.split("\n\n")]
+    processors = [block for block in blocks if "processor" in block]
+    general = {key: value for block in blocks for key, value in block.items()}
+    return processors, general
+
+
+def _keys_and_values(lines: Iterable[str]) -> dict[str, str]:
+    parts = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, colon, value in parts if colon}
+
+
+def _common_flags(processors: Iterable[dict[str, str]]) -> frozenset[str] | None:
+    """Those that every processor has: a thread may run on any."""
+    said = [block.get("Features", block.get("flags")) for block in processors]
+    flags = [frozenset(line.split()) for line in said if line is not None]
+    return frozenset.intersection(*flags) if flags else None
+
+
+def _names(processors: Iterable[dict[str, str]]) -> str:
+    """Each kind of core once, in the order of their numbers."""
+    return " and ".join(dict.fromkeys(name for block in processors if (name := _name(block))))
+
+
+def _name(block: dict[str, str]) -> str:
+    try:
+        maker, part = int(block["CPU implementer"], 16), int(block["CPU part"], 16)
+    except (KeyError, ValueError):
+        return block.get("model name", "")
+    unknown = f"processor {maker:#x}/{part:#x}"
+    return _ARM_PARTS.get(part, unknown) if maker == _ARM else unknown
+
+
+def _meminfo(text: str) -> dict[str, int]:
+    """Bytes by name."""
+    found = {}
+    for key, value in _keys_and_values(text.splitlines()).items():
+        number, _, unit = value.partition(" ")
+        if number.isdecimal() and unit == "kB":
+            found[key] = int(number) * 1024
+    return found
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text if character.isprintable())
