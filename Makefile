@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= build/gemma4-tiny-raspberry-pi
 
-.PHONY: demo test test-android check architecture format bench slow clean
+.PHONY: demo test test-android test-pi check architecture format bench slow clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ format: $(VENV)/installed
 
 slow: $(VENV)/installed
 	$(BIN)/pytest -q -m slow
+
+# The same tokens on a Raspberry Pi's emulated cores; needs root and the packages in .ci/run.
+test-pi: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs --durations=5 -m pi --numprocesses 2 tests/pi
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks.run_all
