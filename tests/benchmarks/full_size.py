@@ -34,7 +34,8 @@ SETTINGS = {
     "checkpoint": "random weights of the true configuration, bf16, with its drafter "
     "(tests/make_checkpoint.py); fewer layers where `layers` says so",
     "export": "gemma-export --no-check, from the start of Python to the bundle; stage s: until the "
-    "stage's line in the log; estimate: what it printed before it began",
+    "stage's line in the log; estimate: what it printed before it began, by what was measured: its "
+    "seconds by the processor's where those are fewer, as they are on a machine that is busy",
     "bundle / weights": "all files of the bundle by the weights alone, as the recipe stores them "
     "(the log's `quantize` lines, with their scales)",
     "peak": PEAK,
@@ -133,8 +134,11 @@ def export(cell: Cell) -> dict[str, Any]:
         found |= {"weights MB": weights, "bundle / weights": ratio}
     if estimate := read_estimate(cost.stderr):
         found["estimate"] = estimate
+        measured = found | {"seconds": min(found["seconds"], found["CPU s"])}
         found["estimate / measured"] = {
-            name: _rounded(value / found[name]) for name, value in estimate.items() if name in found
+            name: _rounded(value / measured[name])
+            for name, value in estimate.items()
+            if name in measured
         }
     bundle = Bundle.open(cell.bundle)
     found["context"] = bundle.manifest.model.context_length
@@ -199,10 +203,12 @@ def memory(cell: Cell) -> dict[str, Any]:
 
 def official(cell: Cell) -> dict[str, Any]:
     """Google's runtime on the same file, with its drafter and without."""
+    if cell.runtime != "litert":
+        raise RuntimeError("it runs .litertlm files only")
     bundle = Bundle.open(cell.bundle)
-    model = cell.bundle / "model.litertlm"
+    model = bundle.model_path("litert")
     if not can_run(model):
-        raise RuntimeError("no .litertlm, or litert-lm-api is not installed")
+        raise RuntimeError("litert-lm-api is not installed")
     tokenizer = bundle.tokenizer()
     prompts = [tokenizer.text_after_bos(ids.tolist()) for ids in bundle.reference().prompt_ids[:2]]
     found: dict[str, Any] = {}
