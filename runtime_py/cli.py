@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import click
 
-from runtime_py import adb, adb_bench, official, render, render_inspection
+from runtime_py import adb, adb_bench, official, render, render_doctor, render_inspection
 from runtime_py.answer import Answer, load
 from runtime_py.backends import SessionOptions
 from runtime_py.bench import Effort
@@ -21,6 +21,7 @@ from runtime_py.bench_rows import advice, bench_rows
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.check import check_bundle
 from runtime_py.device import this_device
+from runtime_py.doctor import diagnose
 from runtime_py.errors import RunError
 from runtime_py.inspection import inspect_bundle
 from runtime_py.live import status_line
@@ -151,6 +152,7 @@ def main() -> None:
     gemma-run chat BUNDLE
     gemma-run bench BUNDLE       how fast, by draft length; what to use here
     gemma-run inspect BUNDLE     what is in it: types, sizes, signatures, memory
+    gemma-run doctor [BUNDLE]    what this device has, what loads, what fits
     """
 
 
@@ -357,6 +359,25 @@ def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) ->
     for name, findings in found.items():
         title = f"{opened.manifest.name} on {name}, recipe {opened.entry(name).recipe}"
         render_inspection.print_findings(findings, title, show_all)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@_json_option
+def doctor(bundle: Path | None, as_json: bool) -> None:
+    """Say what this device has, which runtimes load on it, and what fits into its memory.
+
+    Every runtime is loaded in a process of its own, so that one that was not compiled for this
+    processor is reported. Exit code 0 if one loads (with BUNDLE: one of the bundle's, and the
+    bundle fits), 1 if not.
+    """
+    found = diagnose(None if bundle is None else Bundle.open(bundle))
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+    else:
+        render_doctor.print_diagnosis(found)
+    if not found.healthy:
+        sys.exit(1)
 
 
 def _session(options: dict[str, Any]) -> SessionOptions:

@@ -6,8 +6,10 @@ from click.testing import CliRunner
 import exporter.cli
 import runtime_py.cli
 
+COMMANDS = ("check", "generate", "chat", "bench", "inspect", "doctor")
 
-@pytest.mark.parametrize("arguments", ["", "check", "generate", "chat", "bench", "inspect"])
+
+@pytest.mark.parametrize("arguments", ["", *COMMANDS])
 def test_help_of_gemma_run(snapshot, arguments):
     assert help_text("gemma-run", runtime_py.cli.main, arguments.split()) == snapshot
 

@@ -16,7 +16,7 @@ from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from tests.pi.emulator import BUNDLE, CORES
 
-pytestmark = pytest.mark.pi
+pytestmark = [pytest.mark.pi, pytest.mark.timeout(3600)]
 
 PROMPT = "The argparse module"
 NUM_TOKENS = 32

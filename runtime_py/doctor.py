@@ -1,0 +1,196 @@
+"""gemma-run doctor: what this device has, which runtimes load on it, and what fits into it."""
+
+import dataclasses
+import importlib.util
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from runtime_py import official
+from runtime_py.bundle import PACKAGES, Bundle
+from runtime_py.device import Device, this_device
+from runtime_py.inspection import inspect_bundle
+from runtime_py.manifest import RuntimeName
+from runtime_py.memory import Verdict, bundle_need_bytes, known_sizes, verdict
+from runtime_py.probe import probe
+
+OFFICIAL = "official"
+RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
+CONTEXT_LENGTH = 2048  # tokens, to judge a size that is no bundle yet
+# Import name and distribution of what each needs.
+_MODULES = {name: PACKAGES[name] for name in RUNTIMES} | {OFFICIAL: "litert_lm"}
+_DISTRIBUTIONS = {
+    "litert": "ai-edge-litert",
+    "executorch": "executorch",
+    "onnx": "onnxruntime",
+    OFFICIAL: "litert-lm-api",
+}
+# What it asks for besides is torch's world, of which gemma-run needs nothing.
+_ALONE = ("executorch",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeState:
+    """One runtime on this device."""
+
+    name: str
+    package: str  # what pip calls it
+    version: str | None  # None: not installed
+    problem: str | None  # why it cannot be used, in one line; None: it loads
+    command: str | None  # that would mend it; None: nothing to mend, or no command does
+
+    @property
+    def loads(self) -> bool:
+        return self.problem is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What would run in this memory."""
+
+    what: str  # a size and recipe, or a bundle
+    runtime: RuntimeName
+    need_bytes: int
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """All that the doctor says."""
+
+    device: Device
+    system: str
+    gemma_run: str  # version
+    runtimes: tuple[RuntimeState, ...]
+    fits: tuple[Fit, ...]
+    use: RuntimeName | None  # what to run the bundle with, or anything; None: nothing loads
+    bundle: str | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Something loads, and the bundle, if there is one, runs with it and has room."""
+        if self.bundle is None:
+            return self.use is not None
+        chosen = [fit for fit in self.fits if fit.runtime == self.use]
+        return bool(chosen) and chosen[0].verdict != "too large"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        device = dataclasses.asdict(self.device)
+        del device["flags"]
+        return {
+            "device": {**device, "features": self.device.features},
+            "system": self.system,
+            "gemma_run": self.gemma_run,
+            "runtimes": [dataclasses.asdict(state) for state in self.runtimes],
+            "bundle": self.bundle,
+            "fits": [dataclasses.asdict(fit) for fit in self.fits],
+            "use": self.use,
+            "healthy": self.healthy,
+        }
+
+
+def diagnose(bundle: Bundle | None) -> Diagnosis:
+    """Examine this device, alone or for a bundle."""
+    device = this_device()
+    states = tuple(examine(name, device) for name in (*RUNTIMES, OFFICIAL))
+    loading = [name for name in RUNTIMES if any(s.name == name and s.loads for s in states)]
+    if bundle is None:
+        fits = size_fits(device)
+        use = next(iter(loading), None)
+    else:
+        fits = bundle_fits(bundle, device)
+        use = next((fit.runtime for fit in fits if fit.runtime in loading), None)
+    return Diagnosis(
+        device=device,
+        system=_system(),
+        gemma_run=_version("gemma-export") or "a checkout",
+        runtimes=states,
+        fits=fits,
+        use=use,
+        bundle=None if bundle is None else str(bundle.folder),
+    )
+
+
+def examine(name: str, device: Device) -> RuntimeState:
+    """Whether one runtime is there and loads."""
+    package = _DISTRIBUTIONS[name]
+    problem: str | None
+    if importlib.util.find_spec(_MODULES[name]) is None:
+        problem, command, version = "not installed", install_command(name), None
+    else:
+        version, command = _version(package) or "unknown", None
+        problem = official.refusal(device) if name == OFFICIAL else None
+        problem = problem or probe(name)
+    if name == OFFICIAL and version is None and (refusal := official.refusal(device)):
+        problem, command = refusal, None
+    return RuntimeState(
+        name=name, package=package, version=version, problem=problem, command=command
+    )
+
+
+def install_command(name: str) -> str:
+    """What to type for a runtime, with the release that this gemma-run was made for."""
+    package = _DISTRIBUTIONS[name]
+    alone = "--no-deps " if package in _ALONE else ""
+    return f"pip install {alone}'{_requirement(package)}'"
+
+
+def _requirement(package: str) -> str:
+    """As gemma-run's own metadata has it; the bare name in a checkout without metadata."""
+    try:
+        lines = metadata.requires("gemma-export") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    found = (line.partition(";")[0].strip() for line in lines)
+    return next((line for line in found if _name(line) == package), package)
+
+
+def _name(requirement: str) -> str:
+    """ai-edge-litert of ai-edge-litert==2.3.0."""
+    end = next((i for i, c in enumerate(requirement) if not (c.isalnum() or c in "-_.")), None)
+    return requirement[:end]
+
+
+def bundle_fits(bundle: Bundle, device: Device) -> tuple[Fit, ...]:
+    """Each of a bundle's runtimes, in the bundle's order."""
+    fits = []
+    for runtime in bundle.manifest.runtimes:
+        need = bundle_need_bytes(inspect_bundle(bundle, runtime), runtime)
+        fits.append(_fit(bundle.manifest.name, runtime, need, device))
+    return tuple(fits)
+
+
+def size_fits(device: Device) -> tuple[Fit, ...]:
+    """Every size and recipe that gemma-export knows."""
+    return tuple(
+        _fit(
+            f"{size.name} {recipe}",
+            size.runtime,
+            size.need_bytes(recipe, CONTEXT_LENGTH),
+            device,
+        )
+        for size in known_sizes()
+        for recipe in size.recipes
+    )
+
+
+def _fit(what: str, runtime: RuntimeName, need_bytes: int, device: Device) -> Fit:
+    return Fit(
+        what=what, runtime=runtime, need_bytes=need_bytes, verdict=verdict(need_bytes, device)
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _system() -> str:
+    libc, version = platform.libc_ver()
+    parts = [f"{platform.system()} {platform.release()}", platform.machine()]
+    parts += [f"{libc} {version}"] if libc else []
+    return ", ".join([*parts, f"Python {platform.python_version()}"])

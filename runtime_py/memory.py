@@ -1,0 +1,87 @@
+"""How much memory a bundle needs to run, and whether a device has it.
+
+What counts is what every token touches: the matrices it is multiplied with and the KV rows. Tables
+that tokens are only looked up in stay in the mapped file.
+"""
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runtime_py.device import Device
+from runtime_py.inspection.findings import Findings
+from runtime_py.manifest import RuntimeName
+
+SIZES_FILE = Path(__file__).with_name("sizes.toml")
+TABLES = "tables"  # the line of an inspection that is looked up, not multiplied
+# Python, the libraries, tokenizer and what lies between operators.
+OVERHEAD_BYTES = 300_000_000
+# Resident matrices over stored ones, at most: tests/benchmarks/results/runtimes.json has 4 bits as
+# the worst case of each; onnxruntime's repacked form has scales of its own.
+REPACKED: dict[RuntimeName, float] = {"litert": 1.3, "executorch": 1.2, "onnx": 2.1}
+
+Verdict = Literal["fits", "tight", "too large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """The weights of one size with one recipe."""
+
+    file_bytes: int  # all of them
+    matrices_bytes: int  # of them, what every token is multiplied with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A size of the published checkpoints with its drafter, as sizes.toml has it."""
+
+    name: str
+    runtime: RuntimeName  # the one that its export is for, unless told otherwise
+    kv_bytes_per_token: int
+    recipes: dict[str, Stored]
+
+    def need_bytes(self, recipe: str, context_length: int) -> int:
+        """Memory that it takes to run it, by the counted sizes."""
+        packed = REPACKED[self.runtime] * self.recipes[recipe].matrices_bytes
+        return round(packed) + self.kv_bytes_per_token * context_length + OVERHEAD_BYTES
+
+
+@functools.cache
+def known_sizes() -> tuple[Size, ...]:
+    """The sizes that gemma-export knows by name, smallest first."""
+    values = tomllib.loads(SIZES_FILE.read_text(encoding="utf-8"))
+    return tuple(
+        Size(
+            name=name,
+            runtime=size["runtime"],
+            kv_bytes_per_token=size["kv_bytes_per_token"],
+            recipes={recipe: Stored(**stored) for recipe, stored in size["recipes"].items()},
+        )
+        for name, size in values.items()
+    )
+
+
+def bundle_need_bytes(found: Findings, runtime: RuntimeName) -> int:
+    """Memory that a bundle's runtime takes, by what its files hold."""
+    need = float(OVERHEAD_BYTES)
+    for item in found.memory:
+        if item.what.startswith("matrices"):
+            need += REPACKED[runtime] * item.size_bytes
+        elif item.what != TABLES:
+            need += item.size_bytes
+    return round(need)
+
+
+def verdict(need_bytes: int, device: Device) -> Verdict | None:
+    """None where the device does not say how much memory it has.
+
+    "tight": in memory that other programs hold now.
+    """
+    if device.memory_bytes is None:
+        return None
+    available = device.memory_bytes if device.available_bytes is None else device.available_bytes
+    if need_bytes <= available:
+        return "fits"
+    return "tight" if need_bytes <= device.memory_bytes else "too large"

@@ -1,0 +1,123 @@
+"""What gemma-run doctor shows a person."""
+
+from rich.console import Console
+from rich.table import Table
+
+from runtime_py.device import FEATURES
+from runtime_py.doctor import CONTEXT_LENGTH, OFFICIAL, Diagnosis, Fit, RuntimeState
+from runtime_py.memory import Verdict
+
+_WORDS: dict[Verdict | None, str] = {
+    "fits": "fits",
+    "tight": "only if other programs end",
+    "too large": "too large",
+    None: "unknown memory",
+}
+
+
+def print_diagnosis(found: Diagnosis) -> None:
+    """The device, the runtimes, what fits, and one sentence that says what to do."""
+    console = Console(markup=False, highlight=False)
+    console.print(_device(found))
+    console.print(_runtimes(found))
+    for state in found.runtimes:
+        if state.command:  # a line of its own, to be copied whole
+            console.print(f"{_name(state)}: {state.command}", soft_wrap=True)
+    console.print(_fits(found))
+    for line in advice(found):
+        console.print(line, soft_wrap=True)
+
+
+def _device(found: Diagnosis) -> Table:
+    device = found.device
+    table = Table(title="this device", show_header=False)
+    table.add_column("what")
+    table.add_column("found", overflow="fold")
+    if device.model:
+        table.add_row("model", device.model)
+    cores = f"{device.num_cores} core{'s' if device.num_cores > 1 else ''}"
+    table.add_row("processor", f"{device.processor}, {cores} for gemma-run")
+    for flag, has_it in device.features.items():
+        what = FEATURES[device.architecture][flag]
+        table.add_row(f"  {flag}", f"{'yes' if has_it else 'no '}  {what}")
+    if device.memory_bytes is not None:
+        available = device.available_bytes
+        free = "" if available is None else f", {_gb(available)} of it available"
+        table.add_row("memory", f"{_gb(device.memory_bytes)}{free}")
+    table.add_row("system", found.system)
+    table.add_row("gemma-run", found.gemma_run)
+    return table
+
+
+def _runtimes(found: Diagnosis) -> Table:
+    table = Table(title="runtimes")
+    for column in ("runtime", "package", "version"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for state in found.runtimes:
+        table.add_row(_name(state), state.package, state.version or "", state.problem or "loads")
+    return table
+
+
+def _name(state: RuntimeState) -> str:
+    return "official (bench only)" if state.name == OFFICIAL else state.name
+
+
+def _fits(found: Diagnosis) -> Table:
+    if found.bundle is None:
+        title = f"memory for published sizes, {CONTEXT_LENGTH} tokens of context"
+    else:
+        title = f"memory for {found.bundle}"
+    table = Table(title=title)
+    table.add_column("what")
+    table.add_column("runtime")
+    table.add_column("needs", justify="right")
+    table.add_column("here")
+    for fit in found.fits:
+        table.add_row(fit.what, fit.runtime, _gb(fit.need_bytes), _WORDS[fit.verdict])
+    return table
+
+
+def advice(found: Diagnosis) -> list[str]:
+    """What to do next."""
+    if found.use is None:
+        return [_no_runtime(found)]
+    if found.bundle is None:
+        return [_what_to_export(found.fits)]
+    chosen = next(fit for fit in found.fits if fit.runtime == found.use)
+    if chosen.verdict == "too large":
+        return [
+            f"Does not fit: {chosen.what} needs {_gb(chosen.need_bytes)} on {chosen.runtime}. "
+            "Export it with fewer bits (--quantize int4), a shorter --context, or a smaller size"
+        ]
+    return [f"Next: gemma-run chat {found.bundle} --runtime {found.use}"]
+
+
+def _no_runtime(found: Diagnosis) -> str:
+    wanted = {fit.runtime for fit in found.fits} if found.bundle else {"litert"}
+    for state in found.runtimes:
+        if state.name in wanted and state.command:
+            return f"No runtime for it loads here. Next: {state.command}"
+    return "No runtime for it loads here, and no command mends that: the table says why"
+
+
+def _what_to_export(fits: tuple[Fit, ...]) -> str:
+    fitting = [fit for fit in fits if fit.verdict == "fits"]
+    if not fitting:
+        return "No published size fits here; gemma-export --size tiny makes one that does"
+    # The largest model; of its recipes the one with the most bits.
+    best = max(fitting, key=lambda fit: (_order(fits, fit), fit.need_bytes))
+    size, recipe = best.what.split()
+    return (
+        f"Largest that fits: {best.what}. On a workstation: gemma-export --target raspberry-pi "
+        f"--size {size} --quantize {recipe}"
+    )
+
+
+def _order(fits: tuple[Fit, ...], fit: Fit) -> int:
+    sizes = list(dict.fromkeys(other.what.split()[0] for other in fits))
+    return sizes.index(fit.what.split()[0])
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
