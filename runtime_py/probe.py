@@ -33,9 +33,9 @@ def _load_onnx() -> None:
 
 
 def _load_official() -> None:
-    import litert_lm
+    from litert_lm import _ffi
 
-    litert_lm.Backend.CPU()
+    _ffi._get_lib()  # the package itself loads its library only with the first engine
 
 
 LOAD: dict[str, Callable[[], None]] = {
