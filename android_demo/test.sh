@@ -6,6 +6,7 @@ cd "$(dirname "$0")"
 DEMO=$PWD
 GOLDEN=$(cd ../tests/golden && pwd)
 TINY=$(cd ../models/gemma4-tiny/target && pwd) # its tokenizer.json
+TOY=$(cd ../tests/runtime_py/backends && pwd) # its toy.litertlm
 BUILD=${BUILD:-$(dirname "$DEMO")/build/android}
 mkdir -p "$BUILD/tools"
 . ./tools.sh
@@ -31,7 +32,7 @@ kotlinc_of_today() {
 run_tests() {
   local tests
   tests=$(cd loop/src/test/kotlin && find . -name '*Test.kt' | sed 's|^\./||; s|\.kt$||; s|/|.|g' | sort)
-  java -cp "$1:$TEST_LIBRARIES:$GOLDEN:$TINY" org.junit.runner.JUnitCore $tests
+  java -cp "$1:$TEST_LIBRARIES:$GOLDEN:$TINY:$TOY" org.junit.runner.JUnitCore $tests
 }
 
 compile_and_test() {

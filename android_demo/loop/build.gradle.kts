@@ -8,9 +8,10 @@ kotlin {
     sourceSets {
         test {
             kotlin.srcDir("src/testFixtures/kotlin")
-            // The traces and the manifest that Python's tests read too, and the tiny tokenizer.
+            // The traces and the manifest that Python's tests read too, the tiny tokenizer, and a toy .litertlm.
             resources.srcDir(rootDir.resolve("../tests/golden"))
             resources.srcDir(rootDir.resolve("../models/gemma4-tiny/target"))
+            resources.srcDir(rootDir.resolve("../tests/runtime_py/backends"))
         }
     }
 }

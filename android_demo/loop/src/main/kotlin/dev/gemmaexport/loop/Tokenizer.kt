@@ -86,6 +86,9 @@ class Tokenizer(json: String) {
         return built.toString()
     }
 
+    /** How a token is written; "" if there is none. */
+    fun text(tokenId: Int): String = texts.getOrNull(tokenId).orEmpty()
+
     private fun isAdded(text: String) = text != "" && added[text[0]]?.contains(text) == true
 
     private fun flush(bytes: java.io.ByteArrayOutputStream, built: StringBuilder) {

@@ -1,0 +1,125 @@
+package dev.gemmaexport.app
+
+import android.app.Application
+import androidx.lifecycle.AndroidViewModel
+import androidx.lifecycle.viewModelScope
+import dev.gemmaexport.app.engine.Engine
+import dev.gemmaexport.app.engine.LiteRtLmEngine
+import dev.gemmaexport.app.engine.LoopEngine
+import dev.gemmaexport.loop.CheckReport
+import dev.gemmaexport.loop.RunException
+import dev.gemmaexport.loop.Turn
+import dev.gemmaexport.loop.checkChecksums
+import dev.gemmaexport.loop.readManifest
+import java.io.File
+import java.util.concurrent.Executors
+import kotlinx.coroutines.asCoroutineDispatcher
+import kotlinx.coroutines.flow.MutableStateFlow
+import kotlinx.coroutines.flow.StateFlow
+import kotlinx.coroutines.flow.update
+import kotlinx.coroutines.launch
+
+/** Holds the conversation; everything that computes runs on one thread of its own. */
+class ChatViewModel(application: Application) : AndroidViewModel(application), ChatActions {
+    private val worker = Executors.newSingleThreadExecutor().asCoroutineDispatcher()
+    private val bundles = findBundles(application)
+    private val mutable = MutableStateFlow(
+        ChatState(bundles = bundles.keys.sorted(), error = if (bundles.isEmpty()) NO_BUNDLE else null)
+    )
+    val state: StateFlow<ChatState> = mutable
+
+    private var engine: Engine? = null
+    private var engineIs: Any? = null // what it was made of
+
+    @Volatile
+    private var stopping = false
+
+    init {
+        mutable.value.bundles.firstOrNull()?.let { open(it) }
+    }
+
+    override fun open(bundle: String) = mutable.update {
+        it.copy(bundle = bundle, messages = emptyList(), figures = Figures(), check = null, error = null)
+    }
+
+    override fun change(settings: Settings) = mutable.update { it.copy(settings = settings) }
+
+    override fun clear() = mutable.update { it.copy(messages = emptyList(), figures = Figures(), check = null) }
+
+    override fun stop() {
+        stopping = true
+    }
+
+    override fun send(text: String) = compute {
+        mutable.update { it.copy(messages = it.messages + Message(true, text) + Message(false, "")) }
+        val turns = state.value.messages.dropLast(1).map { Turn(it.fromUser, it.text) }
+        engine().reply(turns, state.value.settings) { said, figures ->
+            mutable.update { it.copy(messages = it.messages.dropLast(1) + Message(false, said), figures = figures) }
+            !stopping
+        }
+    }
+
+    override fun check() = compute {
+        val report = engine().check { done, all -> mutable.update { it.copy(check = CheckShown.Running(done, all)) } }
+        val shown = report?.let { CheckShown.Done(it.passed, lines(it)) }
+        mutable.update { it.copy(check = shown, error = if (shown == null) NO_CHECK else null) }
+    }
+
+    override fun onCleared() {
+        stopping = true
+        worker.executor.execute { engine?.close() }
+        worker.close()
+    }
+
+    private fun compute(work: () -> Unit) {
+        if (state.value.busy || state.value.bundle == null) return
+        stopping = false
+        mutable.update { it.copy(busy = true, error = null) }
+        viewModelScope.launch(worker) {
+            try {
+                work()
+            } catch (error: RunException) {
+                mutable.update { it.copy(error = error.message) }
+            } catch (error: RuntimeException) { // LiteRT's own
+                mutable.update { it.copy(error = "the runtime failed: ${error.message}") }
+            } finally {
+                mutable.update { it.copy(busy = false) }
+            }
+        }
+    }
+
+    /** The engine for the present choice; the old one goes first, there is no memory for two. */
+    private fun engine(): Engine {
+        val name = state.value.bundle.orEmpty()
+        val settings = state.value.settings
+        // LiteRT-LM decides on MTP when it is made.
+        val wanted = listOf(name, settings.runner, if (settings.runner == Runner.LITERT_LM) settings.mtp else null)
+        engine?.takeIf { engineIs == wanted }?.let { return it }
+        engine?.close()
+        engine = null
+        val folder = bundles.getValue(name)
+        val manifest = readManifest(folder)
+        val scratch = File(getApplication<Application>().cacheDir, "$name-${manifest.files.hashCode()}")
+        if (scratch.mkdirs()) checkChecksums(folder, manifest) // once for each bundle
+        val made = when (settings.runner) {
+            Runner.LOOP -> LoopEngine(folder, manifest, scratch)
+            Runner.LITERT_LM -> LiteRtLmEngine(folder, manifest, scratch, settings.mtp)
+        }
+        engine = made
+        engineIs = wanted
+        return made
+    }
+
+    private companion object {
+        const val NO_BUNDLE = "no bundle on this device; gemma-export --target android --size tiny --push sends one"
+        const val NO_CHECK = "LiteRT-LM shows no logits to check; choose the lossless loop"
+
+        fun lines(report: CheckReport): List<String> = listOf(
+            "plain = original: ${report.original.numEqual} of ${report.original.numTokens} tokens",
+            "speculative = plain: ${report.speculative.numEqual} of ${report.speculative.numTokens} tokens",
+            "first drafts accepted: ${percent(report.acceptance)}, the original's ${percent(report.originalAcceptance)}"
+        ) + report.failures
+
+        fun percent(shares: List<Double>) = shares.firstOrNull()?.let { "%.1f %%".format(100 * it) } ?: "no drafter"
+    }
+}
