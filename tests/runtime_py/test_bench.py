@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py import bench_bundle as module
@@ -190,6 +190,7 @@ def test_a_report_that_cannot_be_written_is_one_line(found, tmp_path):
 numbers = st.floats(0, 1e9, allow_subnormal=False)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=9), st.dictionaries(st.text(max_size=9), numbers)))
 def test_bars_of_any_numbers_stay_inside_the_picture(bars):
     page = Page(stacked_bars(bars, "ms <&>"))
@@ -200,6 +201,7 @@ def test_bars_of_any_numbers_stay_inside_the_picture(bars):
             assert 13.9 <= top <= top + height + 0.2 <= 220.4
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=9), st.lists(st.integers(0, 63), max_size=40)))
 def test_steps_of_any_numbers_are_drawn(lines):
     page = Page(steps(lines, "token", "K"))

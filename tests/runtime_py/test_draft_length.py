@@ -10,7 +10,7 @@ import copy
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py.draft_length import (
@@ -217,6 +217,7 @@ def outcome_of(drafted, accepted, draft_s, verify_s, verified) -> Outcome:
     return Outcome(drafted, accepted, draft_s, verify_s, 1 + drafted if verified else 1)
 
 
+@settings(deadline=None)
 @given(some_costs, lengths, st.floats(0, 1), outcomes)
 def test_whatever_it_sees_it_stays_in_range(costs, lengths, prior, outcomes):
     policy = AutoDraftLength(costs, lengths, prior)
@@ -231,6 +232,7 @@ def test_whatever_it_sees_it_stays_in_range(costs, lengths, prior, outcomes):
         assert all(0 < costs.verify(n) < float("inf") for n in range(1, LONGEST + 2))
 
 
+@settings(deadline=None)
 @given(some_costs, lengths, outcomes)
 def test_the_same_outcomes_give_the_same_decisions(costs, lengths, outcomes):
     policies = [AutoDraftLength(copy.deepcopy(costs), lengths) for _ in range(2)]
@@ -241,6 +243,7 @@ def test_the_same_outcomes_give_the_same_decisions(costs, lengths, outcomes):
             policy.observe(outcome_of(*seen))
 
 
+@settings(deadline=None)
 @given(
     st.floats(0, 1),
     st.lists(st.tuples(st.integers(1, LONGEST), st.integers(0, LONGEST), st.integers(1, 30))),
@@ -257,6 +260,7 @@ def test_one_more_hit_raises_the_first_position_and_a_miss_lowers_it(prior, hist
     assert after(drafted) > after(0)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.integers(1, 50))
 def test_only_hits_never_lower_an_estimate_and_only_misses_never_raise_it(prior, num_rounds):
     for accepted, better in ((LONGEST, np.greater_equal), (0, np.less_equal)):
