@@ -165,8 +165,7 @@ def _executorch_cost(work: Work) -> Cost:
     num_layers = work.num_layers + work.num_drafter_layers
     bundle_bytes = (
         work.stored.size_bytes
-        + work.tied.size_bytes  # a table, and a matrix
-        + 4 * (work.stored.num_scales + work.tied.num_scales)
+        + 4 * work.stored.num_scales
         + work.vector_bytes
         + EXECUTORCH_GRAPH_BYTES * num_layers
     )

@@ -39,6 +39,7 @@ _LOOKUPS = {
 class _Matrix:
     """A matrix as it is put together."""
 
+    name: str  # where it lies, for want of a better one
     data: memoryview
     dtype: str
     shape: tuple[int, ...]
@@ -49,13 +50,16 @@ class _Matrix:
 
 
 class _Reader:
-    """Collects what the methods of a program hold, each range of bytes once."""
+    """Collects what the methods of a program hold, each range of bytes once.
+
+    A matrix that is looked up and multiplied with is a constant and a segment: the same bytes.
+    """
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self.matrices: dict[str, _Matrix] = {}
+        self.matrices: dict[range, _Matrix] = {}
         self.constants: dict[str, Constant] = {}
-        self._scales: set[str] = set()
+        self._scales: set[range] = set()
 
     def read(self, method: Method) -> None:
         for place in method.delegates:
@@ -66,20 +70,28 @@ class _Reader:
                 self._add_table(method, _LOOKUPS[operator], arguments)
         for tensor in method.values:
             if tensor is not None and tensor.constant:
-                self._add_constant(f"constant {tensor.constant}", tensor)
+                self._add_constant(tensor)
 
     def _add_stored(self, stored: Stored, method: str) -> None:
-        data = self._program.named_data(stored.key)
+        place = self._program.named_place(stored.key)
         # Equal bytes have several keys and one segment.
-        key = f"segment {self._program.named[stored.key]}"
+        name = f"segment {self._program.named[stored.key]}"
         if not stored.is_matrix:
-            self.constants[key] = Constant(
-                name=key, dtype=stored.dtype, shape=stored.shape, size_bytes=len(data)
+            self.constants[name] = Constant(
+                name=name, dtype=stored.dtype, shape=stored.shape, size_bytes=len(place)
             )
             return
         scales = self._program.named_data(stored.scales_key) if stored.scales_key else b""
         matrix = self.matrices.setdefault(
-            key, _Matrix(data, stored.dtype, stored.shape, stored.num_groups, len(scales))
+            place,
+            _Matrix(
+                name=name,
+                data=self._program.bytes_of(place),
+                dtype=stored.dtype,
+                shape=stored.shape,
+                num_groups=stored.num_groups,
+                scale_bytes=len(scales),
+            ),
         )
         matrix.uses["matmul"] = None
         matrix.used_by[method] = None
@@ -89,27 +101,28 @@ class _Reader:
         scales = pick(method.values, pick(arguments, 1)) if dtype else None
         if table is None or not table.constant or len(table.shape) != 2:
             return
-        key = f"constant {table.constant}"
-        if key not in self.matrices:
+        place = self._program.constant_place(table)
+        if scales is not None and scales.constant:
+            self._scales.add(self._program.constant_place(scales))
+        if place not in self.matrices:
             num_rows, stored_columns = table.shape
             num_columns = stored_columns * ITEM_BITS.get(table.dtype, 0)
-            self.matrices[key] = _Matrix(
-                data=self._program.constant_bytes(table),
+            self.matrices[place] = _Matrix(
+                name=f"constant {table.constant}",
+                data=self._program.bytes_of(place),
                 dtype=dtype or table.dtype,
                 shape=(num_rows, num_columns // ITEM_BITS.get(dtype or table.dtype, 8)),
                 num_groups=scales.shape[1] if scales is not None and len(scales.shape) > 1 else 1,
                 scale_bytes=0 if scales is None else scales.size_bytes,
             )
-            if scales is not None:
-                self._scales.add(f"constant {scales.constant}")
-        self.matrices[key].uses["lookup"] = None
-        self.matrices[key].used_by[method.name] = None
+        self.matrices[place].uses["lookup"] = None
+        self.matrices[place].used_by[method.name] = None
 
-    def _add_constant(self, key: str, tensor: Tensor) -> None:
-        if key not in self.matrices and key not in self._scales:
-            self._program.constant_bytes(tensor)  # it must be there
-            self.constants[key] = Constant(
-                name=key, dtype=tensor.dtype, shape=tensor.shape, size_bytes=tensor.size_bytes
+    def _add_constant(self, tensor: Tensor) -> None:
+        place, name = self._program.constant_place(tensor), f"constant {tensor.constant}"
+        if place not in self.matrices and place not in self._scales:
+            self.constants[name] = Constant(
+                name=name, dtype=tensor.dtype, shape=tensor.shape, size_bytes=tensor.size_bytes
             )
 
 
@@ -127,7 +140,7 @@ def inspect(path: Path) -> Findings:
         reader = _Reader(program)
         for method in methods:
             reader.read(method)
-        weights = tuple(_weight(key, m, names) for key, m in reader.matrices.items())
+        weights = tuple(_weight(matrix, names) for matrix in reader.matrices.values())
         file_bytes = len(data)
     kv = _kv(methods)
     return Findings(
@@ -151,9 +164,9 @@ def inspect(path: Path) -> Findings:
     )
 
 
-def _weight(key: str, matrix: _Matrix, names: dict[str, str]) -> Weight:
+def _weight(matrix: _Matrix, names: dict[str, str]) -> Weight:
     return Weight(
-        name=names.get(fingerprint(matrix.data), key),
+        name=names.get(fingerprint(matrix.data), matrix.name),
         dtype=matrix.dtype,
         group_size=group_size(matrix.shape[1], matrix.num_groups),
         shape=matrix.shape,
@@ -168,7 +181,7 @@ def _sections(file: str, program: Program, methods: list[Method]) -> Iterator[Se
     named = [pick(program.segments, index) for index in set(program.named.values())]
     groups = {
         "program": [range(program.size_bytes)],
-        "constants": [program.constants],
+        "constants": [_own(program.constants, program.segments)],
         **{f"delegates of {method.name}": list(method.delegates) for method in methods},
         "data of delegates": named,
     }
@@ -176,6 +189,12 @@ def _sections(file: str, program: Program, methods: list[Method]) -> Iterator[Se
         if places:
             begin, size = min(place.start for place in places), sum(map(len, places))
             yield Section(file=file, name=name, begin=begin, size_bytes=size)
+
+
+def _own(constants: range, segments: list[range]) -> range:
+    """The constants that are nobody else's: their segment may reach over others (`one_copy.py`)."""
+    inside = [place.start for place in segments if constants.start < place.start < constants.stop]
+    return range(constants.start, min(inside, default=constants.stop))
 
 
 def _signature(file: str, method: Method) -> Signature:

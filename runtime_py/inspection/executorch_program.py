@@ -90,16 +90,29 @@ class Program:
         return self._data[place.start : place.stop]
 
     def named_data(self, key: str) -> memoryview:
-        if key not in self.named:
-            raise FlatbufferError(f"no data named {printable(key)[:80]!r}")
-        return self.bytes_of(pick(self.segments, self.named[key]))
+        return self.bytes_of(self.named_place(key))
 
-    def constant_bytes(self, tensor: Tensor) -> memoryview:
+    def constant_place(self, tensor: Tensor) -> range:
+        """Where a constant lies in the file.
+
+        Raises:
+            FlatbufferError: if that is not within the constants' segment.
+        """
         begin = self.constants.start + pick(self._offsets, tensor.constant)
         end = begin + tensor.size_bytes
         if end > self.constants.stop:
             raise FlatbufferError(f"a constant ends {end - self.constants.stop} bytes too late")
-        return self._data[begin:end]
+        return range(begin, end)
+
+    def named_place(self, key: str) -> range:
+        """Where the data of that name lie in the file.
+
+        Raises:
+            FlatbufferError: if there are none.
+        """
+        if key not in self.named:
+            raise FlatbufferError(f"no data named {printable(key)[:80]!r}")
+        return pick(self.segments, self.named[key])
 
     def _range(self, begin: int, size: int) -> range:
         if begin + size > len(self._data):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exporter.lower.executorch.one_copy import write_once
+
 PINNED = {"executorch": "1.5.1"}
 
 
@@ -74,8 +76,7 @@ def write_program(
             edge._named_data_store.add_named_data(key, data)
         program = edge.to_executorch(config)
         on_step(num_steps - 1, num_steps)
-    with out.open("wb") as file:
-        program.write_to_file(file)
+    write_once(program, config, out)
     on_step(num_steps, num_steps)
 
 

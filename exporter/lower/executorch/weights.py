@@ -68,13 +68,24 @@ class QuantizedLinear(nn.Module):
 
 
 class QuantizedTable(nn.Module):
-    """indices -> rows times a constant. Only the rows asked for are ever made floating point."""
+    """indices -> rows times a constant. Only the rows asked for are ever made floating point.
 
-    def __init__(self, integers: Integers, scale: float) -> None:
+    Args:
+        integers: the table.
+        scale: the constant.
+        tied: store the bytes that XNNPACK stores for the same matrix, for the file to hold one
+            copy (`one_copy.py`).
+    """
+
+    def __init__(self, integers: Integers, scale: float, tied: bool = False) -> None:
         super().__init__()
-        # The operator wants the first value of a byte in the high half, and 8 added to both.
         packed = integers.values.dtype == torch.uint8
-        values = _swapped(integers.values) if packed else integers.values
+        # The operator wants 8 added to both values of a byte, and the first in the high half;
+        # XNNPACK has it in the low half, so the operator finds every two columns swapped.
+        self._swapped = packed and tied
+        values = integers.values
+        if packed:
+            values = values ^ OFFSET_4_BITS if tied else _swapped(values)
         self.values, self.scales = _constant(values), _constant(integers.scales)
         self._scale = scale
 
@@ -90,7 +101,11 @@ class QuantizedTable(nn.Module):
         rows: Tensor = gather(
             self.values, self.scales, None, low, high, positions, dtype=torch.float32
         )
-        return rows
+        if not self._swapped:
+            return rows
+        pairs = rows.unflatten(-1, (-1, 2))
+        # Not flip, whose kernel takes ten times as long.
+        return torch.stack((pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
 
 
 class Loader:
@@ -129,7 +144,8 @@ class Loader:
             return
         integers = self._quantized(name)
         if isinstance(layer, Table) or _is_gathered(module, name):
-            table = QuantizedTable(integers, layer.scale if isinstance(layer, Table) else 1.0)
+            tied = isinstance(layer, Table) and name == self._checkpoint.spec.head_name
+            table = QuantizedTable(integers, layer.scale if isinstance(layer, Table) else 1.0, tied)
             module.set_submodule(path, table)
             self._remember(name, table.values)
         else:
