@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exporter.lower.executorch.memory import forget_delegated_weights, lent_weights
 from exporter.lower.executorch.one_copy import write_once
 
 PINNED = {"executorch": "1.5.1"}
@@ -65,12 +66,15 @@ def write_program(
             on_step(len(traced), num_steps)
             traced[name] = trace(method)
         on_step(len(traced), num_steps)
-        edge = to_edge_transform_and_lower(
-            traced,
-            partitioner={name: [XnnpackPartitioner()] for name in traced},
-            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-            constant_methods=dict(constants),
-        )
+        with lent_weights():
+            edge = to_edge_transform_and_lower(
+                traced,
+                partitioner={name: [XnnpackPartitioner()] for name in traced},
+                compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+                constant_methods=dict(constants),
+            )
+        traced.clear()
+        forget_delegated_weights(edge)
         on_step(num_steps - 2, num_steps)
         for key, data in named_data.items():
             edge._named_data_store.add_named_data(key, data)

@@ -103,7 +103,7 @@ class QuantizedTable(nn.Module):
         )
         if not self._swapped:
             return rows
-        pairs = rows.unflatten(-1, (-1, 2))
+        pairs = torch.unflatten(rows, -1, (-1, 2))
         # Not flip, whose kernel takes ten times as long.
         return torch.stack((pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
 
@@ -166,7 +166,10 @@ class Loader:
 
     def _quantized(self, name: str) -> Integers:
         if name not in self._integers:
-            self._integers[name] = quantized(self._checkpoint, name, self._types[name])
+            found = quantized(self._checkpoint, name, self._types[name])
+            if name != self._checkpoint.spec.head_name:  # no other is asked for twice
+                return found
+            self._integers[name] = found
         return self._integers[name]
 
 
