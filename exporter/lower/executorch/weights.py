@@ -17,6 +17,7 @@ from runtime_py.weight_names import PREFIX_BYTES, fingerprint
 
 # XNNPACK stores 4-bit values as numbers from 0 to 15: 8 more than two's complement, both halves.
 OFFSET_4_BITS = 0x88
+CHUNK_ROWS = 1024  # of a matrix whose bytes are rearranged: the steps between take no more room
 
 Checkpoint = TargetCheckpoint | DrafterCheckpoint
 
@@ -205,9 +206,19 @@ def _is_gathered(module: nn.Module, name: str) -> bool:
 
 
 def _unpacked(packed: Tensor) -> Tensor:
-    halves = torch.stack((packed & 15, packed >> 4), dim=-1).reshape(len(packed), -1)
-    return (halves ^ 8).to(torch.int8) - 8  # two's complement of four bits
+    values = torch.empty(len(packed), 2 * packed.shape[1], dtype=torch.int8)
+    for rows, found in zip(
+        torch.split(packed, CHUNK_ROWS), torch.split(values, CHUNK_ROWS), strict=True
+    ):
+        halves = torch.stack((rows & 15, rows >> 4), dim=-1).reshape(len(rows), -1)
+        found.copy_((halves ^ 8).to(torch.int8) - 8)  # two's complement of four bits
+    return values
 
 
 def _swapped(packed: Tensor) -> Tensor:
-    return (((packed & 15) ^ 8) << 4) | ((packed >> 4) ^ 8)
+    values = torch.empty_like(packed)
+    for rows, found in zip(
+        torch.split(packed, CHUNK_ROWS), torch.split(values, CHUNK_ROWS), strict=True
+    ):
+        found.copy_((((rows & 15) ^ 8) << 4) | ((rows >> 4) ^ 8))
+    return values
