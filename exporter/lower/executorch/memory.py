@@ -46,7 +46,10 @@ def forget_delegated_weights(edge: "EdgeProgramManager") -> None:
     for program in programs:
         for module in program.graph_module.modules():
             if isinstance(module, LoweredBackendModule):
-                for tensor in module.original_module.state_dict.values():
+                delegated = module.original_module
+                # Not buffers: a method keeps in the file even those that only others use.
+                for name in delegated.graph_signature.parameters:
+                    tensor = delegated.state_dict[name]
                     if tensor.untyped_storage().data_ptr() not in used:
                         tensor.data = tensor.new_zeros([1] * tensor.dim()).expand(tensor.shape)
 

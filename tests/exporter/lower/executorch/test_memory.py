@@ -5,9 +5,39 @@ import weakref
 
 import pytest
 import torch
+from torch import nn
 
 from exporter.lower.executorch import program
-from tests.exporter.lower.executorch.test_one_copy import STORED_BITS, TOKEN_IDS, Tied
+from exporter.lower.executorch.modules import MeanSquare
+from tests.exporter.lower.executorch.test_one_copy import (
+    NUM_COLUMNS,
+    STORED_BITS,
+    TOKEN_IDS,
+    Tied,
+)
+
+
+class WithNorm(Tied):
+    """With a buffer, which every method keeps: the mean's weights."""
+
+    def __init__(self, recipe: str, tied: bool) -> None:
+        super().__init__(recipe, tied)
+        self.mean_square = MeanSquare(NUM_COLUMNS)
+
+    def forward(self, token_ids):
+        rows, logits = super().forward(token_ids)
+        return self.mean_square(rows), logits
+
+
+class Rows(nn.Module):
+    """A method that uses neither the head nor the buffer."""
+
+    def __init__(self, tied: Tied) -> None:
+        super().__init__()
+        self.tied = tied
+
+    def forward(self, token_ids):
+        return self.tied.table(token_ids)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +60,12 @@ def test_the_file_is_the_one_that_executorch_writes_by_itself(recipe, tmp_path, 
 
 def write(recipe, out, storages) -> None:
     """Append, before the work, a weak reference to what the head's matrix lies in."""
-    module = Tied(recipe, tied=True).eval()
+    module = WithNorm(recipe, tied=True).eval()
     head = module.head.weight if recipe == "float32" else module.head.values
     storages.append(weakref.ref(head.untyped_storage()))
-    method = program.Method(module, (TOKEN_IDS,), None)
-    program.write_program({"forward": method}, {}, {}, out, lambda _done, _total: None)
+    methods = {
+        name: program.Method(module, (TOKEN_IDS,), None)
+        for name, module in (("forward", module), ("rows", Rows(module)))
+    }
+    program.write_program(methods, {}, {}, out, lambda _done, _total: None)
     assert torch.is_tensor(head)
