@@ -126,21 +126,36 @@ def _shares(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
 
 def _mix_columns(shares: Tensor, values: Tensor) -> Tensor:
     """Shares [1, H, T, rows], values [1, G, E, rows] -> [1, T, H, E]."""
-    _, num_heads, num_tokens, _ = shares.shape
-    mixed = _product(_folded(shares, values.shape[1]), values, num_tokens)
-    return mixed.reshape(1, num_heads, num_tokens, -1).transpose(1, 2)
+    num_kv_heads, num_tokens = values.shape[1], shares.shape[2]
+    mixed = _product(_folded(shares, num_kv_heads), values, num_tokens)
+    return _unfolded(mixed, num_kv_heads, num_tokens)
 
 
 def _mix_rows(shares: Tensor, values: Tensor) -> Tensor:
     """Shares [1, H, T, rows], values [1, G, rows, E] -> [1, T, H, E]."""
-    _, num_heads, num_tokens, _ = shares.shape
-    mixed = batch_matmul(_folded(shares, values.shape[1]), values)
-    return mixed.reshape(1, num_heads, num_tokens, -1).transpose(1, 2)
+    num_kv_heads, num_tokens = values.shape[1], shares.shape[2]
+    mixed = batch_matmul(_folded(shares, num_kv_heads), values)
+    return _unfolded(mixed, num_kv_heads, num_tokens)
 
 
 def _folded(x: Tensor, num_kv_heads: int) -> Tensor:
     """[1, H, T, N] -> [1, G, M, N], where M is (H / G) * T."""
     return x.reshape(1, num_kv_heads, -1, x.shape[-1])
+
+
+def _unfolded(x: Tensor, num_kv_heads: int, num_tokens: int) -> Tensor:
+    """As many elements as [1, G, M, E] -> [1, T, H, E].
+
+    Of one token's, with several KV heads, a reshape would do: but the converter merges it with the
+    ones around the product that follows, leaves that with two dimensions, and a reshape between the
+    square and the mean of the norm behind it.
+    """
+    if num_tokens == 1 and num_kv_heads > 1:
+        by_head = x.reshape(1, num_kv_heads, -1, x.shape[-1])
+        heads = [by_head[:, i : i + 1] for i in range(num_kv_heads)]
+        return torch.cat(heads, dim=2)
+    num_heads = x.numel() // (num_tokens * x.shape[-1])
+    return x.reshape(1, num_heads, num_tokens, -1).transpose(1, 2)
 
 
 def _product(few: Tensor, many: Tensor, num_tokens: int) -> Tensor:

@@ -1,5 +1,7 @@
 """A token's numbers are the same in a call of any width, and no call copies a KV buffer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
@@ -24,10 +26,11 @@ SHAPE = Shape(
 WIDTHS = {"decode": 1, "verify": 4}
 
 
-@pytest.fixture(scope="module")
-def lowered(tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, 2], ids=["one KV head", "two KV heads"])
+def lowered(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("widths")
-    target = read_checkpoint(save(target_model(SHAPE, 1), folder / "target"))
+    shape = replace(SHAPE, kv_heads=request.param)
+    target = read_checkpoint(save(target_model(shape, 1), folder / "target"))
     shapes = GraphShapes(prefill_lengths=(), verify_widths=(4,), cache_length=ROWS)
     lower(target, None, shapes, load_recipe("float32"), folder)
     return target.spec, read(folder / "prefill_decode.tflite")
