@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,15 @@ from runtime_py.bench_report import write_report
 from runtime_py.bench_rows import advice, bench_rows
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.check import check_bundle
+from runtime_py.cli_options import (
+    AutoOrNumber,
+    bundle_argument,
+    draft_length_option,
+    json_option,
+    runtime_options,
+    sampling_options,
+    stats_option,
+)
 from runtime_py.device import this_device
 from runtime_py.doctor import diagnose
 from runtime_py.errors import RunError
@@ -49,95 +57,6 @@ def _close_stderr() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-class AutoOrNumber(click.IntRange):
-    """A draft length, or the word auto."""
-
-    name = "auto or a number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == "auto" else super().convert(value, param, ctx)
-
-
-Command = Callable[..., Any]
-Decorator = Callable[[Command], Command]
-
-
-def _options(*decorators: Decorator) -> Decorator:
-    def apply(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
-_bundle_argument: Decorator = click.argument("bundle", type=click.Path(path_type=Path))
-_json_option: Decorator = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
-)
-_runtime_options = _options(
-    click.option(
-        "--runtime",
-        type=click.Choice(sorted(BACKENDS)),
-        help="Which of the bundle's runtimes to use.  [default: the first installed]",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(1, 256),
-        help="CPU threads.  [default: the cores, at most 4]",
-    ),
-    click.option(
-        "--provider",
-        "providers",
-        multiple=True,
-        metavar="NAME",
-        help="Execution provider of onnxruntime, such as XnnpackExecutionProvider; may be given "
-        "more than once, the best first.  [default: CPUExecutionProvider]",
-    ),
-)
-_draft_length_option: Decorator = click.option(
-    "--draft-length",
-    type=AutoOrNumber(0, 63),
-    default="auto",
-    show_default=True,
-    metavar="auto|K",
-    help="Tokens the drafter proposes per round: 0 decodes plainly, auto takes what pays best by "
-    "measured cost and acceptance. Changes the speed, never the text.",
-)
-_stats_option: Decorator = click.option(
-    "--stats",
-    is_flag=True,
-    help="Show K, accepted drafts and tokens per second of the last rounds while they come.",
-)
-_sampling_options = _options(
-    click.option(
-        "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N"
-    ),
-    click.option(
-        "--temperature",
-        type=float,
-        default=0.0,
-        show_default=True,
-        help="0 is greedy; higher is more varied.",
-    ),
-    click.option(
-        "--top-k",
-        type=int,
-        default=64,
-        show_default=True,
-        help="Keep the K likeliest; 0 keeps all.",
-    ),
-    click.option(
-        "--top-p",
-        type=float,
-        default=0.95,
-        show_default=True,
-        help="Keep the likeliest tokens up to this mass; 1 keeps all.",
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same text."),
-)
-
-
 @click.group(cls=ErrorLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gemma-export", prog_name="gemma-run")
 def main() -> None:
@@ -157,9 +76,9 @@ def main() -> None:
 
 
 @main.command()
-@_bundle_argument
-@_runtime_options
-@_json_option
+@bundle_argument
+@runtime_options
+@json_option
 def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> None:
     """Replay the recorded original and compare, token by token.
 
@@ -181,14 +100,14 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
 
 
 @main.command()
-@_bundle_argument
+@bundle_argument
 @click.option("--prompt", required=True, help="What to say to the model; - reads stdin.")
 @click.option("--raw", is_flag=True, help="Continue the text itself, without the chat template.")
-@_draft_length_option
-@_stats_option
-@_sampling_options
-@_runtime_options
-@_json_option
+@draft_length_option
+@stats_option
+@sampling_options
+@runtime_options
+@json_option
 def generate(
     bundle: Path, prompt: str, raw: bool, draft_length: int | Literal["auto"], **options: Any
 ) -> None:
@@ -211,11 +130,11 @@ def generate(
 
 
 @main.command()
-@_bundle_argument
-@_draft_length_option
-@_stats_option
-@_sampling_options
-@_runtime_options
+@bundle_argument
+@draft_length_option
+@stats_option
+@sampling_options
+@runtime_options
 def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **options: Any) -> None:
     """Talk to the model. /reset forgets the conversation, /quit or Ctrl-D leaves."""
     session = _session(options)
@@ -242,7 +161,7 @@ def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **optio
 
 
 @main.command()
-@_bundle_argument
+@bundle_argument
 @click.option(
     "--max-new-tokens", type=click.IntRange(2), default=64, show_default=True, metavar="N"
 )
@@ -274,8 +193,8 @@ def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **optio
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a report with plots to this file; it needs nothing else.",
 )
-@_runtime_options
-@_json_option
+@runtime_options
+@json_option
 def bench(
     bundle: Path,
     lengths: tuple[int | Literal["auto"], ...],
@@ -332,14 +251,14 @@ def _bench_on_device(
 
 
 @main.command()
-@_bundle_argument
+@bundle_argument
 @click.option(
     "--runtime",
     type=click.Choice(sorted(BACKENDS)),
     help="Only this runtime's files.  [default: all in the bundle]",
 )
 @click.option("--all", "show_all", is_flag=True, help="A line for every tensor, nothing folded.")
-@_json_option
+@json_option
 def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) -> None:
     """List every weight's type as the made files have it, and sizes, signatures and memory.
 
@@ -363,7 +282,7 @@ def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) ->
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@_json_option
+@json_option
 def doctor(bundle: Path | None, as_json: bool) -> None:
     """Say what this device has, which runtimes load on it, and what fits into its memory.
 
