@@ -8,8 +8,10 @@ from tests.end_to_end.conftest import RECIPES
 from tests.exporter.lower.executorch.programs import Plan, read_plans
 
 # Attention and the reshapes around it cut a layer into three, and the drafter's head once more.
-# With six layers in the target and four in the drafter, whatever the recipe:
+# With six layers in the target and four in the drafter, whatever the recipe; in int4 the columns
+# of the embedding are swapped, which is one more.
 NUM_DELEGATES = {"fill": 9, "finish": 13, "draft": 9}
+SWAPPED = {"fill": 10, "finish": 13, "draft": 10}
 # What XNNPACK does not take, and why it stays outside.
 UNDELEGATED = {
     "aten::_local_scalar_dense": "reads the position, which the sizes depend on",
@@ -56,13 +58,19 @@ def plans(request, export_tiny) -> dict[str, Plan]:
 
 
 @pytest.fixture(scope="module")
+def swapped(plans) -> bool:
+    return any(GATHERS["int4"] in method.operators for method in plans.values())
+
+
+@pytest.fixture(scope="module")
 def spec(tiny):
     return read_checkpoint(tiny.model).spec
 
 
-def test_delegates_are_few(plans):
+def test_delegates_are_few(plans, swapped):
     """A norm or a linear that falls apart would make dozens of them."""
-    assert {name: method.num_delegates for name, method in plans.items()} == NUM_DELEGATES
+    expected = SWAPPED if swapped else NUM_DELEGATES
+    assert {name: method.num_delegates for name, method in plans.items()} == expected
 
 
 def test_nothing_unexplained_stays_outside_xnnpack(plans):
