@@ -88,7 +88,7 @@ LITERT_SCALE_BYTES = 12  # a scale and a zero point
 # ExecuTorch.
 EXECUTORCH_START_S, EXECUTORCH_LAYER_S, EXECUTORCH_WEIGHT_S = 40.0, 7.4, 20e-9
 EXECUTORCH_START_BYTES, EXECUTORCH_LAYER_BYTES = 800 * MB, 2 * MB
-EXECUTORCH_COPIES = 4  # of the packed matrices, on their way into the file
+EXECUTORCH_COPIES = 1.3  # of the packed matrices, on their way into the file
 EXECUTORCH_GRAPH_BYTES = 100_000
 
 # ONNX.
