@@ -14,10 +14,11 @@ TIMEOUT_S = 120  # a cold start from a slow card
 
 
 def _load_litert() -> None:
-    from runtime_py.backends.litert_model import Runtime, native_messages_hidden
+    from runtime_py.backends.litert_library import environment
+    from runtime_py.backends.litert_model import native_messages_hidden
 
     with native_messages_hidden():
-        Runtime(num_threads=1)
+        environment()
 
 
 def _load_executorch() -> None:

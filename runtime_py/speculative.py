@@ -108,7 +108,7 @@ class Session:
             begun = time.perf_counter()
             planned = draft_length.next_round()
             proposed: list[int] = []
-            if hidden is not None:
+            if planned.num_drafts and hidden is not None:
                 num_drafts = min(planned.num_drafts, remaining - 1, self._widest_fit() - 1)
                 proposed = self._draft(last, hidden, law, num_drafts)
             drafts = proposed if planned.verified else []

@@ -4,7 +4,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,10 +25,11 @@ from runtime_py.backends.litert_contract import (
     read_target,
 )
 from runtime_py.backends.litert_model import (
+    Array,
     BoundSignature,
     LoadedModel,
-    Runtime,
     native_messages_hidden,
+    zeros,
 )
 from runtime_py.backends.litert_weight_cache import weight_cache
 from runtime_py.errors import RunError
@@ -60,12 +60,11 @@ class LiteRTBackend:
         self._cache_dir = cache_dir or user_cache("litert")
         self._sections = read_sections(path)
         self._models: list[LoadedModel] = []
-        self._runtime: Runtime | None = None
+        self._num_threads = num_threads or default_num_threads()
         self._let_go()
         try:
             with native_messages_hidden():
-                self._runtime = Runtime(num_threads or default_num_threads())
-                self._load(self._runtime)
+                self._load()
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they refer to models and buffers
             self.close()
@@ -85,7 +84,7 @@ class LiteRTBackend:
 
     @property
     def verify_widths(self) -> tuple[int, ...]:
-        return tuple(self._verify)
+        return self._widths
 
     @property
     def has_drafter(self) -> bool:
@@ -120,25 +119,25 @@ class LiteRTBackend:
             for model in self._models:
                 model.close()
             self._models.clear()
-            self._runtime = None
 
     def _let_go(self) -> None:
         self._prefill: dict[int, _TargetStep] = {}
         self._verify: dict[int, _TargetStep] = {}
+        self._widths: tuple[int, ...] = ()
         self._drafter: _DraftStep | None = None
-        self._kv: dict[str, Any] = {}
+        self._kv: dict[str, Array] = {}
 
-    def _load(self, runtime: Runtime) -> None:
-        target = self._model(runtime, PREFILL_DECODE, cached=True)
+    def _load(self) -> None:
+        target = self._model(PREFILL_DECODE, cached=True)
         if target is None:
             raise RunError(f"{self._path}: no section {PREFILL_DECODE}; export again")
         self._contract = contract = read_target(target.signatures)
-        lookups = {"embeddings": self._lookup(runtime, EMBEDDER, contract.embeddings_shape)}
+        lookups = {"embeddings": self._lookup(EMBEDDER, contract.embeddings_shape)}
         if contract.per_layer_shape:
             lookups["per_layer_embeddings"] = self._lookup(
-                runtime, PER_LAYER_EMBEDDER, contract.per_layer_shape
+                PER_LAYER_EMBEDDER, contract.per_layer_shape
             )
-        self._kv = {name: target.create_buffer(contract.decode, name) for name in contract.kv}
+        self._kv = {name: zeros(contract.kv[name]) for name in contract.kv}
         self._prefill, self._verify = (
             {
                 width: _TargetStep(spec, partial(target.bind, spec, self._kv), lookups)
@@ -146,24 +145,25 @@ class LiteRTBackend:
             }
             for specs in (contract.prefill, contract.verify)
         )
-        drafter = self._model(runtime, MTP_DRAFTER, cached=True)
+        self._widths = tuple(self._verify)
+        drafter = self._model(MTP_DRAFTER, cached=True)
         if drafter is not None:
             spec = check_drafter(drafter.signatures, contract)
             self._drafter = _DraftStep(drafter.bind(spec, self._kv), lookups["embeddings"])
         for model in self._models:
             model.release()
 
-    def _model(self, runtime: Runtime, model_type: str, *, cached: bool) -> LoadedModel | None:
+    def _model(self, model_type: str, *, cached: bool) -> LoadedModel | None:
         section = find_model(self._sections, model_type)
         if section is None:
             return None
         cache = weight_cache(self._cache_dir, self._path, section) if cached else None
-        model = LoadedModel(runtime, self._path, section, cache)
+        model = LoadedModel(self._path, section, self._num_threads, cache)
         self._models.append(model)
         return model
 
-    def _lookup(self, runtime: Runtime, model_type: str, shape: tuple[int, ...]) -> "_Lookup":
-        model = self._model(runtime, model_type, cached=False)  # XNNPACK repacks no embedding table
+    def _lookup(self, model_type: str, shape: tuple[int, ...]) -> "_Lookup":
+        model = self._model(model_type, cached=False)  # XNNPACK repacks no embedding table
         if model is None:
             raise RunError(f"{self._path}: no section {model_type}; export again")
         return _Lookup(model.bind(check_embedder(model.signatures, shape), {}))

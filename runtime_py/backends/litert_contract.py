@@ -6,6 +6,7 @@ Source: the bundles that LiteRT-LM 0.18.1 runs.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from runtime_py.errors import RunError
 
@@ -78,15 +79,16 @@ class TargetContract:
     def decode(self) -> SignatureSpec:
         return self.verify[1]
 
-    @property
+    # Kept, because they are asked for in every call.
+    @cached_property
     def cache_length(self) -> int:
         return self.decode.inputs["mask"].shape[-1]
 
-    @property
+    @cached_property
     def hidden_size(self) -> int:
         return self.decode.inputs["embeddings"].shape[-1]
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         return self.decode.outputs["logits"].shape[-1]
 

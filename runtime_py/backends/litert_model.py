@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime_py.backends.litert_accelerators import EMPTY_FOLDER, hide_accelerator
 from runtime_py.backends.litert_contract import Signatures, SignatureSpec, TensorSpec
-from runtime_py.backends.litert_mapping import MappedBytes
+from runtime_py.backends.litert_library import (
+    CompiledModel,
+    LiteRtError,
+    aligned,
+    environment,
+)
+from runtime_py.backends.litert_mapping import MappedRange
 from runtime_py.backends.litert_weight_cache import WeightCache
 from runtime_py.errors import RunError
 from runtime_py.flatbuffer import FlatbufferError, Table, pick, unpack_at
@@ -25,159 +30,115 @@ Array = npt.NDArray[Any]
 
 _logger = logging.getLogger(__name__)
 _IDENTIFIER = b"TFL3"
-_ALIGNMENT = 64  # bytes, of a buffer lent to LiteRT
 _DTYPES = {"float32": np.float32, "int32": np.int32}
 _TYPES = {0: "float32", 2: "int32"}  # of the schema; no other is in the contract
 _MAX_RANK = 8
-
-
-class Runtime:
-    """What the models of one bundle share: a LiteRT environment and the number of threads.
-
-    Raises:
-        RunError: if ai_edge_litert is not installed.
-    """
-
-    def __init__(self, num_threads: int) -> None:
-        try:
-            from ai_edge_litert import compiled_model, environment
-        except ImportError as error:
-            raise RunError(
-                f"this bundle needs ai_edge_litert ({error}); pip install 'gemma-export[litert]'"
-            ) from error
-        self._litert = compiled_model
-        self._num_threads = num_threads
-        hide_accelerator()
-        self._environment = environment.Environment.create(runtime_path=EMPTY_FOLDER)
-
-    def compile(self, data: bytes, weight_cache_path: str) -> Any:
-        """Raises RuntimeError if LiteRT refuses the model."""
-        cpu_options = self._litert.CpuOptions(
-            num_threads=self._num_threads, xnnpack_weight_cache_path=weight_cache_path
-        )
-        options = self._litert.Options(
-            hardware_accelerators=self._litert.HardwareAccelerator.CPU, cpu_options=cpu_options
-        )
-        return self._litert.CompiledModel.from_buffer(
-            data, environment=self._environment, options=options
-        )
 
 
 class LoadedModel:
     """A compiled model over a mapped section.
 
     Raises:
-        RunError: if the section is damaged, or LiteRT refuses it.
+        RunError: if LiteRT is not there, if the section is damaged, or if LiteRT refuses it.
     """
 
     def __init__(
-        self, runtime: Runtime, bundle: Path, section: Section, cache: WeightCache | None = None
+        self, bundle: Path, section: Section, num_threads: int, cache: WeightCache | None = None
     ) -> None:
         where = f"{bundle}: {section.model_type}"
-        self._model: Any = None
+        environment()  # says what is missing before anything is read
+        self._model: CompiledModel | None = None
         try:
-            self._bytes = MappedBytes(bundle, section.begin, section.end)
+            self._range = MappedRange(bundle, section.begin, section.end)
         except (OSError, ValueError) as error:  # ValueError: the file has become shorter
             raise RunError(f"{where}: cannot map it: {error}") from error
         try:
-            check_tflite(self._bytes.data)
-            self._model = runtime.compile(self._bytes.data, cache.path if cache else "")
-            specs = {spec.name: spec for spec in self._read_signatures()}
-        except (FlatbufferError, RuntimeError, ValueError) as error:
+            content = self._range.data.data
+            check_tflite(content)
+            self._model = CompiledModel(self._range.data, num_threads, cache.path if cache else "")
+            specs = {spec.name: spec for spec in self._read_signatures(self._model, content)}
+        except (FlatbufferError, LiteRtError) as error:
             traceback.clear_frames(error.__traceback__)  # they refer to the mapped bytes
             self.close()
             if cache is not None:
                 cache.discard()
-            reason = _first_line(error)
-            raise RunError(f"{where}: does not load: {reason}; copy the file again") from error
+            raise RunError(f"{where}: does not load: {error}; copy the file again") from error
         self.signatures = Signatures(where, specs)
         if cache is not None:
             cache.commit()
 
-    def create_buffer(self, spec: SignatureSpec, name: str) -> Any:
-        """A zeroed TensorBuffer for that input, to be shared between signatures and models."""
-        buffer = self._model.create_input_buffer_by_name(spec.name, name)
-        tensor = spec.inputs[name]
-        # A stale row is hidden by the mask, which multiplies it by zero: it must not be a NaN.
-        buffer.write(np.zeros(tensor.shape, _DTYPES[tensor.dtype]))
-        return buffer
-
-    def bind(self, spec: SignatureSpec, shared: Mapping[str, Any]) -> "BoundSignature":
+    def bind(self, spec: SignatureSpec, shared: Mapping[str, Array]) -> "BoundSignature":
+        """`shared` has the arrays of tensors that are not the signature's own, by name."""
+        assert self._model is not None
         return BoundSignature(self._model, self.signatures.where, spec, shared)
 
     def release(self) -> None:
         """Give back the memory of what was read of the file, which may be read again."""
-        self._bytes.release()
+        self._range.release()
 
     def close(self) -> None:
         """Free the model. Signatures bound to it must have been let go of."""
+        if self._model is not None:
+            self._model.close()
         self._model = None
-        self._bytes.close()
+        self._range.close()
 
-    def _read_signatures(self) -> Iterator[SignatureSpec]:
-        stored = dict(read_tensors(self._bytes.data))
-        for name, tensors in self._model.get_signature_list().items():
-            for text in (name, *tensors["inputs"], *tensors["outputs"]):
+    def _read_signatures(
+        self, model: CompiledModel, content: memoryview
+    ) -> Iterator[SignatureSpec]:
+        stored = dict(read_tensors(content))
+        for name, signature in model.signatures().items():
+            for text in (name, *signature.inputs, *signature.outputs):
                 if not text.isprintable():
                     raise FlatbufferError(f"a tensor is named {text!r}")
             inputs, outputs = stored[name]
             yield SignatureSpec(
                 name=name,
-                index=self._model.get_signature_index(name),
-                inputs={key: inputs[key] for key in tensors["inputs"]},
-                outputs={key: outputs[key] for key in tensors["outputs"]},
+                index=signature.index,
+                inputs={key: inputs[key] for key in signature.inputs},
+                outputs={key: outputs[key] for key in signature.outputs},
             )
 
 
 class BoundSignature:
-    """A signature with all its buffers, ready to run again and again without allocating.
+    """A signature with all its arrays, ready to run again and again without allocating.
 
     Attributes:
-        inputs: arrays to fill in place; run() hands them over. Shared buffers are not among them.
+        inputs: arrays to fill in place before run(). Shared ones are not among them.
         outputs: arrays that run() fills in place.
     """
 
     def __init__(
-        self, model: Any, where: str, spec: SignatureSpec, shared: Mapping[str, Any]
+        self,
+        model: CompiledModel,
+        where: str,
+        spec: SignatureSpec,
+        shared: Mapping[str, Array],
     ) -> None:
-        from ai_edge_litert.tensor_buffer import TensorBuffer
-
-        self._model = model
         self._what = f"{where}: {spec.name}"
-        self._index = spec.index
-        self.inputs: dict[str, Array] = {}
-        self.outputs: dict[str, Array] = {}
-        self._writes: list[tuple[Any, Array]] = []
-        self._input_buffers: list[Any] = []
-        self._output_buffers: list[Any] = []
-        for name, tensor in spec.inputs.items():
-            buffer = shared.get(name)
-            if buffer is None:
-                # LiteRT takes lent memory only as one flat dimension, which no input but a
-                # vector has: inputs are copied, 1 us and a memcpy each.
-                buffer = model.create_input_buffer_by_name(spec.name, name)
-                self.inputs[name] = np.zeros(tensor.shape, _DTYPES[tensor.dtype])
-                self._writes.append((buffer, self.inputs[name]))
-            self._input_buffers.append(buffer)
-        for name, tensor in spec.outputs.items():
-            buffer = shared.get(name)
-            if buffer is None:
-                flat = _aligned(tensor)
-                buffer = TensorBuffer.create_from_host_memory(flat)
-                self.outputs[name] = flat.reshape(tensor.shape)
-            self._output_buffers.append(buffer)
+        self.inputs, self.outputs = (
+            {name: zeros(tensor) for name, tensor in tensors.items() if name not in shared}
+            for tensors in (spec.inputs, spec.outputs)
+        )
+        self._call = model.call(
+            spec.index,
+            [shared[name] if name in shared else self.inputs[name] for name in spec.inputs],
+            [shared[name] if name in shared else self.outputs[name] for name in spec.outputs],
+        )
 
     def run(self) -> None:
-        for buffer, array in self._writes:
-            buffer.write(array)
         try:
-            self._model.run_by_index(self._index, self._input_buffers, self._output_buffers)
-        except RuntimeError as error:
-            reason = _first_line(error)
-            raise RunError(f"{self._what}: does not run: {reason}; copy the file again") from error
+            self._call.run()
+        except LiteRtError as error:
+            raise RunError(f"{self._what}: does not run: {error}; copy the file again") from error
 
 
-def check_tflite(data: bytes) -> None:
+def zeros(tensor: TensorSpec) -> Array:
+    """An array for a tensor that LiteRT reads or writes in place."""
+    return aligned(tensor.shape, _DTYPES[tensor.dtype])
+
+
+def check_tflite(data: bytes | memoryview) -> None:
     """Check what LiteRT does not: that the weights outside the flatbuffer lie in the section.
 
     LiteRT verifies the flatbuffer itself before it uses it.
@@ -186,10 +147,10 @@ def check_tflite(data: bytes) -> None:
         FlatbufferError: saying what is wrong.
     """
     if data[4:8] != _IDENTIFIER:
-        raise FlatbufferError(f"found {data[4:8]!r} at byte 4, needed {_IDENTIFIER!r}")
-    view = memoryview(data)
-    unpack_at(view, "<I", 0)
-    for index, buffer in enumerate(Table.root(view).tables(4)):
+        found = bytes(data[4:8])
+        raise FlatbufferError(f"found {found!r} at byte 4, needed {_IDENTIFIER!r}")
+    unpack_at(data, "<I", 0)
+    for index, buffer in enumerate(Table.root(data).tables(4)):
         offset, size_bytes = buffer.number(1, "<Q"), buffer.number(2, "<Q")
         if offset + size_bytes > len(data):
             raise FlatbufferError(
@@ -198,7 +159,7 @@ def check_tflite(data: bytes) -> None:
 
 
 def read_tensors(
-    data: bytes,
+    data: bytes | memoryview,
 ) -> Iterator[tuple[str, tuple[dict[str, TensorSpec], dict[str, TensorSpec]]]]:
     """Every signature's name with its inputs and its outputs, by their names.
 
@@ -208,7 +169,7 @@ def read_tensors(
     Raises:
         FlatbufferError: if the file leads out of itself.
     """
-    model = Table.root(memoryview(data))
+    model = Table.root(data)
     graphs = [list(graph.tables(0)) for graph in model.tables(2)]
     for entry in model.tables(7):
         tensors = pick(graphs, entry.number(4, "<I"))
@@ -223,21 +184,9 @@ def read_tensors(
         yield entry.string(2), (inputs, outputs)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
 def _tensor_spec(tensor: Table) -> TensorSpec:
     number = tensor.number(1, "<b")
     return TensorSpec(_TYPES.get(number, f"type {number}"), tensor.numbers(0, "<i", _MAX_RANK))
-
-
-def _aligned(tensor: TensorSpec) -> Array:
-    """Zeroed flat array for an output, at an address LiteRT accepts and with room to spare."""
-    size_bytes = int(np.prod(tensor.shape)) * np.dtype(_DTYPES[tensor.dtype]).itemsize
-    raw = np.zeros(size_bytes + 2 * _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size_bytes].view(_DTYPES[tensor.dtype])
 
 
 @contextlib.contextmanager

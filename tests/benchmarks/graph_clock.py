@@ -24,7 +24,7 @@ class GraphClock:
             for model in backend._models:
                 model._model = _Watched(self, model._model)  # for what is bound from now on
             for signature in _signatures(backend):
-                signature._model = _Watched(self, signature._model)
+                _watch(self, signature._call)
         elif isinstance(backend, OnnxBackend):
             for graph in backend._graphs.values():
                 graph.session = _WatchedSession(self, graph.session)
@@ -43,22 +43,32 @@ class GraphClock:
 
 
 class _Watched:
-    """Stands in for a CompiledModel."""
+    """Stands in for LiteRT's CompiledModel."""
 
     def __init__(self, clock: GraphClock, model: Any) -> None:
         self._clock = clock
         self._model = model
-        self._native = model._model
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def run_by_index(self, index: int, inputs: list[Any], outputs: list[Any]) -> None:
-        lent = [buffer.capsule for buffer in inputs]
-        filled = [buffer.capsule for buffer in outputs]
+    def call(self, *arguments: Any) -> Any:
+        call = self._model.call(*arguments)
+        _watch(self._clock, call)
+        return call
+
+
+def _watch(clock: GraphClock, call: Any) -> None:
+    """Time one of LiteRT's calls, down to the native one."""
+    native = call._run
+
+    def run(*arguments: Any) -> Any:
         start = time.perf_counter()
-        self._native.RunByIndex(index, lent, filled)
-        self._clock.add(start)
+        status = native(*arguments)
+        clock.add(start)
+        return status
+
+    call._run = run
 
 
 class _WatchedLibrary:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_py.backends import Backend, executorch_library
+from runtime_py.backends import Backend, executorch_library, litert_library
 from runtime_py.backends.executorch import ExecuTorchBackend
 from runtime_py.backends.litert import LiteRTBackend
 from runtime_py.backends.onnx import OnnxBackend
@@ -44,7 +44,9 @@ class Toy:
 
 
 def _hide_litert(monkeypatch: Any) -> None:
+    load = litert_library.load_library.__wrapped__  # loads again what the process has loaded
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.setattr("runtime_py.backends.litert_model.environment", load)
 
 
 def _hide_executorch(monkeypatch: Any) -> None:
