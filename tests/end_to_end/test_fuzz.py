@@ -1,5 +1,6 @@
 """Random valid pairs are exported and pass their check, whatever features they combine."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,10 @@ from tests.exporter.fake_hub import COMMIT, fake_hub
 
 NUM_VALID = 200
 # What a recipe of 8 bits may fail on with random weights: it promises nothing about those.
-LOSSES = ("logits differ", "only ", "the drafter is broken")
+LOGITS = "logits differ"
+LOSSES = (LOGITS, "only ", "the drafter is broken")
+# Logits may be off by this many times what float32 itself makes of the original.
+MOST_ROUNDINGS = 4
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +45,31 @@ def export_and_check(case: Case, folder: Path, recipe: str) -> CheckReport:
     return check_bundle(bundle, "onnx", SessionOptions(num_threads=1))
 
 
+def own_rounding(folder: Path) -> float:
+    """How far the original is in float32 from itself in float64, relative to its largest logit.
+
+    On the texts that the bundle in the folder has recorded; by transformers' own modules.
+    """
+    architecture = json.loads((folder / "target" / "config.json").read_text())["architectures"][0]
+    model_class = getattr(transformers, architecture)
+    options = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    single, double = (
+        model_class.from_pretrained(folder / "target", dtype=dtype, **options).eval()
+        for dtype in (torch.float32, torch.float64)
+    )
+    reference = Bundle.open(folder / "bundle-float32").reference()
+    error = 0.0
+    for prompt_ids, greedy_ids in zip(reference.prompt_ids, reference.greedy_ids, strict=True):
+        text = torch.tensor([[*prompt_ids.tolist(), *greedy_ids.tolist()]])
+        with torch.inference_mode():
+            near, exact = (
+                model(input_ids=text, use_cache=False, output_hidden_states=True).logits.double()
+                for model in (single, double)
+            )
+        error = max(error, float((near - exact).abs().max()))
+    return error / reference.logit_scale
+
+
 def slow_but(quick: int, count: int) -> list[object]:
     """The seeds of which every run takes one."""
     return [
@@ -53,7 +82,10 @@ def slow_but(quick: int, count: int) -> list[object]:
 def test_a_valid_pair(seed, tmp_path):
     case = draw_case(seed)
     report = export_and_check(case, tmp_path, "float32")
-    assert report.passed, (report.failures, case)
+    failures = [line for line in report.failures if not line.startswith(LOGITS)]
+    assert not failures, (failures, case)
+    if not report.passed:  # some random models multiply rounding errors, the original's own too
+        assert report.logit_error <= MOST_ROUNDINGS * own_rounding(tmp_path), case
     assert report.agreement > 0.99
     assert report.draft_length == (3 if case.has_drafter else 0)
 
