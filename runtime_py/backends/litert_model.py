@@ -95,12 +95,11 @@ class LoadedModel:
             cache.commit()
 
     def create_buffer(self, spec: SignatureSpec, name: str) -> Any:
-        """A zeroed TensorBuffer for that input, to be shared between signatures and models."""
-        buffer = self._model.create_input_buffer_by_name(spec.name, name)
-        tensor = spec.inputs[name]
-        # A stale row is hidden by the mask, which multiplies it by zero: it must not be a NaN.
-        buffer.write(np.zeros(tensor.shape, _DTYPES[tensor.dtype]))
-        return buffer
+        """A TensorBuffer for that input, to be shared between signatures and models.
+
+        It holds whatever its memory held.
+        """
+        return self._model.create_input_buffer_by_name(spec.name, name)
 
     def bind(self, spec: SignatureSpec, shared: Mapping[str, Any]) -> "BoundSignature":
         return BoundSignature(self._model, self.signatures.where, spec, shared)
@@ -156,7 +155,7 @@ class BoundSignature:
                 # LiteRT takes lent memory only as one flat dimension, which no input but a
                 # vector has: inputs are copied, 1 us and a memcpy each.
                 buffer = model.create_input_buffer_by_name(spec.name, name)
-                self.inputs[name] = np.zeros(tensor.shape, _DTYPES[tensor.dtype])
+                self.inputs[name] = zeros(tensor)
                 self._writes.append((buffer, self.inputs[name]))
             self._input_buffers.append(buffer)
         for name, tensor in spec.outputs.items():
@@ -166,15 +165,25 @@ class BoundSignature:
                 buffer = TensorBuffer.create_from_host_memory(flat)
                 self.outputs[name] = flat.reshape(tensor.shape)
             self._output_buffers.append(buffer)
+        # At its first write LiteRT 2.3.0 makes an environment of its own and says so: it shall do
+        # that while the bundle is loaded, where it is not heard.
+        self._hand_over()
 
-    def run(self) -> None:
+    def _hand_over(self) -> None:
         for buffer, array in self._writes:
             buffer.write(array)
+
+    def run(self) -> None:
+        self._hand_over()
         try:
             self._model.run_by_index(self._index, self._input_buffers, self._output_buffers)
         except RuntimeError as error:
             reason = _first_line(error)
             raise RunError(f"{self._what}: does not run: {reason}; copy the file again") from error
+
+
+def zeros(tensor: TensorSpec) -> Array:
+    return np.zeros(tensor.shape, _DTYPES[tensor.dtype])
 
 
 def check_tflite(data: bytes) -> None:
