@@ -61,7 +61,7 @@ class Backend(Protocol):
         """The smallest committed length, besides 0, that the sequence can go on from.
 
         Below it, rows that sliding layers would look at were given back. At least MARGIN
-        (kv_pages.py) below the position of the last call; a call at position 0 sets it to 0.
+        (kv_rows.py) below the position of the last call; a call at position 0 sets it to 0.
         """
         ...
 

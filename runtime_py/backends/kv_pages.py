@@ -15,11 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Rows kept behind the window: a chat whose template drops some tokens of the last answer goes on
-# from there without another prefill, and a check drafts again along a text it has walked.
-MARGIN = 256
-STEP = 128  # rows released at a time
-_DRAFTER_ROWS = 1  # a drafter's sliding layers see so many more than the window
+from runtime_py.kv_rows import MARGIN, STEP, needed_rows
 
 _NEVER = sys.maxsize
 _MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15
@@ -75,7 +71,7 @@ class KvPages:
     def __init__(self, buffers: Sequence[KvBuffer], window: int | None) -> None:
         self._buffers = buffers
         self._sliding = [buffer for buffer in buffers if buffer.slides]
-        self._num_needed = (window or 0) + _DRAFTER_ROWS
+        self._num_needed = needed_rows(window or 0)
         self._releasable = sys.platform == "linux" and _are_private(buffers)
         if self._releasable:
             for buffer in buffers:

@@ -23,50 +23,45 @@ def create_kv(
 
     A stale row is hidden by the mask, which multiplies it by zero: it must not be a NaN.
     """
-    kv = {name: target.create_buffer(contract.decode, name) for name in contract.kv}
-    addresses = {name: host_address(buffer) for name, buffer in kv.items()}
-    buffers = [
-        _described(name, tensor, address, contract.cache_length, sliding)
-        for name, tensor in contract.kv.items()
-        if (address := addresses[name]) is not None
-    ]
-    for name, address in addresses.items():
+    kv: dict[str, Any] = {}
+    buffers = []
+    for name, tensor in contract.kv.items():
+        kv[name] = target.create_buffer(contract.decode, name)
+        address = host_address(kv[name], _FLOAT_BYTES * math.prod(tensor.shape))
         if address is None:
-            kv[name].write(zeros(contract.kv[name]))
+            kv[name].write(zeros(tensor))
+        else:
+            slides = sliding is not None and name.rpartition("_")[2] in map(str, sliding.layers)
+            buffers.append(_described(tensor, address, contract.cache_length, slides))
     pages = KvPages(buffers, sliding.window if sliding else None)
     pages.clear()
     return kv, pages
 
 
-def host_address(buffer: Any) -> int | None:
-    """Of a TensorBuffer's numbers; None where LiteRT does not say."""
-    address = ctypes.c_void_p()
+def host_address(buffer: Any, size_bytes: int) -> int | None:
+    """Of a TensorBuffer's numbers; None where LiteRT does not say, or has fewer bytes there."""
+    address, found = ctypes.c_void_p(), ctypes.c_size_t()
     try:
-        pointer = _capsule_pointer()(buffer.capsule, _CAPSULE)
-        status = _library().LiteRtGetTensorBufferHostMemory(pointer, ctypes.byref(address))
+        library, pointer = _library(), _capsule_pointer()(buffer.capsule, _CAPSULE)
     except (OSError, AttributeError, ValueError):
         return None
-    return None if status else address.value
+    if library.LiteRtGetTensorBufferSize(pointer, ctypes.byref(found)):
+        return None
+    if library.LiteRtGetTensorBufferHostMemory(pointer, ctypes.byref(address)):
+        return None
+    return address.value if 0 < size_bytes <= found.value else None
 
 
-def _described(
-    name: str,
-    tensor: TensorSpec,
-    address: int,
-    cache_length: int,
-    sliding: SlidingEntry | None,
-) -> KvBuffer:
+def _described(tensor: TensorSpec, address: int, cache_length: int, slides: bool) -> KvBuffer:
     """Of kv_cache_k_{i} or kv_cache_v_{i}, float32."""
-    size_bytes = _FLOAT_BYTES * math.prod(tensor.shape)
-    layers = sliding.layers if sliding else ()
-    by_row = len(tensor.shape) == 4 and tensor.shape[_ROWS_DIM] == cache_length
+    by_row = tensor.shape[_ROWS_DIM] == cache_length
     num_heads = tensor.shape[1] if by_row else 1
     return KvBuffer(
         address=address,
         num_heads=num_heads,
         num_rows=cache_length,
-        row_bytes=size_bytes // (num_heads * cache_length),
-        slides=by_row and int(name.rpartition("_")[2]) in layers,
+        row_bytes=_FLOAT_BYTES * math.prod(tensor.shape) // (num_heads * cache_length),
+        slides=slides and by_row,
     )
 
 
@@ -76,8 +71,10 @@ def _library() -> ctypes.CDLL:
     import ai_edge_litert
 
     library = ctypes.CDLL(str(Path(ai_edge_litert.__file__).with_name("libLiteRt.so")))
-    function = library.LiteRtGetTensorBufferHostMemory
-    function.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p))
+    pointers = {"HostMemory": ctypes.c_void_p, "Size": ctypes.c_size_t}
+    for what, result in pointers.items():
+        function = getattr(library, f"LiteRtGetTensorBuffer{what}")
+        function.argtypes = (ctypes.c_void_p, ctypes.POINTER(result))
     return library
 
 

@@ -1,11 +1,14 @@
 """What only the LiteRT backend has; test_backends.py holds the laws of every backend."""
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runtime_py.backends import litert_kv
 from runtime_py.backends.litert import LiteRTBackend
+from runtime_py.backends.litert_kv import host_address
 from runtime_py.errors import RunError
 
 pytest.importorskip("ai_edge_litert")
@@ -75,6 +78,24 @@ def test_prefill_takes_the_widest_graph_that_is_filled_and_pads_the_last(backend
         [4, 2],
         [4, 4],
     ]
+
+
+def test_the_address_of_a_kv_buffer_is_where_its_numbers_are(backend):
+    backend.prefill(TOKEN_IDS[:10], 0)
+    for name, rows in kv_of(backend).items():
+        address = host_address(backend._kv[name], rows.nbytes)
+        found = np.ctypeslib.as_array((ctypes.c_float * rows.size).from_address(address))
+        assert rows.any()
+        np.testing.assert_array_equal(found, rows)
+        assert host_address(backend._kv[name], rows.nbytes + 4096) is None
+
+
+def test_kv_whose_place_is_not_known_is_zeros_and_works_as_ever(open_bundle, monkeypatch):
+    monkeypatch.setattr(litert_kv, "host_address", lambda *_: None)
+    backend = open_bundle()
+    assert not any(rows.any() for rows in kv_of(backend).values())
+    logits, _ = backend.verify(TOKEN_IDS[:2], 0)
+    np.testing.assert_allclose(logits, REFERENCE["logits"][:2], **TOLERANCE)
 
 
 def test_draft_writes_no_kv(backend):
