@@ -21,6 +21,7 @@ from exporter.checkpoint_adapter import Adapter
 from exporter.config import ExportConfig, GraphShapes, HubModel, Location, ModelSource
 from exporter.errors import ExportError, shown
 from exporter.estimate import Estimate, count_passes, estimate, refuse_small_disk, report_estimate
+from exporter.graph.spec import TargetSpec
 from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
 from exporter.original import Original
@@ -44,7 +45,13 @@ from exporter.reference import (
 from exporter.text import TextFiles, read_text_files
 from exporter.text_proof import compare_text, encode_prompts
 from exporter.work import measure_work
-from runtime_py.manifest import Manifest, ModelEntry, RuntimeEntry, RuntimeName
+from runtime_py.manifest import (
+    Manifest,
+    ModelEntry,
+    RuntimeEntry,
+    RuntimeName,
+    SlidingEntry,
+)
 from runtime_py.reference import Reference
 
 logger = logging.getLogger(__name__)
@@ -268,7 +275,13 @@ def _model_entry(config: ExportConfig, inputs: Inputs) -> ModelEntry:
         num_layers=len(spec.layers),
         context_length=config.shapes.cache_length,
         has_drafter=inputs.drafter is not None,
+        sliding=_sliding(spec),
     )
+
+
+def _sliding(spec: TargetSpec) -> SlidingEntry | None:
+    layers = tuple(layer.index for layer in spec.kv_layers if layer.kind == "sliding_attention")
+    return SlidingEntry(window=spec.sliding_window, layers=layers) if layers else None
 
 
 def _lower_litert(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -> str:

@@ -9,6 +9,7 @@ from exporter.config import GraphShapes
 from exporter.graph.experts import is_stack
 from exporter.graph.spec import DrafterSpec, LayerSpec, TargetSpec
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan, size_bytes
+from runtime_py.kv_rows import resident_rows
 
 EMBEDDING, PER_LAYER_TABLE = "embed_tokens.weight", "embed_tokens_per_layer.weight"
 
@@ -67,7 +68,7 @@ class Work:
     num_drafter_layers: int
     num_prefills: int  # widths that LiteRT's graphs are made for, one each
     num_verifies: int  # decode among them
-    kv_bytes: int  # of all rows, float32
+    kv_bytes: int  # of the rows in memory, at most; float32
 
     @property
     def multiplied(self) -> Matrices:
@@ -121,7 +122,7 @@ def measure_work(
         num_drafter_layers=0 if drafter is None else len(drafter.spec.layers),
         num_prefills=len(shapes.prefill_lengths),
         num_verifies=1 + len(shapes.verify_widths),
-        kv_bytes=sum(_row_bytes(layer) for layer in spec.kv_layers) * shapes.cache_length,
+        kv_bytes=sum(_kv_bytes(layer, spec, shapes.cache_length) for layer in spec.kv_layers),
     )
 
 
@@ -154,5 +155,9 @@ def _sum(matrices: Mapping[str, Matrices], names: set[str]) -> Matrices:
     return sum((matrices[name] for name in names & set(matrices)), Matrices())
 
 
-def _row_bytes(layer: LayerSpec) -> int:
-    return 2 * 4 * layer.num_kv_heads * layer.head_dim
+def _kv_bytes(layer: LayerSpec, spec: TargetSpec, cache_length: int) -> int:
+    """Of the rows that gemma-run keeps in memory."""
+    num_rows = cache_length
+    if layer.kind == "sliding_attention":
+        num_rows = resident_rows(spec.sliding_window, cache_length)
+    return num_rows * 2 * 4 * layer.num_kv_heads * layer.head_dim

@@ -37,6 +37,10 @@ class TimedBackend:
         return self._backend.verify_widths
 
     @property
+    def resumable_from(self) -> int:
+        return self._backend.resumable_from
+
+    @property
     def has_drafter(self) -> bool:
         return self._backend.has_drafter
 

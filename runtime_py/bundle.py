@@ -11,6 +11,7 @@ from runtime_py.manifest import (
     Manifest,
     RuntimeEntry,
     RuntimeName,
+    SlidingEntry,
     bundle_path,
     check_checksums,
     read_manifest,
@@ -20,24 +21,26 @@ from runtime_py.speculative import Session
 from runtime_py.tokenizer import Tokenizer
 
 
-def _open_litert(model: Path, options: SessionOptions) -> Backend:
+def _open_litert(model: Path, options: SessionOptions, sliding: SlidingEntry | None) -> Backend:
     from runtime_py.backends.litert import LiteRTBackend
 
     _refuse_providers(model, options)
-    return LiteRTBackend(model, num_threads=options.num_threads)
+    return LiteRTBackend(model, num_threads=options.num_threads, sliding=sliding)
 
 
-def _open_executorch(model: Path, options: SessionOptions) -> Backend:
+def _open_executorch(model: Path, options: SessionOptions, sliding: SlidingEntry | None) -> Backend:
     from runtime_py.backends.executorch import ExecuTorchBackend
 
     _refuse_providers(model, options)
-    return ExecuTorchBackend(model, num_threads=options.num_threads)
+    return ExecuTorchBackend(model, num_threads=options.num_threads, sliding=sliding)
 
 
-def _open_onnx(model: Path, options: SessionOptions) -> Backend:
+def _open_onnx(model: Path, options: SessionOptions, sliding: SlidingEntry | None) -> Backend:
     from runtime_py.backends.onnx import OnnxBackend
 
-    return OnnxBackend(model, num_threads=options.num_threads, providers=options.providers)
+    return OnnxBackend(
+        model, num_threads=options.num_threads, providers=options.providers, sliding=sliding
+    )
 
 
 def _refuse_providers(model: Path, options: SessionOptions) -> None:
@@ -48,7 +51,8 @@ def _refuse_providers(model: Path, options: SessionOptions) -> None:
         )
 
 
-BACKENDS: dict[RuntimeName, Callable[[Path, SessionOptions], Backend]] = {
+Open = Callable[[Path, SessionOptions, SlidingEntry | None], Backend]
+BACKENDS: dict[RuntimeName, Open] = {
     "litert": _open_litert,
     "executorch": _open_executorch,
     "onnx": _open_onnx,
@@ -108,7 +112,8 @@ class Bundle:
 
     def backend(self, runtime: RuntimeName, options: SessionOptions) -> Backend:
         """Load the graphs; the caller closes the backend."""
-        return BACKENDS[runtime](self.model_path(runtime), options)
+        sliding = self.manifest.model.sliding
+        return BACKENDS[runtime](self.model_path(runtime), options, sliding)
 
     def session(self, backend: Backend) -> Session:
         """A new sequence over a loaded backend."""

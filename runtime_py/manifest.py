@@ -32,6 +32,7 @@ def _inside(path: str) -> str:
 BundlePath = Annotated[str, AfterValidator(_inside)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+LayerIndex = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -46,6 +47,13 @@ class FileEntry(_Strict):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class SlidingEntry(_Strict):
+    """The layers that see only the last rows before a token, of those that own KV rows."""
+
+    window: Count  # rows that they see, the token's own included
+    layers: Annotated[tuple[LayerIndex, ...], Field(strict=False, min_length=1, max_length=1000)]
+
+
 class ModelEntry(_Strict):
     """The sizes a user asks about and a loop needs."""
 
@@ -54,6 +62,7 @@ class ModelEntry(_Strict):
     num_layers: Count
     context_length: Count  # tokens of prompt and answer together
     has_drafter: bool
+    sliding: SlidingEntry | None = None  # older bundles do not say
 
 
 class Tolerances(_Strict):

@@ -12,6 +12,7 @@ from typing import Literal
 
 from runtime_py.device import Device
 from runtime_py.inspection.findings import Findings
+from runtime_py.kv_rows import resident_rows
 from runtime_py.manifest import RuntimeName
 
 SIZES_FILE = Path(__file__).with_name("sizes.toml")
@@ -39,13 +40,21 @@ class Size:
 
     name: str
     runtime: RuntimeName  # the one that its export is for, unless told otherwise
-    kv_bytes_per_token: int
+    full_kv_bytes_per_token: int  # of layers that see the whole context
+    sliding_kv_bytes_per_token: int
+    sliding_window: int
     recipes: dict[str, Stored]
 
     def need_bytes(self, recipe: str, context_length: int) -> int:
         """Memory that it takes to run it, by the counted sizes."""
         packed = REPACKED[self.runtime] * self.recipes[recipe].matrices_bytes
-        return round(packed) + self.kv_bytes_per_token * context_length + OVERHEAD_BYTES
+        return round(packed) + self.kv_bytes(context_length) + OVERHEAD_BYTES
+
+    def kv_bytes(self, context_length: int) -> int:
+        """Of the KV rows in memory, at most."""
+        sliding_rows = resident_rows(self.sliding_window, context_length)
+        sliding_bytes = self.sliding_kv_bytes_per_token * sliding_rows
+        return self.full_kv_bytes_per_token * context_length + sliding_bytes
 
 
 @functools.cache
@@ -56,7 +65,9 @@ def known_sizes() -> tuple[Size, ...]:
         Size(
             name=name,
             runtime=size["runtime"],
-            kv_bytes_per_token=size["kv_bytes_per_token"],
+            full_kv_bytes_per_token=size["full_kv_bytes_per_token"],
+            sliding_kv_bytes_per_token=size["sliding_kv_bytes_per_token"],
+            sliding_window=size["sliding_window"],
             recipes={recipe: Stored(**stored) for recipe, stored in size["recipes"].items()},
         )
         for name, size in values.items()

@@ -39,7 +39,8 @@ class Session:
     """One sequence over one backend's KV buffer.
 
     The rows 0 .. kv_length - 1 hold `committed`; a new prompt that begins with the same tokens
-    continues from there, so a chat does not prefill its history again.
+    continues from there, so a chat does not prefill its history again: as long as the rows that
+    sliding layers see from there are kept.
     """
 
     def __init__(self, backend: Backend, context_length: int) -> None:
@@ -137,6 +138,8 @@ class Session:
             if committed != token_id:
                 break
             num_shared += 1
+        if num_shared < self._backend.resumable_from:
+            num_shared = 0  # from there every row is written again
         # Forget first: an interrupted prefill must not leave rows that claim to be committed.
         del self.committed[num_shared:]
         if len(token_ids) > num_shared:

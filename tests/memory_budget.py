@@ -3,7 +3,8 @@
     python -m tests.memory_budget   # rewrites runtime_py/sizes.toml and the table in the docs
 
 Nothing is measured here: weights are counted as the recipes store them, KV rows as every runtime
-keeps them (float32). `gemma-run doctor` reads sizes.toml; tests/test_memory_budget.py compares.
+keeps them in memory (float32; of sliding layers those near the window). `gemma-run doctor` reads
+sizes.toml; tests/test_memory_budget.py compares.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from exporter.checkpoint_config import parse_drafter, parse_target
 from exporter.config import DEVICES
 from exporter.graph.drafter import Drafter
-from exporter.graph.spec import DrafterSpec, TargetSpec
+from exporter.graph.spec import KINDS, DrafterSpec, TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import expected_tensors
 from exporter.quantize import load_recipe
@@ -53,7 +54,9 @@ def count(name: str) -> Size:
         modules.append(PerLayerEmbedder(spec))
     target = _Checkpoint(spec, modules)
     drafter = _Checkpoint(drafter_spec, [Drafter(drafter_spec)])
-    numbers = sum(2 * layer.num_kv_heads * layer.head_dim for layer in spec.kv_layers)
+    row_bytes = dict.fromkeys(KINDS, 0)
+    for layer in spec.kv_layers:
+        row_bytes[layer.kind] += 2 * FLOAT_BYTES * layer.num_kv_heads * layer.head_dim
     recipes = {}
     for recipe_name in RECIPES:
         recipe = load_recipe(recipe_name)
@@ -65,7 +68,9 @@ def count(name: str) -> Size:
     return Size(
         name=name,
         runtime="litert" if all(layer.experts is None for layer in spec.layers) else "onnx",
-        kv_bytes_per_token=FLOAT_BYTES * numbers,
+        full_kv_bytes_per_token=row_bytes["full_attention"],
+        sliding_kv_bytes_per_token=row_bytes["sliding_attention"],
+        sliding_window=spec.sliding_window,
         recipes=recipes,
     )
 
@@ -75,7 +80,9 @@ def sizes_text(sizes: list[Size]) -> str:
     lines = ["# Counted, not measured: python -m tests.memory_budget rewrites this file."]
     for size in sizes:
         lines += ["", f"[{size.name}]", f'runtime = "{size.runtime}"']
-        lines += [f"kv_bytes_per_token = {size.kv_bytes_per_token}"]
+        lines += [f"full_kv_bytes_per_token = {size.full_kv_bytes_per_token}"]
+        lines += [f"sliding_kv_bytes_per_token = {size.sliding_kv_bytes_per_token}"]
+        lines += [f"sliding_window = {size.sliding_window}"]
         for recipe, stored in size.recipes.items():
             lines += [
                 f"[{size.name}.recipes.{recipe}]",
@@ -95,7 +102,7 @@ def table() -> str:
     for size in known_sizes():
         for recipe, stored in size.recipes.items():
             need = size.need_bytes(recipe, CONTEXT)
-            rows = [size.kv_bytes_per_token * length for length in (CONTEXT, 8192, 32768)]
+            rows = [size.kv_bytes(length) for length in (CONTEXT, 8192, 32768)]
             cells = (
                 f"`{size.name}`, {recipe}",
                 _gb(stored.file_bytes),

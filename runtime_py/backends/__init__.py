@@ -56,6 +56,15 @@ class Backend(Protocol):
     @property
     def has_drafter(self) -> bool: ...
 
+    @property
+    def resumable_from(self) -> int:
+        """The smallest committed length, besides 0, that the sequence can go on from.
+
+        Below it, rows that sliding layers would look at were given back. At least MARGIN
+        (kv_rows.py) below the position of the last call; a call at position 0 sets it to 0.
+        """
+        ...
+
     def prefill(self, token_ids: Sequence[int], position: int) -> None:
         """Write the KV rows position .. position + len(token_ids) - 1."""
         ...

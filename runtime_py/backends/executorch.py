@@ -14,7 +14,7 @@ only. Numbers such as max_prefill_length are methods without inputs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,10 @@ from runtime_py.backends import (
     default_num_threads,
 )
 from runtime_py.backends.executorch_program import MethodSpec, Program, TensorSpec
+from runtime_py.backends.kv_pages import KvBuffer, KvPages
 from runtime_py.backends.numbers import NAMES, check_numbers
 from runtime_py.errors import RunError
+from runtime_py.manifest import SlidingEntry
 
 FILL = "fill"
 FINISH = "finish"
@@ -43,12 +45,19 @@ class ExecuTorchBackend:
         path: the .pte file; embedding tables stay in it and are gathered from the mapped file.
         num_threads: CPU threads; default: the available cores, at most 4. The first backend that
             a process has open decides for all of them.
+        sliding: the layers whose rows behind the window are given back to the system.
 
     Raises:
         RunError: if ExecuTorch is not installed, or the file is damaged or not of the contract.
     """
 
-    def __init__(self, path: Path, *, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_threads: int | None = None,
+        sliding: SlidingEntry | None = None,
+    ) -> None:
         self._path = path
         self._program = Program(path, num_threads or default_num_threads())
         try:
@@ -59,6 +68,7 @@ class ExecuTorchBackend:
             self._program.close()
             raise
         self._between = [_Between(spec) for spec in between]
+        self._pages = KvPages(list(self._kv_buffers(sliding)), sliding.window if sliding else None)
         self._start = np.zeros(1, np.int64)
         self._draft_token = np.zeros((1, 1), np.int64)
         self._draft_hidden = np.zeros((1, 1, self.hidden_size), np.float32)
@@ -82,6 +92,10 @@ class ExecuTorchBackend:
     @property
     def has_drafter(self) -> bool:
         return bool(self._constants["has_drafter"])
+
+    @property
+    def resumable_from(self) -> int:
+        return self._pages.resumable_from
 
     def prefill(self, token_ids: Sequence[int], position: int) -> None:
         check_request(self, token_ids, position)
@@ -115,7 +129,22 @@ class ExecuTorchBackend:
 
     def _fill(self, token_ids: Sequence[int], position: int) -> list[FloatArray]:
         self._start[0] = position
+        self._pages.before(position)
         return self._program.run(FILL, (np.array([token_ids], np.int64), self._start))
+
+    def _kv_buffers(self, sliding: SlidingEntry | None) -> Iterator[KvBuffer]:
+        """The rows of sliding layers: kv.k_{i} and kv.v_{i} [1, C, G, E]."""
+        for layer in sliding.layers if sliding else ():
+            for name in (f"kv.k_{layer}", f"kv.v_{layer}"):
+                rows = self._program.find_buffer(FILL, name)
+                if rows is not None and rows.shape[1:2] == (self.cache_length,):
+                    yield KvBuffer(
+                        address=rows.ctypes.data,
+                        num_heads=1,
+                        num_rows=self.cache_length,
+                        row_bytes=rows.nbytes // self.cache_length,
+                        slides=True,
+                    )
 
     def _read_constants(self) -> dict[str, int]:
         scalar = (TensorSpec("int64", ()),)

@@ -30,7 +30,7 @@ from runtime_py.backends.executorch_shim.prebuilt import (
 from runtime_py.errors import RunError
 
 MAX_RANK = 8
-_VERSION = 1  # GX_VERSION of shim.h
+_VERSION = 2  # GX_VERSION of shim.h
 _PINNED = f"executorch=={PINNED_VERSION}"
 _ANOTHER = "choose another runtime of the bundle with --runtime"
 _QUANTIZED = "libexecutorch_kernels_quantized.so"
@@ -62,6 +62,7 @@ _SIGNATURES = {
     "gx_method_name": (ctypes.c_char_p, (_PROGRAM, _INT)),
     "gx_num_tensors": (_INT, (_PROGRAM, _INT, _INT)),
     "gx_describe": (_INT, (_PROGRAM, _INT, _INT, _INT, _TENSORS)),
+    "gx_find_buffer": (_INT, (_PROGRAM, _INT, ctypes.c_char_p, _TENSORS)),
     "gx_run": (_INT, (_PROGRAM, _INT, _TENSORS, _INT, _TENSORS, _INT, *_ERROR)),
 }
 

@@ -94,6 +94,14 @@ class Program:
             raise RunError(f"{self._path}: {self._error_text()}")
         return [_view(result) for result in results]
 
+    def find_buffer(self, method: str, name: str) -> Array | None:
+        """A buffer that a method writes to, in place until close(); None if it has no such one."""
+        spec, tensor = self.methods.get(method), Tensor()
+        if spec is None or self._handle is None:
+            return None
+        status = self._library.gx_find_buffer(self._handle, spec.index, name.encode(), tensor)
+        return None if status or tensor.dtype not in _DTYPES else _view(tensor)
+
     def close(self) -> None:
         """Free everything; arrays that run() returned must no longer be read."""
         handle, self._handle = self._handle, None

@@ -14,6 +14,7 @@ from runtime_py.backends import (
     check_verify,
     default_num_threads,
 )
+from runtime_py.backends.kv_pages import KvPages
 from runtime_py.backends.litert_contract import (
     EMBEDDER,
     MTP_DRAFTER,
@@ -24,6 +25,7 @@ from runtime_py.backends.litert_contract import (
     check_embedder,
     read_target,
 )
+from runtime_py.backends.litert_kv import kv_pages
 from runtime_py.backends.litert_model import (
     Array,
     BoundSignature,
@@ -34,6 +36,7 @@ from runtime_py.backends.litert_model import (
 from runtime_py.backends.litert_weight_cache import weight_cache
 from runtime_py.errors import RunError
 from runtime_py.litertlm import find_model, read_sections
+from runtime_py.manifest import SlidingEntry
 from runtime_py.user_cache import user_cache
 
 # What the official runtime writes: far below any score, and two of them still add up to a float32.
@@ -48,13 +51,19 @@ class LiteRTBackend:
         num_threads: CPU threads; default: the available cores, at most 4.
         cache_dir: where repacked weights are kept between runs; default: the user's cache
             directory. A file about as large as the model; safe to delete.
+        sliding: the layers whose rows behind the window are given back to the system.
 
     Raises:
         RunError: if LiteRT is not installed, or the file is damaged or not of the contract.
     """
 
     def __init__(
-        self, path: Path, *, num_threads: int | None = None, cache_dir: Path | None = None
+        self,
+        path: Path,
+        *,
+        num_threads: int | None = None,
+        cache_dir: Path | None = None,
+        sliding: SlidingEntry | None = None,
     ) -> None:
         self._path = path
         self._cache_dir = cache_dir or user_cache("litert")
@@ -64,7 +73,7 @@ class LiteRTBackend:
         self._let_go()
         try:
             with native_messages_hidden():
-                self._load()
+                self._load(sliding)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they refer to models and buffers
             self.close()
@@ -90,15 +99,21 @@ class LiteRTBackend:
     def has_drafter(self) -> bool:
         return self._drafter is not None
 
+    @property
+    def resumable_from(self) -> int:
+        return self._pages.resumable_from
+
     def prefill(self, token_ids: Sequence[int], position: int) -> None:
         check_request(self, token_ids, position)
         done = 0
         for step, num_tokens in self._prefill_plan(len(token_ids), position):
+            self._pages.before(position + done)
             step.run(token_ids[done : done + num_tokens], position + done)
             done += num_tokens
 
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
         check_verify(self, token_ids, position)
+        self._pages.before(position)
         for width, step in self._verify.items():
             if width >= len(token_ids) and position + width <= self.cache_length:
                 return step.run(token_ids, position)
@@ -126,8 +141,9 @@ class LiteRTBackend:
         self._widths: tuple[int, ...] = ()
         self._drafter: _DraftStep | None = None
         self._kv: dict[str, Array] = {}
+        self._pages = KvPages((), None)
 
-    def _load(self) -> None:
+    def _load(self, sliding: SlidingEntry | None) -> None:
         target = self._model(PREFILL_DECODE, cached=True)
         if target is None:
             raise RunError(f"{self._path}: no section {PREFILL_DECODE}; export again")
@@ -137,7 +153,9 @@ class LiteRTBackend:
             lookups["per_layer_embeddings"] = self._lookup(
                 PER_LAYER_EMBEDDER, contract.per_layer_shape
             )
-        self._kv = {name: zeros(contract.kv[name]) for name in contract.kv}
+        # A stale row is hidden by the mask, which multiplies it by zero: it must not be a NaN.
+        self._kv = {name: zeros(tensor) for name, tensor in contract.kv.items()}
+        self._pages = kv_pages(self._kv, contract.cache_length, sliding)
         self._prefill, self._verify = (
             {
                 width: _TargetStep(spec, partial(target.bind, spec, self._kv), lookups)

@@ -29,9 +29,11 @@ from runtime_py.backends import (
     check_verify,
     default_num_threads,
 )
+from runtime_py.backends.kv_pages import KvBuffer, KvPages
 from runtime_py.backends.onnx_contract import PAST, PRESENT, Contract
 from runtime_py.backends.onnx_graph import CPU, Array, Call, Graph, Runtime, zeros
 from runtime_py.errors import RunError
+from runtime_py.manifest import SlidingEntry
 
 FILL = "fill"
 FINISH = "finish"
@@ -69,6 +71,7 @@ class OnnxBackend:
             file and are gathered from the mapped file.
         num_threads: CPU threads; default: the available cores, at most 4.
         providers: onnxruntime's execution providers, best first; none: the CPU's.
+        sliding: the layers whose rows behind the window are given back to the system.
 
     Raises:
         RunError: if onnxruntime is not installed, or a file is damaged or not of the contract.
@@ -80,6 +83,7 @@ class OnnxBackend:
         *,
         num_threads: int | None = None,
         providers: Sequence[str] = (),
+        sliding: SlidingEntry | None = None,
     ) -> None:
         self._path = path
         runtime = Runtime(num_threads or default_num_threads(), providers or (CPU,))
@@ -98,6 +102,8 @@ class OnnxBackend:
             name: zeros((1, num_heads, num_rows, size))
             for name, (num_heads, size) in contract.kv.items()
         }
+        buffers = [_buffer(name, rows, sliding) for name, rows in self._kv.items()]
+        self._pages = KvPages(buffers, sliding.window if sliding else None)
         self._position = np.zeros(1, np.int64)
         self._verify_calls: dict[int, _Verify] = {}
         self._draft_call = self._bind_draft() if self.has_drafter else None
@@ -122,12 +128,17 @@ class OnnxBackend:
     def has_drafter(self) -> bool:
         return bool(self._numbers["has_drafter"])
 
+    @property
+    def resumable_from(self) -> int:
+        return self._pages.resumable_from
+
     def prefill(self, token_ids: Sequence[int], position: int) -> None:
         check_request(self, token_ids, position)
         longest = self._numbers["max_prefill_length"]
         for done in range(0, len(token_ids), longest):
             chunk = np.array([token_ids[done : done + longest]], np.int64)
             self._position[0] = position + done
+            self._pages.before(position + done)
             self._bind_fill(chunk, {}).run()
 
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
@@ -138,6 +149,7 @@ class OnnxBackend:
         call = self._verify_calls[width]
         call.token_ids[0] = token_ids
         self._position[0] = position
+        self._pages.before(position)
         call.fill.run()
         call.finish.run()
         return call.logits[0], call.hidden[0]
@@ -200,6 +212,19 @@ class OnnxBackend:
             for name in graph.inputs
             if name.startswith(PAST)
         }
+
+
+def _buffer(name: str, rows: Array, sliding: SlidingEntry | None) -> KvBuffer:
+    """Of {i}.key or {i}.value, [1, G, C, E]."""
+    _, num_heads, num_rows, size = rows.shape
+    layers = map(str, sliding.layers if sliding else ())
+    return KvBuffer(
+        address=rows.ctypes.data,
+        num_heads=num_heads,
+        num_rows=num_rows,
+        row_bytes=size * rows.itemsize,
+        slides=name.partition(".")[0] in layers,
+    )
 
 
 def _sibling(path: Path, graph: str) -> Path:

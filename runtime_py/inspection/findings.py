@@ -7,10 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from runtime_py.kv_rows import resident_rows
+from runtime_py.manifest import SlidingEntry
+
 Use = Literal["lookup", "matmul"]
 Holding = Literal["mapped", "cache file", "anonymous"]
 Size = int | None  # None: free, chosen with every call
 
+KV_ROWS = "KV rows, at most"  # a line of the memory
+_NUMBER = re.compile(r"\d+")
 DRAFTER_PREFIX = "drafter."
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
 ITEM_BITS = {
@@ -120,10 +125,18 @@ class KvBuffer:
     dtype: str
     num_rows: int
     row_bytes: int
+    window: int | None = None  # rows seen by a layer that slides; the files do not say
 
     @property
     def size_bytes(self) -> int:
+        """Of all rows."""
         return self.num_rows * self.row_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """At most, while it runs."""
+        rows = resident_rows(self.window, self.num_rows) if self.window else self.num_rows
+        return rows * self.row_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +156,16 @@ def model_memory(
     weights = tuple(weights)
     looked_up = sum(weight.size_bytes for weight in weights if "lookup" in weight.uses)
     multiplied = sum(weight.packed_bytes for weight in weights if "matmul" in weight.uses)
-    rows = sum(buffer.size_bytes for buffer in kv)
     return (
         Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
         Memory(what=packing, size_bytes=multiplied, holding=packed, said_by="runtime"),
-        Memory(what="KV, whole context", size_bytes=rows, holding="anonymous", said_by="file"),
+        _kv_memory(kv),
     )
+
+
+def _kv_memory(kv: Iterable[KvBuffer]) -> Memory:
+    rows = sum(buffer.resident_bytes for buffer in kv)
+    return Memory(what=KV_ROWS, size_bytes=rows, holding="anonymous", said_by="file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +196,18 @@ class Findings:
         parts["graphs and padding"] = self.size_bytes - sum(parts.values())
         return parts
 
+    def told(self, sliding: SlidingEntry) -> "Findings":
+        """The same, with what the bundle's manifest says of layers that slide."""
+        layers = set(map(str, sliding.layers))
+        kv = tuple(
+            dataclasses.replace(buffer, window=sliding.window)
+            if layers.intersection(_NUMBER.findall(buffer.name)[:1])
+            else buffer
+            for buffer in self.kv
+        )
+        memory = (_kv_memory(kv) if item.what == KV_ROWS else item for item in self.memory)
+        return dataclasses.replace(self, kv=kv, memory=tuple(memory))
+
     @property
     def kv_bytes_per_token(self) -> int:
         return sum(buffer.row_bytes for buffer in self.kv)
@@ -187,6 +216,11 @@ class Findings:
     def kv_bytes(self) -> int:
         """For the whole context."""
         return sum(buffer.size_bytes for buffer in self.kv)
+
+    @property
+    def kv_resident_bytes(self) -> int:
+        """Of them in memory, at most."""
+        return sum(buffer.resident_bytes for buffer in self.kv)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -198,6 +232,7 @@ class Findings:
             "parts": self.parts,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "kv_bytes": self.kv_bytes,
+            "kv_resident_bytes": self.kv_resident_bytes,
         }
 
 

@@ -21,6 +21,7 @@ from exporter.estimate import (
 from exporter.quantize import load_recipe, plan, size_bytes
 from exporter.reference import reference_size
 from exporter.work import Work, measure_work
+from runtime_py.kv_rows import MARGIN, STEP
 from tests.benchmarks.full_size import read_estimate
 from tests.benchmarks.record import RESULTS
 from tests.virtual import virtual_pair
@@ -129,7 +130,7 @@ def test_runtimes_add_up_on_the_disk_and_take_turns_in_memory():
     assert set(together.devices) == set(RUNTIMES)
 
 
-def test_kv_rows_are_the_contexts():
+def test_kv_rows_are_the_contexts_in_full_layers_and_the_windows_in_sliding_ones():
     short, long = (
         estimate_of(work_of("12b", shapes=GraphShapes(cache_length=context)), "litert").devices[
             "litert"
@@ -137,8 +138,9 @@ def test_kv_rows_are_the_contexts():
         for context in (2048, 4096)
     )
     # Eight KV heads of 256 in forty layers, and one of 512 in eight; keys and values, float32.
-    assert long.kv_bytes == 4096 * 2 * 4 * (40 * 8 * 256 + 8 * 512)
-    assert long.kv_bytes == 2 * short.kv_bytes
+    sliding_rows = 1024 + 1 + MARGIN + STEP
+    assert long.kv_bytes == 2 * 4 * (sliding_rows * 40 * 8 * 256 + 4096 * 8 * 512)
+    assert long.kv_bytes - short.kv_bytes == 2 * 4 * 2048 * 8 * 512
     assert long.weight_bytes == short.weight_bytes
 
 

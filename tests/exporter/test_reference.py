@@ -6,6 +6,7 @@ import pytest
 from exporter.checkpoint import read_checkpoint, read_drafter
 from exporter.original import Original
 from exporter.reference import ReferenceSize, choose_prompts, record_reference, reference_size
+from runtime_py.kv_rows import MARGIN
 from tests.whole_model import WholeModel
 
 SIZE = ReferenceSize(num_tokens=6, draft_length=2)
@@ -43,6 +44,11 @@ def test_the_record_is_what_transformers_says(recorded, originals):
 def test_the_most_probable_token_is_the_first_probe(recorded):
     np.testing.assert_array_equal(recorded[0].probe_ids[..., 0], recorded[0].greedy_ids)
     assert (recorded[0].margins >= 0).all()
+
+
+def test_a_check_can_draft_again_along_what_is_recorded():
+    """It walks a text to its end, and then drafts from its first token on."""
+    assert ReferenceSize().num_tokens < MARGIN
 
 
 def test_less_is_recorded_of_a_large_model():

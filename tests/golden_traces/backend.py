@@ -31,6 +31,7 @@ class HashedBackend:
     """
 
     has_drafter = True
+    resumable_from = 0
     hidden_size = _HIDDEN_SIZE
 
     def __init__(

@@ -21,6 +21,7 @@ class ScriptedBackend:
     """
 
     has_drafter = True
+    resumable_from = 0
     hidden_size = HIDDEN_SIZE
 
     def __init__(
@@ -96,6 +97,28 @@ class ScriptedBackend:
 
     def close(self) -> None:
         pass
+
+
+class ForgetfulBackend(ScriptedBackend):
+    """Sees the last `window` rows only, and keeps but a few more of those behind them."""
+
+    window, margin = 6, 4
+
+    def _write(self, token_ids: Sequence[int], position: int, width: int) -> None:
+        kept = position - self.window - self.margin
+        if position == 0:
+            self.resumable_from = 0
+            self.rows = [-1] * self.cache_length
+        elif kept > max(0, self.resumable_from - self.window):
+            self.rows[:kept] = [-1] * kept
+            self.resumable_from = kept + self.window
+        super()._write(token_ids, position, width)
+
+    def target_logits(self, tokens: Sequence[int]) -> FloatArray:
+        return super().target_logits(tokens[-self.window :])
+
+    def hidden(self, tokens: Sequence[int]) -> FloatArray:
+        return super().hidden(tokens[-self.window :])
 
 
 class Adversary:

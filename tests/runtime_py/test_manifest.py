@@ -69,6 +69,9 @@ def test_a_link_that_leads_outside_is_refused(bundle, tmp_path):
         (lambda v: v["model"].update(vocab_size="4096"), "model.vocab_size: Input should be"),
         (lambda v: v["model"].update(vocab_size=10**12), "model.vocab_size: Input should be"),
         (lambda v: v["model"].update(hidden_size=0), "model.hidden_size: Input should be"),
+        (lambda v: v["model"].update(sliding={"layers": [0]}), "model.sliding.window: Field req"),
+        (lambda v: v["model"].update(sliding={"window": 0, "layers": [0]}), "sliding.window: Inp"),
+        (lambda v: v["model"].update(sliding={"window": 4, "layers": []}), "model.sliding.layers"),
         (lambda v: v.update(draft_length=-1), "draft_length: Input should be"),
         (lambda v: v.update(runtimes={}), "no runtime is listed"),
         (lambda v: v["runtimes"].update(cuda=v["runtimes"]["litert"]), "runtimes.cuda"),
@@ -167,3 +170,12 @@ def test_the_sources_of_a_bundle_may_be_named():
     assert Manifest.model_validate(values).sources == {}
     sources = {"target": "maker/model@0123abc"}
     assert Manifest.model_validate({**values, "sources": sources}).sources == sources
+
+
+def test_the_layers_that_slide_may_be_named_and_older_bundles_do_not():
+    golden = Path(__file__).parents[1] / "golden" / "manifest-1.json"
+    values = json.loads(golden.read_text())
+    assert Manifest.model_validate(values).model.sliding is None
+    values["model"]["sliding"] = {"window": 512, "layers": [0, 3]}
+    sliding = Manifest.model_validate(values).model.sliding
+    assert (sliding.window, sliding.layers) == (512, (0, 3))

@@ -2,14 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from runtime_py import render_inspection
 from runtime_py.cli import main
-from runtime_py.inspection.findings import Findings, KvBuffer, Signature, Value, Weight
-from runtime_py.manifest import file_entry
+from runtime_py.inspection.findings import (
+    Findings,
+    KvBuffer,
+    Signature,
+    Value,
+    Weight,
+    model_memory,
+)
+from runtime_py.kv_rows import MARGIN, STEP
+from runtime_py.manifest import SlidingEntry, file_entry
 from tests.runtime_py.backends.toys import LITERT
 from tests.runtime_py.bundles import write_fake_bundle
 
@@ -90,6 +99,21 @@ def test_sizes_and_kv(capsys):
     assert "1 KV buffers" in text
     assert "KV: 8 bytes per token" in text
     assert findings().kv_bytes == 80
+
+
+def test_of_a_layer_that_slides_only_the_rows_near_its_window_are_in_memory(capsys):
+    buffers = tuple(
+        KvBuffer(name=name, dtype="float32", num_rows=10_000, row_bytes=100)
+        for name in ("kv_cache_k_0", "kv_cache_v_0", "kv_cache_k_10")
+    )
+    memory = model_memory((), buffers, "matrices", "anonymous")
+    found = replace(findings(weight("lm_head.weight")), kv=buffers, memory=memory)
+    told = found.told(SlidingEntry(window=15, layers=(0,)))
+    rows = 15 + 1 + MARGIN + STEP
+    assert (told.kv_bytes, told.kv_resident_bytes) == (3_000_000, 1_000_000 + 2 * 100 * rows)
+    assert [item.size_bytes for item in found.memory] == [0, 0, 3_000_000]
+    assert [item.size_bytes for item in told.memory] == [0, 0, told.kv_resident_bytes]
+    assert "3.00 MB for the whole context, at most 1.08 MB of it in memory" in shown(told, capsys)
 
 
 def test_a_name_from_a_file_is_no_markup(capsys):

@@ -6,7 +6,7 @@ from runtime_py.draft_length import AutoDraftLength, Costs, Round
 from runtime_py.errors import RunError
 from runtime_py.sampling import GREEDY, SamplingLaw, choose
 from runtime_py.speculative import Session, Stops
-from tests.runtime_py.scripted_backend import Adversary, ScriptedBackend
+from tests.runtime_py.scripted_backend import Adversary, ForgetfulBackend, ScriptedBackend
 
 laws = st.sampled_from(
     [
@@ -136,6 +136,40 @@ def test_a_follow_up_prefills_only_what_is_new():
     tokens_of(session, [*range(10), *answer, 1, 2, 3])
     # The last emitted token was never fed; the last prompt token is fed by decode.
     assert backend.num_prefilled - before == 3
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    history=st.lists(
+        st.tuples(st.integers(0, 60), st.lists(st.integers(0, 39), max_size=9)), max_size=6
+    ),
+    law=laws,
+    draft_length=st.integers(0, 7),
+)
+def test_wherever_a_prompt_leaves_the_last_one_rows_that_were_given_back_are_not_missed(
+    history, law, draft_length
+):
+    """Each prompt keeps some of the text so far and goes on in another way."""
+    backend = ForgetfulBackend()
+    session = Session(backend, 128)
+    text = [1, 2, 3]
+    for num_kept, more in [(3, [4]), *history]:
+        prompt_ids = [*text[:num_kept], *more] or [0]
+        tokens = tokens_of(session, prompt_ids, law, Stops(max_new_tokens=30), draft_length)
+        assert tokens == expected_tokens(backend, prompt_ids, law, 30)
+        text = [*prompt_ids, *tokens]
+
+
+def test_only_a_prompt_that_leaves_the_last_one_too_early_is_prefilled_from_the_start():
+    backend = ForgetfulBackend()
+    session = Session(backend, 128)
+    text = [*range(10), *tokens_of(session, list(range(10)), stops=Stops(max_new_tokens=30))]
+    first, backend.num_prefilled = backend.resumable_from, 0
+    assert 30 <= first < len(text)
+    tokens_of(session, [*text[:first], 1, 2], stops=Stops(max_new_tokens=1))
+    assert backend.num_prefilled == 1
+    tokens_of(session, [*text[: first - 1], 3, 4], stops=Stops(max_new_tokens=1))
+    assert backend.num_prefilled == 1 + first
 
 
 def test_a_perfect_drafter_needs_one_target_call_for_every_k_plus_one_tokens():

@@ -279,6 +279,13 @@ void set_input(LoadedMethod& method, const gx_tensor& input, size_t index, const
   require(method.method->set_input(EValue(Tensor(&impl)), index), what, log);
 }
 
+void read_tensor(const Tensor& tensor, gx_tensor& output) {
+  output.data = tensor.mutable_data_ptr();
+  output.dtype = static_cast<int32_t>(tensor.scalar_type());
+  output.rank = static_cast<int32_t>(tensor.dim());
+  std::copy(tensor.sizes().begin(), tensor.sizes().end(), output.shape);
+}
+
 void read_output(const LoadedMethod& method, size_t index, gx_tensor& output) {
   const EValue& value = method.method->get_output(index);
   output = gx_tensor{};
@@ -289,11 +296,7 @@ void read_output(const LoadedMethod& method, size_t index, gx_tensor& output) {
   if (!value.isTensor() || value.toTensor().dim() > GX_MAX_RANK) {
     throw Failure(method.name + ": output " + std::to_string(index) + " is not a tensor");
   }
-  const Tensor& tensor = value.toTensor();
-  output.data = tensor.mutable_data_ptr();
-  output.dtype = static_cast<int32_t>(tensor.scalar_type());
-  output.rank = static_cast<int32_t>(tensor.dim());
-  std::copy(tensor.sizes().begin(), tensor.sizes().end(), output.shape);
+  read_tensor(value.toTensor(), output);
 }
 
 }  // namespace
@@ -356,6 +359,20 @@ int32_t gx_describe(const gx_program* program, int32_t method, int32_t is_output
   return guarded(-1, nullptr, 0, [&] {
     const LogCatcher log;
     return describe(*find(program, method), is_output != 0, static_cast<size_t>(index), *tensor);
+  });
+}
+
+int32_t gx_find_buffer(const gx_program* program, int32_t method, const char* name,
+                       gx_tensor* tensor) {
+  const LoadedMethod* found = find(program, method);
+  if (found == nullptr || name == nullptr || tensor == nullptr) return -1;
+  return guarded(-1, nullptr, 0, [&] {
+    const LogCatcher log;
+    const auto buffer = found->method->get_attribute(name);
+    *tensor = gx_tensor{};
+    if (!buffer.ok() || buffer->dim() > GX_MAX_RANK) return -1;
+    read_tensor(*buffer, *tensor);
+    return 0;
   });
 }
 

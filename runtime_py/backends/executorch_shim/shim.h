@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-#define GX_VERSION 1
+#define GX_VERSION 2
 #define GX_PUBLIC __attribute__((visibility("default")))
 #define GX_MAX_RANK 8
 #define GX_MAX_TENSORS 16
@@ -50,6 +50,11 @@ GX_PUBLIC int32_t gx_num_tensors(const gx_program* program, int32_t method, int3
 // dtype and shape of one of them; for a dynamic dimension its upper bound. data is NULL.
 GX_PUBLIC int32_t gx_describe(const gx_program* program, int32_t method, int32_t is_output,
                               int32_t index, gx_tensor* tensor);
+
+// Where a buffer that the method writes to lies ("kv.k_0"), with its dtype and shape; its data stay
+// there, zeros at first, as long as the program is loaded. -1 if the method has no such buffer.
+GX_PUBLIC int32_t gx_find_buffer(const gx_program* program, int32_t method, const char* name,
+                                 gx_tensor* tensor);
 
 // Runs a method on inputs that the caller owns, of any shape within the method's bounds. Fills in
 // `outputs`, whose data stay valid until the next run of any method of this program.

@@ -103,6 +103,21 @@ static int read_constants(gx_program* program) {
   return 0;
 }
 
+// The keys of layer 0 are found, other names and nothing at all are not.
+static int find_buffers(const gx_program* program, float* sum) {
+  gx_tensor rows;
+  const int32_t method = find(program, "fill");
+  if (gx_find_buffer(program, method, "kv.k_0", &rows) || rows.dtype != FLOAT32) return -1;
+  for (size_t i = 0; i < size_bytes(&rows) / sizeof(float); ++i) *sum += ((float*)rows.data)[i];
+  return gx_find_buffer(program, method, "kv.k_9", &rows) == -1 &&
+                 gx_find_buffer(program, method, NULL, &rows) == -1 &&
+                 gx_find_buffer(program, method, "kv.k_0", NULL) == -1 &&
+                 gx_find_buffer(program, 99, "kv.k_0", &rows) == -1 &&
+                 gx_find_buffer(NULL, method, "kv.k_0", &rows) == -1
+             ? 0
+             : -1;
+}
+
 int main(int argc, char** argv) {
   char error[256];
   float first = 0;
@@ -118,6 +133,7 @@ int main(int argc, char** argv) {
     if (!prefill(program, 4, 22, &sum) || !prefill(program, 9, 0, &sum)) {
       return fprintf(stderr, "runs past the end\n"), 1;
     }
+    if (find_buffers(program, &sum)) return fprintf(stderr, "no buffers\n"), 1;
     gx_unload(program);
     if (round_of(other, 3, 0, &sum)) return 1;
     gx_unload(other);

@@ -89,6 +89,19 @@ def test_rows_past_the_end_of_the_cache_are_not_written(program):
     program.run("fill", (tokens(1, 2), START + 22))
 
 
+def test_a_buffer_is_found_where_the_methods_write_it(program):
+    rows = program.find_buffer("fill", "kv.k_1")
+    assert (rows.shape, rows.dtype) == ((1, 24, 1, 8), np.float32)
+    assert not rows.any()
+    program.run("fill", (tokens(1, 2, 3), START))
+    assert rows.any(axis=(0, 2, 3)).tolist() == [True] * 3 + [False] * 21
+    assert program.find_buffer("draft", "kv.k_1").ctypes.data == rows.ctypes.data
+    assert program.find_buffer("fill", "kv.k_2") is None
+    assert program.find_buffer("backward", "kv.k_1") is None
+    program.close()
+    assert program.find_buffer("fill", "kv.k_1") is None
+
+
 def test_an_unknown_method_is_an_error(program):
     with pytest.raises(RunError, match="no method backward"):
         program.run("backward", ())

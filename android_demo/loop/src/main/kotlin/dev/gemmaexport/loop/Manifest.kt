@@ -16,13 +16,17 @@ const val MAX_MANIFEST_BYTES = 1L shl 20
 /** Size and checksum of one file, so that a truncated or altered one is refused. */
 data class FileEntry(val sizeBytes: Long, val sha256: String)
 
+/** The layers that see only the last `window` rows, of those that own KV rows. */
+data class SlidingEntry(val window: Int, val layers: List<Int>)
+
 /** The sizes a user asks about and a loop needs. */
 data class ModelEntry(
     val vocabSize: Int,
     val hiddenSize: Int,
     val numLayers: Int,
     val contextLength: Int, // tokens of prompt and answer together
-    val hasDrafter: Boolean
+    val hasDrafter: Boolean,
+    val sliding: SlidingEntry? = null // older bundles do not say
 )
 
 /** What a check demands of a recipe. */
@@ -151,6 +155,7 @@ private fun sha256(file: File, read: (Int) -> Unit): String {
 private val RUNTIMES = setOf("litert", "onnx", "executorch")
 private val SHA256 = Regex("[0-9a-f]{64}")
 private val COUNTS = 1L..Int.MAX_VALUE
+private val LAYERS = 0L..Int.MAX_VALUE
 private val TOKEN_IDS = 0L..Int.MAX_VALUE
 
 private fun manifest(fields: Fields): Manifest {
@@ -182,8 +187,16 @@ private fun model(fields: Fields): ModelEntry = ModelEntry(
     hiddenSize = fields.whole("hidden_size", COUNTS).toInt(),
     numLayers = fields.whole("num_layers", COUNTS).toInt(),
     contextLength = fields.whole("context_length", COUNTS).toInt(),
-    hasDrafter = fields.flag("has_drafter")
+    hasDrafter = fields.flag("has_drafter"),
+    sliding = if ("sliding" in fields) fields.orNull("sliding") { sliding(fields.child("sliding")) } else null
 ).also { fields.end() }
+
+private fun sliding(fields: Fields): SlidingEntry {
+    val window = fields.whole("window", COUNTS).toInt()
+    val layers = fields.wholes("layers", LAYERS, 1000).map { it.toInt() }
+    if (layers.isEmpty()) throw FieldException("model.sliding.layers: at least one is needed")
+    return SlidingEntry(window, layers).also { fields.end() }
+}
 
 private fun tokens(fields: Fields): TokenEntry = TokenEntry(
     tokenizer = fields.path("tokenizer"),

@@ -33,6 +33,19 @@ class ManifestTest {
     }
 
     @Test
+    fun `layers that slide may be named`() {
+        val drafter = "\"has_drafter\": true"
+        fun with(sliding: String) = golden.replace(drafter, "$drafter, \"sliding\": $sliding")
+        assertEquals(null, parseManifest(golden).model.sliding)
+        assertEquals(null, parseManifest(with("null")).model.sliding)
+        val named = parseManifest(with("{\"window\": 512, \"layers\": [0, 3]}")).model
+        assertEquals(SlidingEntry(512, listOf(0, 3)), named.sliding)
+        refused(drafter, "$drafter, \"sliding\": {\"window\": 512, \"layers\": []}", "at least one is needed")
+        refused(drafter, "$drafter, \"sliding\": {\"window\": 0, \"layers\": [0]}", "window: 0 is outside")
+        refused(drafter, "$drafter, \"sliding\": {\"layers\": [0]}", "model.sliding.window: missing")
+    }
+
+    @Test
     fun `no path leaves the bundle`() {
         for (path in listOf("../elsewhere", "/etc/passwd", "a/../../b", "..", "", ".", "a\\\\b", "a\\u0000b")) {
             refused("\"reference\": \"reference.npz\"", "\"reference\": \"$path\"", "leaves the bundle")
