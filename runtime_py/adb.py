@@ -151,7 +151,9 @@ def push_bundle(device: Device, bundle: Path, progress: Progress = lambda _: Non
         raise RunError(
             f"device {device.serial}: {altered[0]} arrived altered; check the cable, push again"
         )
-    device.shell("chmod", "-R", "a+rX", part)  # or no app could read it
+    # Or no app could list the folder, or read the bundle.
+    device.shell("chmod", "a+rx", FOLDER)
+    device.shell("chmod", "-R", "a+rX", part)
     device.shell("rm", "-rf", folder)
     device.shell("mv", part, folder)
     return folder

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,6 +209,10 @@ def bench(
     Where litert-lm-api is installed, Google's own runtime runs on the same file beside it. All take
     turns, so that a busy machine disturbs all of them alike. Every generation of auto begins anew.
     """
+    ours = {"--draft-length": lengths, "--html": html, "--provider": options["providers"]}
+    ours["--runtime"] = runtime if runtime != "litert" else None
+    theirs = {f"--{name.replace('_', '-')}": options[name] for name in ("serial", "adb_program")}
+    _refuse_useless(ours if options["adb"] else theirs, adb=options["adb"])
     opened = Bundle.open(bundle)
     session_options = _session(options)
     effort = Effort(max_new_tokens=options["max_new_tokens"], num_repeats=options["repeats"])
@@ -236,6 +241,13 @@ def bench(
         render.print_bench(rows, opened, name)
         if html:
             click.echo(f"Report: {html}")
+
+
+def _refuse_useless(options: Mapping[str, object], *, adb: bool) -> None:
+    """Refuse what the other bench understands, the one on a device or the one here."""
+    for name, value in options.items():
+        if value:
+            raise click.UsageError(f"{name} {'is of no use with' if adb else 'needs'} --adb")
 
 
 def _bench_on_device(

@@ -63,10 +63,10 @@ def auto_draft_length(
     found = device_costs(backend, "\n".join(made_for), user_cache("costs"))
     lengths = range(1, max(found.verify))
     costs = found.costs(backend.verify_widths)
-    return AutoDraftLength(costs, lengths, _pooled_acceptance(bundle.reference()))
+    return AutoDraftLength(costs, lengths, pooled_acceptance(bundle.reference()))
 
 
-def _pooled_acceptance(reference: Reference) -> float:
+def pooled_acceptance(reference: Reference) -> float:
     """Of all drafts that the original's target judged, the share that it accepted."""
     reached = acceptance(reference.draft_ids, reference.greedy_ids)  # position k and all before it
     return float(reached.sum() / (1 + reached[:-1].sum())) if len(reached) else 0.5

@@ -80,10 +80,11 @@ def _fits(found: Diagnosis) -> Table:
 
 def advice(found: Diagnosis) -> list[str]:
     """What to do next."""
-    if found.use is None:
-        return [_no_runtime(found)]
+    missing = [_no_runtime(found)] if found.use is None else []
     if found.bundle is None:
-        return [_what_to_export(found.fits)]
+        return [*missing, _what_to_export(found.fits)]
+    if missing:
+        return missing
     chosen = next(fit for fit in found.fits if fit.runtime == found.use)
     if chosen.verdict == "too large":
         return [
@@ -95,10 +96,11 @@ def advice(found: Diagnosis) -> list[str]:
 
 def _no_runtime(found: Diagnosis) -> str:
     wanted = {fit.runtime for fit in found.fits} if found.bundle else {"litert"}
+    none = f"No runtime {'of this bundle ' if found.bundle else ''}loads here"
     for state in found.runtimes:
         if state.name in wanted and state.command:
-            return f"No runtime for it loads here. Next: {state.command}"
-    return "No runtime for it loads here, and no command mends that: the table says why"
+            return f"{none}. Next: {state.command}"
+    return f"{none}, and no command mends that: the table says why"
 
 
 def _what_to_export(fits: tuple[Fit, ...]) -> str:

@@ -5,7 +5,7 @@ plugins {
 
 android {
     namespace = "dev.gemmaexport.app"
-    compileSdk = 36
+    compileSdk = 37 // as far as this AGP goes: what AndroidX asks for rises
 
     defaultConfig {
         applicationId = "dev.gemmaexport.app"
@@ -17,15 +17,17 @@ android {
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
 
+    // A target and no toolchain: whatever JDK Android Studio brings builds it.
+    compileOptions {
+        sourceCompatibility = JavaVersion.VERSION_17
+        targetCompatibility = JavaVersion.VERSION_17
+    }
+
     buildTypes {
         release {
             isMinifyEnabled = false // JNI of LiteRT-LM looks classes up by name
         }
     }
-}
-
-kotlin {
-    jvmToolchain(17)
 }
 
 dependencies {

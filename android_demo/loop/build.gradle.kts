@@ -1,10 +1,17 @@
 // Plain Kotlin, no Android in it; make test-android compiles and tests it without Gradle.
+import org.jetbrains.kotlin.gradle.dsl.JvmTarget
+
 plugins {
     alias(libs.plugins.kotlin.jvm)
 }
 
+java {
+    sourceCompatibility = JavaVersion.VERSION_17
+    targetCompatibility = JavaVersion.VERSION_17
+}
+
 kotlin {
-    jvmToolchain(17)
+    compilerOptions { jvmTarget = JvmTarget.JVM_17 }
     sourceSets {
         test {
             kotlin.srcDir("src/testFixtures/kotlin")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime_py.check import run_check
+from runtime_py.device_costs import pooled_acceptance
 from runtime_py.manifest import Tolerances
 from runtime_py.reference import Reference, write_reference
 from runtime_py.sampling import GREEDY
@@ -42,6 +43,7 @@ def recorded_checks() -> Iterator[dict[str, Any]]:
             "logit_error": report.logit_error,
             "acceptance": list(report.acceptance),
             "original_acceptance": list(report.original_acceptance),
+            "pooled_acceptance": pooled_acceptance(reference),
             "num_failures": len(report.failures),
         }
 

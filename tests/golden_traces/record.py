@@ -63,7 +63,7 @@ def written(values: dict[str, list[Any]]) -> str:
 def _traces() -> Iterator[Trace]:
     for skill, draft_length in product((0, 70, 100), range(8)):
         yield trace("greedy", [turn(draft_length=draft_length)], skill=skill)
-    for law, draft_length in product(LAWS, (0, 2, 7)):
+    for law, draft_length in product(LAWS, range(8)):
         yield trace("sampled", [turn(law, draft_length=draft_length)], skill=80)
     yield from _stopped()
     for law, levels in product((GREEDY, *LAWS[:4]), (2, 5)):

@@ -1,3 +1,6 @@
+import os
+import stat
+
 import pytest
 from click.testing import CliRunner
 
@@ -37,6 +40,17 @@ def test_a_bundle_arrives_whole_and_nothing_is_left_beside_it(adb, bundle):
     assert [path.name for path in adb.folder().iterdir()] == ["my_bundle"]
     assert heard
     assert max(heard) <= size_megabytes(bundle)
+
+
+def test_every_app_may_list_the_folder_and_read_the_bundle(adb, bundle):
+    mask = os.umask(0o077)  # the fake device's shell has it too
+    try:
+        push_bundle(connect(None), bundle)
+    finally:
+        os.umask(mask)
+    pushed = [adb.folder(), adb.folder() / "my_bundle"]
+    assert [stat.S_IMODE(path.stat().st_mode) & 0o055 for path in pushed] == [0o055] * 2
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in pushed[1].iterdir())
 
 
 def test_what_is_there_already_is_not_sent_again(adb, bundle):

@@ -112,3 +112,20 @@ def test_the_command_says_what_is_missing_in_one_line(adb, bundle):
     assert shown.exit_code == 1
     assert "error: no Android device is connected" in shown.stderr
     assert len(shown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--adb", "--html", "x.html"], "--html is of no use with --adb"),
+        (["--adb", "--draft-length", "3"], "--draft-length is of no use with --adb"),
+        (["--adb", "--runtime", "onnx"], "--runtime is of no use with --adb"),
+        (["--adb", "--provider", "X"], "--provider is of no use with --adb"),
+        (["--serial", "x"], "--serial needs --adb"),
+        (["--adb-program", "x"], "--adb-program needs --adb"),
+    ],
+)
+def test_an_option_of_the_other_bench_is_wrong_usage(bundle, options, said):
+    shown = CliRunner().invoke(main, ["bench", str(bundle.folder), *options])
+    assert shown.exit_code == 2
+    assert said in shown.stderr

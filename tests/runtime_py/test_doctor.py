@@ -185,6 +185,14 @@ def test_without_a_bundle_the_largest_size_that_fits_is_named(device, loads):
     assert advice(diagnose(None))[0].startswith("No published size fits here")
 
 
+def test_without_a_runtime_too(device, loads):
+    device(8 * GB, 7 * GB)
+    loads()
+    install, export = advice(diagnose(None))
+    assert install == f"No runtime loads here. Next: {install_command('litert')}"
+    assert export.startswith("Largest that fits: e4b int8.")
+
+
 def test_the_smallest_size_comes_first():
     needs = [size.recipes["int4"].matrices_bytes for size in known_sizes()]
     assert needs == sorted(needs)

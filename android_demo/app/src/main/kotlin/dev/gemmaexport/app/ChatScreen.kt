@@ -2,6 +2,7 @@ package dev.gemmaexport.app
 
 import androidx.compose.foundation.Canvas
 import androidx.compose.foundation.background
+import androidx.compose.foundation.horizontalScroll
 import androidx.compose.foundation.layout.Arrangement
 import androidx.compose.foundation.layout.Box
 import androidx.compose.foundation.layout.Column
@@ -18,7 +19,9 @@ import androidx.compose.foundation.layout.widthIn
 import androidx.compose.foundation.lazy.LazyColumn
 import androidx.compose.foundation.lazy.items
 import androidx.compose.foundation.lazy.rememberLazyListState
+import androidx.compose.foundation.rememberScrollState
 import androidx.compose.foundation.shape.RoundedCornerShape
+import androidx.compose.foundation.text.KeyboardOptions
 import androidx.compose.material3.Button
 import androidx.compose.material3.FilterChip
 import androidx.compose.material3.LinearProgressIndicator
@@ -42,6 +45,7 @@ import androidx.compose.ui.geometry.Offset
 import androidx.compose.ui.geometry.Size
 import androidx.compose.ui.graphics.Color
 import androidx.compose.ui.text.font.FontWeight
+import androidx.compose.ui.text.input.KeyboardType
 import androidx.compose.ui.unit.dp
 import kotlin.math.roundToInt
 
@@ -91,14 +95,14 @@ private fun Header(state: ChatState, actions: ChatActions, open: Boolean, toggle
 private fun SettingsPanel(state: ChatState, actions: ChatActions) {
     val settings = state.settings
     Column(Modifier.fillMaxWidth().padding(16.dp, 0.dp), Arrangement.spacedBy(4.dp)) {
-        Choice("Bundle", state.bundles, state.bundle, { it }, actions::open)
-        Choice("Runner", Runner.entries, settings.runner, { it.label }) { runner ->
+        Choice("Bundle", state.bundles, state.bundle, { it }, !state.busy, actions::open)
+        Choice("Runner", Runner.entries, settings.runner, { it.label }, !state.busy) { runner ->
             // Google's loop has no auto.
             val mtp = if (runner == Runner.LITERT_LM && settings.mtp == Mtp.AUTO) Mtp.ON else settings.mtp
             actions.change(settings.copy(runner = runner, mtp = mtp))
         }
         val choices = if (settings.runner == Runner.LOOP) Mtp.entries else listOf(Mtp.OFF, Mtp.ON)
-        Choice("MTP", choices, settings.mtp, { it.label }) { actions.change(settings.copy(mtp = it)) }
+        Choice("MTP", choices, settings.mtp, { it.label }, !state.busy) { actions.change(settings.copy(mtp = it)) }
         Row(verticalAlignment = Alignment.CenterVertically) {
             Text("Temperature", Modifier.width(96.dp))
             Slider(
@@ -113,7 +117,8 @@ private fun SettingsPanel(state: ChatState, actions: ChatActions) {
             Text("Seed", Modifier.width(96.dp))
             OutlinedTextField(
                 value = settings.seed.toString(),
-                onValueChange = { text -> text.toLongOrNull()?.let { actions.change(settings.copy(seed = it)) } },
+                onValueChange = { text -> text.ifEmpty { "0" }.toLongOrNull()?.let { actions.change(settings.copy(seed = it)) } },
+                keyboardOptions = KeyboardOptions(keyboardType = KeyboardType.Number),
                 singleLine = true,
                 modifier = Modifier.width(160.dp)
             )
@@ -124,12 +129,20 @@ private fun SettingsPanel(state: ChatState, actions: ChatActions) {
 }
 
 @Composable
-private fun <T> Choice(title: String, choices: List<T>, chosen: T?, label: (T) -> String, choose: (T) -> Unit) {
+private fun <T> Choice(
+    title: String,
+    choices: List<T>,
+    chosen: T?,
+    label: (T) -> String,
+    enabled: Boolean,
+    choose: (T) -> Unit
+) {
     Row(verticalAlignment = Alignment.CenterVertically) {
         Text(title, Modifier.width(96.dp))
-        Row(Modifier.weight(1f), Arrangement.spacedBy(8.dp)) {
+        // There may be more bundles than fit beside each other.
+        Row(Modifier.weight(1f).horizontalScroll(rememberScrollState()), Arrangement.spacedBy(8.dp)) {
             for (choice in choices) {
-                FilterChip(choice == chosen, onClick = { choose(choice) }, label = { Text(label(choice)) })
+                FilterChip(choice == chosen, { choose(choice) }, { Text(label(choice)) }, enabled = enabled)
             }
         }
     }

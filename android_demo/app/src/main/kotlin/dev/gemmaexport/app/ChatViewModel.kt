@@ -9,9 +9,9 @@ import dev.gemmaexport.app.engine.LoopEngine
 import dev.gemmaexport.loop.CheckReport
 import dev.gemmaexport.loop.RunException
 import dev.gemmaexport.loop.Turn
-import dev.gemmaexport.loop.checkChecksums
 import dev.gemmaexport.loop.readManifest
 import java.io.File
+import java.util.concurrent.CancellationException
 import java.util.concurrent.Executors
 import kotlinx.coroutines.asCoroutineDispatcher
 import kotlinx.coroutines.flow.MutableStateFlow
@@ -22,11 +22,11 @@ import kotlinx.coroutines.launch
 /** Holds the conversation; everything that computes runs on one thread of its own. */
 class ChatViewModel(application: Application) : AndroidViewModel(application), ChatActions {
     private val worker = Executors.newSingleThreadExecutor().asCoroutineDispatcher()
-    private val bundles = findBundles(application)
-    private val mutable = MutableStateFlow(
-        ChatState(bundles = bundles.keys.sorted(), error = if (bundles.isEmpty()) NO_BUNDLE else null)
-    )
+    private val mutable = MutableStateFlow(ChatState())
     val state: StateFlow<ChatState> = mutable
+
+    @Volatile
+    private var bundles = emptyMap<String, File>()
 
     private var engine: Engine? = null
     private var engineIs: Any? = null // what it was made of
@@ -34,12 +34,21 @@ class ChatViewModel(application: Application) : AndroidViewModel(application), C
     @Volatile
     private var stopping = false
 
-    init {
-        mutable.value.bundles.firstOrNull()?.let { open(it) }
+    /** For whenever the screen comes to the front: a bundle may have been pushed meanwhile. */
+    fun lookForBundles() {
+        bundles = findBundles(getApplication())
+        mutable.update {
+            val error = if (bundles.isEmpty()) NO_BUNDLE else it.error?.takeIf { said -> said != NO_BUNDLE }
+            it.copy(bundles = bundles.keys.sorted(), error = error)
+        }
+        if (state.value.bundle == null) state.value.bundles.firstOrNull()?.let { open(it) }
     }
 
-    override fun open(bundle: String) = mutable.update {
-        it.copy(bundle = bundle, messages = emptyList(), figures = Figures(), check = null, error = null)
+    override fun open(bundle: String) {
+        if (state.value.busy) return
+        mutable.update {
+            it.copy(bundle = bundle, messages = emptyList(), figures = Figures(), check = null, error = null)
+        }
     }
 
     override fun change(settings: Settings) = mutable.update { it.copy(settings = settings) }
@@ -59,10 +68,18 @@ class ChatViewModel(application: Application) : AndroidViewModel(application), C
         }
     }
 
-    override fun check() = compute {
-        val report = engine().check { done, all -> mutable.update { it.copy(check = CheckShown.Running(done, all)) } }
-        val shown = report?.let { CheckShown.Done(it.passed, lines(it)) }
-        mutable.update { it.copy(check = shown, error = if (shown == null) NO_CHECK else null) }
+    override fun check() {
+        if (state.value.settings.runner != Runner.LOOP) {
+            mutable.update { it.copy(error = NO_CHECK) }
+            return
+        }
+        compute {
+            val report = (engine() as LoopEngine).check { done, all ->
+                if (stopping) throw CancellationException()
+                mutable.update { it.copy(check = CheckShown.Running(done, all)) }
+            }
+            mutable.update { it.copy(check = CheckShown.Done(report.passed, lines(report))) }
+        }
     }
 
     override fun onCleared() {
@@ -76,31 +93,39 @@ class ChatViewModel(application: Application) : AndroidViewModel(application), C
         stopping = false
         mutable.update { it.copy(busy = true, error = null) }
         viewModelScope.launch(worker) {
-            try {
-                work()
-            } catch (error: RunException) {
-                mutable.update { it.copy(error = error.message) }
-            } catch (error: RuntimeException) { // LiteRT's own
-                mutable.update { it.copy(error = "the runtime failed: ${error.message}") }
-            } finally {
-                mutable.update { it.copy(busy = false) }
+            val error = failure(work)
+            mutable.update {
+                // Neither an answer that never began nor a check that never ended stays on the screen.
+                val messages = it.messages.dropLastWhile { last -> !last.fromUser && last.text.isEmpty() }
+                it.copy(busy = false, error = error, messages = messages, check = it.check as? CheckShown.Done)
             }
         }
+    }
+
+    /** What went wrong, in one line; null if nothing did, or the user stopped it. */
+    private fun failure(work: () -> Unit): String? = try {
+        work()
+        null
+    } catch (stopped: CancellationException) {
+        null
+    } catch (error: RunException) {
+        error.message
+    } catch (error: Exception) { // LiteRT's own are no RuntimeException; and a disk may be full
+        "the runtime failed: ${error.message ?: error}"
     }
 
     /** The engine for the present choice; the old one goes first, there is no memory for two. */
     private fun engine(): Engine {
         val name = state.value.bundle.orEmpty()
         val settings = state.value.settings
+        val folder = bundles[name] ?: throw RunException("$name is not on this device any more; choose another")
+        val manifest = readManifest(folder)
         // LiteRT-LM decides on MTP when it is made.
-        val wanted = listOf(name, settings.runner, if (settings.runner == Runner.LITERT_LM) settings.mtp else null)
+        val wanted = listOf(manifest, settings.runner, settings.mtp.takeIf { settings.runner == Runner.LITERT_LM })
         engine?.takeIf { engineIs == wanted }?.let { return it }
         engine?.close()
         engine = null
-        val folder = bundles.getValue(name)
-        val manifest = readManifest(folder)
-        val scratch = File(getApplication<Application>().cacheDir, "$name-${manifest.files.hashCode()}")
-        if (scratch.mkdirs()) checkChecksums(folder, manifest) // once for each bundle
+        val scratch = scratchFolder(getApplication(), folder, manifest)
         val made = when (settings.runner) {
             Runner.LOOP -> LoopEngine(folder, manifest, scratch)
             Runner.LITERT_LM -> LiteRtLmEngine(folder, manifest, scratch, settings.mtp)

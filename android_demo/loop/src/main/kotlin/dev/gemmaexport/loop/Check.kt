@@ -144,7 +144,7 @@ private fun compare(
 }
 
 /** How often draft j and all before it equal the greedy text. */
-private fun acceptance(draftIds: List<List<List<Int>>>, greedyIds: List<List<Int>>): List<Double> {
+internal fun acceptance(draftIds: List<List<List<Int>>>, greedyIds: List<List<Int>>): List<Double> {
     val length = draftIds.firstOrNull()?.firstOrNull()?.size ?: return emptyList()
     val numRight = IntArray(length)
     for ((prompt, rounds) in draftIds.withIndex()) {

@@ -30,8 +30,13 @@ fun extractSection(file: File, section: Section, into: File) {
     val part = File("$into.part")
     RandomAccessFile(file, "r").use { input ->
         part.outputStream().use { output ->
-            val copied = input.channel.transferTo(section.begin, section.end - section.begin, output.channel)
-            if (copied != section.end - section.begin) throw RunException("$file: cut off; copy the file again")
+            var position = section.begin
+            while (position < section.end) { // one call moves less than 2 GiB, and sections are larger
+                val wanted = minOf(section.end - position, MAX_COPY_BYTES)
+                val copied = input.channel.transferTo(position, wanted, output.channel)
+                if (copied <= 0) throw RunException("$file: cut off; copy the file again")
+                position += copied
+            }
         }
     }
     if (!part.renameTo(into)) throw RunException("$into cannot be written; free some space")
@@ -123,5 +128,6 @@ private class FlatTable(private val data: ByteBuffer, private val position: Int)
 private const val HEADER_START = 32 // magic, version, padding, end of the header
 private const val MAX_HEADER_BYTES = 4L shl 20
 private const val MAX_ENTRIES = 1024
+private const val MAX_COPY_BYTES = 16L shl 20
 private const val TFLITE_MODEL = 3
 private const val STRING_VALUE = 9

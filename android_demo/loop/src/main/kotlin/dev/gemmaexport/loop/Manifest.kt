@@ -108,6 +108,14 @@ fun bundleFile(bundle: File, name: String): File {
     return file
 }
 
+/** What the app runs of a bundle, or why it runs nothing of it. */
+fun litertEntry(bundle: File, manifest: Manifest): RuntimeEntry = manifest.runtimes["litert"]
+    ?: throw RunException(
+        "$bundle: made for ${manifest.runtimes.keys.joinToString()}, and this app runs litert only: " +
+            "ExecuTorch's Android library gives each method memory of its own, so that a drafter " +
+            "can't read the target's KV rows, and ONNX Runtime is not in the app; export with --runtime litert"
+    )
+
 /** Compare every listed file with its checksum; `progress` hears of the bytes read so far. */
 fun checkChecksums(bundle: File, manifest: Manifest, progress: (Long) -> Unit = {}) {
     var numRead = 0L

@@ -2,8 +2,11 @@ package dev.gemmaexport.loop
 
 import java.io.File
 import java.util.Random
+import org.junit.Assert.assertArrayEquals
 import org.junit.Assert.assertEquals
+import org.junit.Assert.assertFalse
 import org.junit.Assert.assertTrue
+import org.junit.Assert.fail
 import org.junit.Rule
 import org.junit.Test
 import org.junit.rules.TemporaryFolder
@@ -26,6 +29,26 @@ class LitertlmTest {
             assertEquals(section.end - section.begin, into.length())
             assertEquals("TFL3", into.readBytes().copyOfRange(4, 8).toString(Charsets.UTF_8))
         }
+    }
+
+    @Test
+    fun `a section that no single call copies arrives whole`() {
+        val bytes = ByteArray(40 shl 20) { (it shr 12).toByte() }
+        val into = File(temporary.root, "large")
+        extractSection(file(bytes), Section("", 5, bytes.size - 3L), into)
+        assertArrayEquals(bytes.copyOfRange(5, bytes.size - 3), into.readBytes())
+    }
+
+    @Test
+    fun `a section past the end of its file leaves nothing`() {
+        val into = File(temporary.root, "cut")
+        try {
+            extractSection(file(ByteArray(100)), Section("", 50, 200), into)
+            fail()
+        } catch (error: RunException) {
+            assertTrue("copy the file again" in error.message!!)
+        }
+        assertFalse(into.exists())
     }
 
     @Test

@@ -113,6 +113,15 @@ class ManifestTest {
     }
 
     @Test
+    fun `a bundle for another runtime is refused with the reason`() {
+        val other = parseManifest(golden.replaceFirst("\"litert\": {", "\"executorch\": {"))
+        assertSaid("made for executorch, and this app runs litert only: ExecuTorch's Android library") {
+            litertEntry(File("toy"), other)
+        }
+        assertEquals("model.litertlm", litertEntry(File("toy"), parseManifest(golden)).model)
+    }
+
+    @Test
     fun `a folder that is no bundle, and a huge manifest, are refused`() {
         assertSaid("no such bundle folder") { readManifest(File("nowhere")) }
         assertSaid("no manifest.json in it") { readManifest(temporary.newFolder()) }

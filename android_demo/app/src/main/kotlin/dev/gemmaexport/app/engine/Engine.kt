@@ -2,7 +2,6 @@ package dev.gemmaexport.app.engine
 
 import dev.gemmaexport.app.Figures
 import dev.gemmaexport.app.Settings
-import dev.gemmaexport.loop.CheckReport
 import dev.gemmaexport.loop.Turn
 import java.io.Closeable
 
@@ -14,7 +13,4 @@ interface Engine : Closeable {
      * @param shown called with the text so far and its figures; says whether to go on.
      */
     fun reply(turns: List<Turn>, settings: Settings, shown: (String, Figures) -> Boolean)
-
-    /** Replay the bundle's reference; null where this runner cannot. */
-    fun check(progress: (Int, Int) -> Unit): CheckReport?
 }

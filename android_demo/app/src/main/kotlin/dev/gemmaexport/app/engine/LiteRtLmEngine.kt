@@ -12,11 +12,11 @@ import com.google.ai.edge.litertlm.SamplerConfig
 import dev.gemmaexport.app.Figures
 import dev.gemmaexport.app.Mtp
 import dev.gemmaexport.app.Settings
-import dev.gemmaexport.loop.CheckReport
 import dev.gemmaexport.loop.Manifest
 import dev.gemmaexport.loop.RunException
 import dev.gemmaexport.loop.Turn
 import dev.gemmaexport.loop.bundleFile
+import dev.gemmaexport.loop.litertEntry
 import java.io.File
 import java.util.concurrent.CountDownLatch
 import com.google.ai.edge.litertlm.Engine as OfficialEngine
@@ -31,8 +31,7 @@ class LiteRtLmEngine(bundle: File, manifest: Manifest, scratch: File, mtp: Mtp) 
     private val engine: OfficialEngine
 
     init {
-        val entry = manifest.runtimes["litert"]
-            ?: throw RunException("$bundle: no litert model; export with --runtime litert")
+        val entry = litertEntry(bundle, manifest)
         // Read when an engine is made.
         ExperimentalFlags.enableBenchmark = true
         ExperimentalFlags.enableSpeculativeDecoding = mtp != Mtp.OFF
@@ -81,8 +80,6 @@ class LiteRtLmEngine(bundle: File, manifest: Manifest, scratch: File, mtp: Mtp) 
         failure?.let { if (it !is java.util.concurrent.CancellationException) throw RunException("LiteRT-LM: ${it.message}") }
         shown(said.toString(), Figures(tokensPerS = conversation.getBenchmarkInfo().lastDecodeTokensPerSecond))
     }
-
-    override fun check(progress: (Int, Int) -> Unit): CheckReport? = null // it shows no logits
 
     override fun close() = engine.close()
 

@@ -4,15 +4,11 @@ import dev.gemmaexport.app.Figures
 import dev.gemmaexport.app.Mtp
 import dev.gemmaexport.app.RoundShown
 import dev.gemmaexport.app.Settings
-import dev.gemmaexport.loop.AutoDraftLength
-import dev.gemmaexport.loop.Backend
 import dev.gemmaexport.loop.CheckReport
-import dev.gemmaexport.loop.Costs
 import dev.gemmaexport.loop.DraftLength
 import dev.gemmaexport.loop.FixedDraftLength
 import dev.gemmaexport.loop.GraphBackend
 import dev.gemmaexport.loop.Manifest
-import dev.gemmaexport.loop.RunException
 import dev.gemmaexport.loop.SamplingLaw
 import dev.gemmaexport.loop.Session
 import dev.gemmaexport.loop.Step
@@ -21,21 +17,25 @@ import dev.gemmaexport.loop.TextStream
 import dev.gemmaexport.loop.Tokenizer
 import dev.gemmaexport.loop.Turn
 import dev.gemmaexport.loop.bundleFile
+import dev.gemmaexport.loop.litertEntry
+import dev.gemmaexport.loop.measuredPolicy
+import dev.gemmaexport.loop.pooledAcceptance
 import dev.gemmaexport.loop.readReference
 import dev.gemmaexport.loop.renderChat
 import dev.gemmaexport.loop.runCheck
 import java.io.File
 
 /** Our own loop over LiteRT's graphs: the same text with the drafter and without. */
-class LoopEngine(private val bundle: File, private val manifest: Manifest, scratch: File) : Engine {
-    private val entry = manifest.runtimes["litert"]
-        ?: throw RunException("$bundle: made for ${manifest.runtimes.keys.joinToString()}; this app runs litert; export with --runtime litert")
+class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : Engine {
+    private val entry = litertEntry(bundle, manifest)
+    // The graphs last: whatever is refused before them leaves no native memory behind.
+    private val tokenizer = Tokenizer(bundleFile(bundle, manifest.tokens.tokenizer).readText())
+    private val bos = manifest.tokens.bosTokenId?.let { tokenizer.text(it) }.orEmpty()
+    private val reference = readReference(bundleFile(bundle, manifest.reference))
     private val graphs = LiteRtGraphs(bundleFile(bundle, entry.model), scratch, numThreads())
     private val backend = GraphBackend(graphs)
     private val session = Session(backend, manifest.model.contextLength)
-    private val tokenizer = Tokenizer(bundleFile(bundle, manifest.tokens.tokenizer).readText())
-    private val bos = manifest.tokens.bosTokenId?.let { tokenizer.text(it) }.orEmpty()
-    private val auto: DraftLength by lazy { measuredPolicy(backend) }
+    private val auto: DraftLength by lazy { measuredPolicy(session, backend, pooledAcceptance(reference)) }
 
     override fun reply(turns: List<Turn>, settings: Settings, shown: (String, Figures) -> Boolean) {
         val promptIds = tokenizer.encode(renderChat(turns, bos))
@@ -55,10 +55,9 @@ class LoopEngine(private val bundle: File, private val manifest: Manifest, scrat
         shown(text.toString(), figures(steps, (System.nanoTime() - begun) / 1e9))
     }
 
-    override fun check(progress: (Int, Int) -> Unit): CheckReport {
-        val reference = readReference(bundleFile(bundle, manifest.reference))
-        return runCheck(session, backend, reference, entry.tolerances) { progress(it, reference.promptIds.size) }
-    }
+    /** Replay the bundle's reference; `progress` hears of the prompts done, and of how many there are. */
+    fun check(progress: (Int, Int) -> Unit): CheckReport =
+        runCheck(session, backend, reference, entry.tolerances) { progress(it, reference.promptIds.size) }
 
     override fun close() = graphs.close()
 
@@ -85,25 +84,6 @@ class LoopEngine(private val bundle: File, private val manifest: Manifest, scrat
                 acceptedPerRound = if (drafting.isEmpty()) null else drafting.sumOf { it.numAccepted } / drafting.size.toDouble(),
                 rounds = steps.takeLast(MAX_ROUNDS).map { RoundShown(it.numDrafted, it.numAccepted) }
             )
-        }
-
-        /** What calls cost on this device: the faster of two, after one that warms up. */
-        fun measuredPolicy(backend: Backend): DraftLength {
-            val verify = backend.verifyWidths.associateWith { width ->
-                fastest { backend.verify(List(width) { 1 }, 0) }
-            }
-            val hidden = backend.verify(listOf(1), 0).hiddens[0]
-            val draft = fastest { backend.draft(1, hidden, 1) }
-            return AutoDraftLength(Costs(draft, verify), backend.verifyWidths.filter { it > 1 }.map { it - 1 })
-        }
-
-        fun fastest(call: () -> Unit): Double {
-            call()
-            return (1..2).minOf {
-                val begun = System.nanoTime()
-                call()
-                (System.nanoTime() - begun) / 1e9
-            }
         }
     }
 }

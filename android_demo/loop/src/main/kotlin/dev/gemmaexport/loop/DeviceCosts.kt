@@ -1,0 +1,44 @@
+/** What calls cost on this device; runtime_py/device_costs.py is its twin. */
+package dev.gemmaexport.loop
+
+/**
+ * The policy that chooses by what calls cost here, for a backend with a drafter.
+ *
+ * Measuring writes to the KV rows: the session forgets what they held.
+ *
+ * @param prior the share of drafts that is accepted, as far as is known beforehand.
+ * @param clock seconds.
+ */
+fun measuredPolicy(
+    session: Session,
+    backend: Backend,
+    prior: Double,
+    clock: () -> Double = { System.nanoTime() * 1e-9 }
+): DraftLength {
+    session.clear()
+    val widths = backend.verifyWidths.filter { it <= backend.cacheLength }
+    val verify = widths.associateWith { width -> fastest(clock) { backend.verify(List(width) { 0 }, 0) } }
+    val hidden = backend.verify(listOf(0), 0).hiddens[0].copyOf()
+    val draft = fastest(clock) { backend.draft(0, hidden, 1) }
+    // Tokens between two widths cost what the wider one does, padded.
+    val padded = (1..widths.last()).associateWith { size -> verify.getValue(widths.first { it >= size }) }
+    return AutoDraftLength(Costs(draft, padded), (1 until widths.last()).toList(), prior)
+}
+
+/** Of all drafts that the original's target judged, the share that it accepted. */
+fun pooledAcceptance(reference: Reference): Double {
+    if (reference.draftLength == 0) return 0.5
+    val reached = acceptance(reference.draftIds, reference.greedyIds) // position k and all before it
+    return reached.sum() / (1 + reached.dropLast(1).sum())
+}
+
+/** The faster of two calls, after one that warms up. */
+private fun fastest(clock: () -> Double, call: () -> Unit): Double {
+    call()
+    val seconds = List(2) {
+        val begun = clock()
+        call()
+        clock() - begun
+    }
+    return maxOf(minOf(seconds[0], seconds[1]), 1e-9) // a clock may be coarse
+}
