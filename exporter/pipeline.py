@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.bundle import BundleContents, refuse_existing, staged, write_bundle
+from exporter.bundle import BundleContents, add_page, refuse_existing, staged, write_bundle
 from exporter.checkpoint import (
     DrafterCheckpoint,
     TargetCheckpoint,
@@ -18,7 +18,14 @@ from exporter.checkpoint import (
     read_drafter,
 )
 from exporter.checkpoint_adapter import Adapter
-from exporter.config import ExportConfig, GraphShapes, HubModel, Location, ModelSource
+from exporter.config import (
+    DEVICES,
+    ExportConfig,
+    GraphShapes,
+    HubModel,
+    Location,
+    ModelSource,
+)
 from exporter.errors import ExportError, shown
 from exporter.estimate import Estimate, count_passes, estimate, refuse_small_disk, report_estimate
 from exporter.hub import Snapshot, fetch
@@ -102,6 +109,8 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
             reference=reference,
             sources=inputs.sources,
         )
+        if DEVICES[config.device].page:
+            add_page(folder)
         manifest = write_bundle(folder, contents)
         compare_text(folder, manifest, inputs.text, inputs.prompts)
     logger.info("done        %s, %.0f s", config.output, time.monotonic() - start)
