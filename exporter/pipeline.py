@@ -27,7 +27,14 @@ from exporter.config import (
     ModelSource,
 )
 from exporter.errors import ExportError, shown
-from exporter.estimate import Estimate, count_passes, estimate, refuse_small_disk, report_estimate
+from exporter.estimate import (
+    Estimate,
+    count_passes,
+    estimate,
+    refuse_large_page,
+    refuse_small_disk,
+    report_estimate,
+)
 from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
 from exporter.original import Original
@@ -234,6 +241,8 @@ def foresee(config: ExportConfig, inputs: Inputs, recording: Recording) -> Estim
     """Say what the export will take."""
     text_bytes = inputs.text.tokenizer.stat().st_size
     work = measure_work(inputs.target, inputs.drafter, inputs.recipe, config.shapes, text_bytes)
+    if DEVICES[config.device].page:
+        refuse_large_page(work)
     lengths = [len(ids) for _, ids in recording.prompts]
     passes = count_passes(work, recording.size, lengths)
     found = estimate(work, passes, config.runtimes)
