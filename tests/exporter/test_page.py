@@ -1,5 +1,6 @@
 """The page's modules, run by Node; tests/end_to_end/test_web.py runs the page in a browser."""
 
+import base64
 import json
 import re
 import shutil
@@ -10,30 +11,47 @@ import pytest
 
 from exporter.bundle import PAGE, add_page
 from exporter.config import load_size
+from runtime_py.litertlm import read_sections
 from tests.golden_traces.record import GOLDEN
 
-REPLAY = Path(__file__).with_name("golden_traces.mjs")
+HERE = Path(__file__).parent
+TOKENIZER = load_size("tiny").model / "tokenizer.json"
+CONTAINER = HERE.parent / "runtime_py" / "backends" / "toy.litertlm"
+needs_node = pytest.mark.skipif(
+    not shutil.which("node"), reason="no node: the page's modules were NOT run"
+)
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="no node: the page's modules were NOT run")
-def test_the_pages_loop_repeats_the_golden_traces():
-    tokenizer = load_size("tiny").model / "tokenizer.json"
-    done = subprocess.run(
-        ["node", str(REPLAY), str(PAGE / "web"), str(GOLDEN), str(tokenizer)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def node(script: str, *arguments: Path):
+    """What a script beside this file prints of the page's modules."""
+    command = ["node", HERE / script, PAGE / "web", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_node
+def test_the_pages_loop_repeats_the_golden_traces():
     recorded = json.loads(GOLDEN.read_text())
     fixed = [
         trace
         for trace in recorded["traces"]
         if all(turn["draft_length"] != "auto" for turn in trace["turns"])
     ]
-    replayed = {name: len(items) for name, items in recorded.items() if name != "decisions"}
-    assert json.loads(done.stdout) == replayed | {"traces": len(fixed)}
     assert len(fixed) > 100
+    expected = {name: len(items) for name, items in recorded.items() if name != "decisions"}
+    replayed = node("golden_traces.mjs", GOLDEN, TOKENIZER)
+    assert replayed == expected | {"traces": len(fixed)}
+
+
+@needs_node
+def test_the_pages_readers_refuse_damaged_files(tmp_path):
+    recorded = json.loads(GOLDEN.read_text())["checks"][0]["reference"]
+    reference = tmp_path / "reference.npz"
+    reference.write_bytes(base64.b64decode(recorded))
+    found = node("page_files.mjs", CONTAINER, reference, TOKENIZER)
+    sections = read_sections(CONTAINER)
+    assert found == [[section.model_type, section.begin, section.end] for section in sections]
 
 
 def test_all_that_the_page_loads_lies_beside_it(tmp_path):

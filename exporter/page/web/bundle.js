@@ -17,7 +17,7 @@ const LIBRARY = "@litertjs/core"; // index.html says where it lies
  * @throws {RunError} one line: what is missing or wrong and what to do.
  */
 export async function openBundle(folder, progress = () => {}) {
-  const manifest = JSON.parse(new TextDecoder().decode(await download(folder, "manifest.json")));
+  const manifest = parse("manifest.json", await download(folder, "manifest.json"));
   if (manifest.format_version !== FORMAT_VERSION) {
     throw new RunError(
       `manifest format ${manifest.format_version}, this page reads ${FORMAT_VERSION}; export again`,
@@ -32,9 +32,7 @@ export async function openBundle(folder, progress = () => {}) {
   };
   progress("loading the runtime");
   const library = await loadLibrary(folder);
-  const tokenizer = new Tokenizer(
-    JSON.parse(new TextDecoder().decode(await read(manifest.tokens.tokenizer))),
-  );
+  const tokenizer = new Tokenizer(parse("tokenizer.json", await read(manifest.tokens.tokenizer)));
   const models = readModels(await read(litert.model));
   progress("preparing the graphs");
   const backend = await LiteRTBackend.load(library, models);
@@ -91,6 +89,14 @@ async function loadLibrary(folder) {
       `${LIBRARY} does not load (${error.message ?? error}); in the bundle's folder run: ` +
         "npm install --no-save --prefix . @litertjs/core@2.5.3",
     );
+  }
+}
+
+function parse(name, bytes) {
+  try {
+    return JSON.parse(new TextDecoder().decode(bytes));
+  } catch (error) {
+    throw new RunError(`${name}: not valid JSON (${error.message}); copy it again`);
   }
 }
 

@@ -23,9 +23,11 @@ export function readReference(bytes) {
     const lengths = [...arrays.prompt_lengths.values];
     const starts = lengths.map((_, index) => sum(lengths.slice(0, index)));
     const all = [...arrays.prompt_ids.values];
+    const prompts = JSON.parse(new TextDecoder().decode(arrays.prompts.values));
+    checkShapes(arrays, prompts.length);
     if (sum(lengths) !== all.length) throw new RangeError("prompts of other lengths");
     return {
-      prompts: JSON.parse(new TextDecoder().decode(arrays.prompts.values)),
+      prompts,
       promptIds: lengths.map((length, index) => all.slice(starts[index], starts[index] + length)),
       greedyIds: nested(arrays.greedy_ids),
       probeIds: nested(arrays.probe_ids),
@@ -34,9 +36,28 @@ export function readReference(bytes) {
       draftIds: nested(arrays.draft_ids),
     };
   } catch (error) {
-    if (!(error instanceof RangeError || error instanceof TypeError)) throw error;
+    if (![RangeError, SyntaxError, TypeError].some((Kind) => error instanceof Kind)) throw error;
     throw new RunError(`reference.npz: not a recorded reference (${error.message}); export again`);
   }
+}
+
+function checkShapes(arrays, numPrompts) {
+  const [greedy, ids, logits, drafts, lengths] = [
+    "greedy_ids",
+    "probe_ids",
+    "probe_logits",
+    "draft_ids",
+    "prompt_lengths",
+  ].map((name) => arrays[name].shape);
+  const fit =
+    greedy.length === 2 &&
+    ids.length === 3 &&
+    drafts.length === 3 &&
+    [greedy, drafts, lengths].every(([first]) => first === numPrompts) &&
+    ids.join() === logits.join() &&
+    ids.slice(0, 2).join() === greedy.join() &&
+    drafts[1] <= greedy[1];
+  if (!fit) throw new RangeError("array shapes do not fit each other");
 }
 
 /** [name, {values, shape}] of every .npy in the archive, by its directory; DataView checks places. */
