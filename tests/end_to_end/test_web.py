@@ -158,6 +158,17 @@ def test_the_page_says_what_gemma_run_says(with_library, tmp_path):
         assert report["plain decoding = original"] == f"{num_tokens} of {num_tokens} tokens"
 
 
+def test_prompts_that_become_other_tokens_fail_the_check(with_library, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(with_library, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tokens"]["bos_token_id"] += 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    seen = visit(folder, tmp_path / "profile", [turn("Hello", False, GREEDY, 3)])
+    assert seen["answers"][0]["status"] == "done"
+    assert "20 recorded prompts become other tokens" in seen["verdict"]
+
+
 def turn(text: str, as_chat: bool, law: dict, length: int) -> dict:
     """The form, filled in; a seed has more bits than a number of JavaScript's."""
     choices = {

@@ -134,9 +134,17 @@ async function check() {
     await breathe();
   };
   const report = await runCheck(bundle.session, bundle.backend, reference, tolerances, show);
-  const { original, speculative, draftLength, failures } = report;
+  const { original, speculative, draftLength } = report;
+  const numSame = bundle.numPromptsEqual(reference);
+  const failures = [...report.failures];
+  if (numSame < numPrompts) {
+    failures.push(
+      `${numPrompts - numSame} recorded prompts become other tokens: the chat template is not of ` +
+        "plain turns, or tokenizer.json is not the one that was recorded with",
+    );
+  }
   const lines = [
-    ["recorded prompts become the same tokens", `${bundle.numPromptsEqual(reference)} of ${numPrompts}`],
+    ["recorded prompts become the same tokens", `${numSame} of ${numPrompts}`],
     ["plain decoding = original", `${original.numEqual} of ${original.numTokens} tokens`],
     [
       `speculative (K = ${draftLength}) = plain`,
