@@ -27,6 +27,7 @@ from runtime_py.reference import Reference, write_reference
 
 logger = logging.getLogger(__name__)
 
+PAGE = Path(__file__).with_name("page")  # index.html, and web/ with what it loads
 _NO_ROOM_BYTES = 1 << 20
 _TOOLS = ("gemma-export", "torch", "transformers")
 
@@ -43,6 +44,11 @@ class BundleContents:
     runtimes: Mapping[RuntimeName, RuntimeEntry]
     reference: Reference
     sources: Mapping[str, str]  # of what was downloaded
+
+
+def add_page(folder: Path) -> None:
+    """Put the page that runs the bundle's LiteRT graphs in a browser into its folder."""
+    shutil.copytree(PAGE, folder, dirs_exist_ok=True)
 
 
 def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
@@ -68,7 +74,11 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
         runtimes=dict(contents.runtimes),
         reference="reference.npz",
         sources=dict(contents.sources),
-        files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
+        files={
+            path.relative_to(folder).as_posix(): file_entry(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
     )
     write_manifest(folder, manifest)
     total_mb = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6

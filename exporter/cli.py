@@ -13,6 +13,7 @@ import click
 
 from exporter.config import (
     DEVICES,
+    LITERT_JS,
     ExportConfig,
     GraphShapes,
     HubModel,
@@ -63,7 +64,8 @@ class ErrorLine(click.Command):
     "device",
     type=click.Choice(sorted(DEVICES)),
     required=True,
-    help="Device to export for; picks the defaults below.",
+    help="Device to export for; picks the defaults below. web: with a page that runs the bundle in "
+    "a browser.",
 )
 @click.option(
     "--size",
@@ -173,7 +175,16 @@ def main(**options: Any) -> None:
         sys.exit(1)
     if device is not None:
         _push(device, config.output)
-    click.echo(f'\nNext: gemma-run generate {config.output} --prompt "…"')
+    click.echo(f"\nNext: {_next(config)}")
+
+
+def _next(config: ExportConfig) -> str:
+    if DEVICES[config.device].page:
+        return (
+            f"npm install --no-save --prefix {config.output} {LITERT_JS}; "
+            f"python3 -m http.server --directory {config.output}"
+        )
+    return f'gemma-run generate {config.output} --prompt "…"'
 
 
 def _push(device: adb.Device, output: Path) -> None:
@@ -214,14 +225,21 @@ def resolve(
     longest = source.max_context_length or defaults.context_length
     context_length = choices["context_length"] or min(defaults.context_length, longest)
     prefill_lengths = tuple(n for n in source.prefill_lengths if n <= context_length)
+    runtimes = choices["runtimes"] or source.runtimes or defaults.runtimes
+    if defaults.page and "litert" not in runtimes:
+        raise click.UsageError(f"the page of --target {device} runs LiteRT; add --runtime litert")
     return ExportConfig(
         source=source,
         output=choices["output"] or Path(f"{source.name}-{device}"),
         overwrite=choices["overwrite"],
         device=device,
-        runtimes=choices["runtimes"] or source.runtimes or defaults.runtimes,
+        runtimes=runtimes,
         recipe=choices["recipe"] or defaults.recipe,
-        shapes=GraphShapes(prefill_lengths=prefill_lengths, cache_length=context_length),
+        shapes=GraphShapes(
+            prefill_lengths=prefill_lengths,
+            verify_widths=defaults.verify_widths,
+            cache_length=context_length,
+        ),
         draft_length=defaults.draft_length,
         requantize=choices["requantize"],
     )

@@ -12,6 +12,7 @@ from runtime_py.manifest import RuntimeName
 MODELS = Path(__file__).resolve().parents[1] / "models"
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.jsonl")
+LITERT_JS = "@litertjs/core@2.5.3"  # the npm package that runs graphs in a browser
 MAIN = "main"  # the branch of every repository
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
@@ -45,6 +46,8 @@ class Device:
     recipe: str
     context_length: int  # tokens of prompt and answer together
     draft_length: int  # tokens drafted per round
+    verify_widths: tuple[int, ...] = GraphShapes.verify_widths
+    page: bool = False  # with a page for browsers beside the graphs
 
 
 # int8 keeps the text of any fine-tune; int4 halves the file but wants a checkpoint trained for it.
@@ -53,6 +56,15 @@ DEVICES = {
     "desktop": Device(runtimes=("litert",), recipe="int8", context_length=8192, draft_length=3),
     "raspberry-pi": Device(
         runtimes=("litert",), recipe="int8", context_length=2048, draft_length=3
+    ),
+    # In a browser every graph keeps a repacked copy of the weights, and WebAssembly has 2 GiB.
+    "web": Device(
+        runtimes=("litert",),
+        recipe="int8",
+        context_length=1024,
+        draft_length=3,
+        verify_widths=(4,),
+        page=True,
     ),
 }
 

@@ -101,6 +101,7 @@ DEVICE_BYTES = 60 * MB  # Python, numpy and the runtime
 LITERT_DEVICE_LAYER_BYTES = 1.2 * MB  # a layer in a graph
 PACKED = 1.03  # what XNNPACK adds to the weights for their rows
 EXECUTORCH_PACKED, ONNX_PACKED = 1.6, 2.9  # the same, with what stays of the files
+PAGE_BYTES = 1 << 31  # the most that @litertjs/core's WebAssembly takes
 
 
 def _recording_cost(work: Work, passes: Passes) -> Cost:
@@ -291,6 +292,20 @@ def refuse_small_disk(found: Estimate, output: Path) -> None:
         raise ExportError(
             f"{folder}: the disk is too full: {free / MB:.0f} MB free, about "
             f"{found.disk_bytes / MB:.0f} MB needed; free some room or choose another --output"
+        )
+
+
+def refuse_large_page(work: Work) -> None:
+    """Raise ExportError if a browser cannot hold the graphs.
+
+    There every section is copied into memory, and every graph that has logits repacks all that it
+    multiplies with: those of prefill, which repack less, and all buffers are left out.
+    """
+    needed = work.stored.size_bytes + PACKED * work.num_verifies * work.multiplied.size_bytes
+    if needed > PAGE_BYTES:
+        raise ExportError(
+            f"a browser's WebAssembly holds {PAGE_BYTES / MB:.0f} MB, weights and their repacked "
+            f"copies take {needed / MB:.0f} MB at least; choose a smaller model or fewer bits"
         )
 
 

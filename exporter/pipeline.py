@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.bundle import BundleContents, refuse_existing, staged, write_bundle
+from exporter.bundle import BundleContents, add_page, refuse_existing, staged, write_bundle
 from exporter.checkpoint import (
     DrafterCheckpoint,
     TargetCheckpoint,
@@ -18,9 +18,23 @@ from exporter.checkpoint import (
     read_drafter,
 )
 from exporter.checkpoint_adapter import Adapter
-from exporter.config import ExportConfig, GraphShapes, HubModel, Location, ModelSource
+from exporter.config import (
+    DEVICES,
+    ExportConfig,
+    GraphShapes,
+    HubModel,
+    Location,
+    ModelSource,
+)
 from exporter.errors import ExportError, shown
-from exporter.estimate import Estimate, count_passes, estimate, refuse_small_disk, report_estimate
+from exporter.estimate import (
+    Estimate,
+    count_passes,
+    estimate,
+    refuse_large_page,
+    refuse_small_disk,
+    report_estimate,
+)
 from exporter.graph.spec import TargetSpec
 from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
@@ -109,6 +123,8 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
             reference=reference,
             sources=inputs.sources,
         )
+        if DEVICES[config.device].page:
+            add_page(folder)
         manifest = write_bundle(folder, contents)
         compare_text(folder, manifest, inputs.text, inputs.prompts)
     logger.info("done        %s, %.0f s", config.output, time.monotonic() - start)
@@ -232,6 +248,8 @@ def foresee(config: ExportConfig, inputs: Inputs, recording: Recording) -> Estim
     """Say what the export will take."""
     text_bytes = inputs.text.tokenizer.stat().st_size
     work = measure_work(inputs.target, inputs.drafter, inputs.recipe, config.shapes, text_bytes)
+    if DEVICES[config.device].page:
+        refuse_large_page(work)
     lengths = [len(ids) for _, ids in recording.prompts]
     passes = count_passes(work, recording.size, lengths)
     found = estimate(work, passes, config.runtimes)

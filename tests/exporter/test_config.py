@@ -2,6 +2,7 @@
 
 import tomllib
 
+import click
 import pytest
 
 from exporter import cli, config
@@ -35,6 +36,19 @@ def test_a_size_names_its_pair(size, repo):
     assert source.model == HubModel(repo, "main")
     assert source.drafter == HubModel(f"{repo}-assistant", "main")
     assert str(resolve("--size", size).output) == f"gemma-4-{size}-desktop"
+
+
+def test_the_web_target_has_a_page_and_few_graphs():
+    chosen = resolve("--target", "web", "--size", "tiny")
+    assert chosen.device == "web"
+    assert chosen.runtimes == ("litert",)
+    assert chosen.shapes.verify_widths == (4,)
+    assert resolve("--size", "tiny").shapes.verify_widths == (2, 4, 8)
+
+
+def test_the_page_runs_litert():
+    with pytest.raises(click.UsageError, match="the page of --target web runs LiteRT"):
+        resolve("--target", "web", "--size", "tiny", "--runtime", "onnx")
 
 
 def test_the_tiny_size_is_here():

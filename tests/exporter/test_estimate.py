@@ -15,6 +15,7 @@ from exporter.estimate import (
     Estimate,
     count_passes,
     estimate,
+    refuse_large_page,
     refuse_small_disk,
     report_estimate,
 )
@@ -155,6 +156,12 @@ def test_the_benchmark_reads_what_is_printed(caplog):
         "bundle MB": round(found.bundle_bytes / MB),
         "device MB": round(found.devices["litert"].total_bytes / MB),
     }
+
+
+def test_what_no_browser_holds_is_refused():
+    refuse_large_page(work_of("tiny"))
+    with pytest.raises(ExportError, match=r"WebAssembly holds 2147 MB, .* take \d{4} MB at least"):
+        refuse_large_page(work_of("e2b", "int4", shapes=GraphShapes(verify_widths=(4,))))
 
 
 def test_a_disk_with_room_for_less_is_refused(tmp_path, monkeypatch):

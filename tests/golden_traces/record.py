@@ -1,7 +1,7 @@
-"""Record what runtime_py's loop does on scripted backends, for the loop in android_demo to repeat.
+"""Record what runtime_py's loop does on scripted backends, for its ports to repeat.
 
-The Kotlin tests and the APK's self-test replay tests/golden/loop-traces.json; test_record.py
-asserts that it is what runtime_py does today.
+The Kotlin tests, the APK's self-test and tests/exporter/test_page.py replay
+tests/golden/loop-traces.json; test_record.py asserts that it is what runtime_py does today.
 """
 
 import json
