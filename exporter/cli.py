@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -17,6 +17,7 @@ from exporter.config import (
     ExportConfig,
     GraphShapes,
     HubModel,
+    KvType,
     Location,
     ModelSource,
     known_recipes,
@@ -104,6 +105,13 @@ class ErrorLine(click.Command):
     metavar="RECIPE",
     help="How weights are stored: float32, float16, int8, int4, int4-groups, mobile, or your own "
     "recipe.toml.  [default: the target's]",
+)
+@click.option(
+    "--kv",
+    type=click.Choice(get_args(KvType)),
+    default="float32",
+    show_default=True,
+    help="How KV rows are stored; int8 is a quarter of float32. Not on executorch or the web.",
 )
 @click.option(
     "--print-recipe",
@@ -242,6 +250,7 @@ def resolve(
         ),
         draft_length=defaults.draft_length,
         requantize=choices["requantize"],
+        kv=choices["kv"],
     )
 
 

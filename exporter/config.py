@@ -4,10 +4,12 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from exporter.errors import ExportError, shown
 from runtime_py.manifest import RuntimeName
+
+KvType = Literal["float32", "int8"]  # how KV rows are stored
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 RECIPES = Path(__file__).with_name("recipes")
@@ -133,6 +135,7 @@ class ExportConfig:
     shapes: GraphShapes
     draft_length: int
     requantize: bool = False  # round a checkpoint's own integers again, as the recipe says
+    kv: KvType = "float32"
 
 
 def known_sizes() -> list[str]:

@@ -214,11 +214,17 @@ COSTS: Mapping[RuntimeName, Callable[[Work], Cost]] = {
 
 
 def _litert_device(work: Work) -> Device:
-    """The packed weights are a mapped file, read for every token."""
+    """The packed weights are a mapped file, read for every token.
+
+    int8 rows of a layer without a window are made float32 for a call, by target and drafter.
+    """
+    num_models = 2 if work.num_drafter_layers else 1
     return Device(
         weight_bytes=PACKED * _packed_bytes(work),
         kv_bytes=work.kv_bytes,
-        other_bytes=DEVICE_BYTES + LITERT_DEVICE_LAYER_BYTES * _litert_layers(work),
+        other_bytes=DEVICE_BYTES
+        + LITERT_DEVICE_LAYER_BYTES * _litert_layers(work)
+        + num_models * work.widened_bytes,
     )
 
 

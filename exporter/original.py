@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
 from exporter.errors import ExportError, NotFiniteError, shown
 from exporter.original_weights import Kept, LentLinear, Rows, WeightSource, give, lend
+from exporter.quantize import KvRange
 
 # model_type -> class. Not config.json's "architectures", which a tool may leave out or call the
 # decoder without its head.
@@ -106,6 +107,17 @@ class Continuation:
         """Add one token to each text; token_ids is [N]."""
         self._extend(token_ids[:, None], torch.ones(len(token_ids), 1, dtype=torch.long))
         self._lengths = self._lengths + 1
+
+    @torch.inference_mode()
+    def kv_ranges(self) -> dict[int, KvRange]:
+        """Of the rows of all texts, by the layers that own them."""
+        is_row = self._mask[:, None, :, None]  # padding belongs to no text
+        return {
+            index: KvRange(
+                float((layer.keys * is_row).abs().max()), float((layer.values * is_row).abs().max())
+            )
+            for index, layer in enumerate(self._cache.layers)
+        }
 
     @torch.inference_mode()
     def _extend(self, token_ids: Tensor, mask: Tensor) -> None:

@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ from exporter.estimate import (
 from exporter.graph.spec import TargetSpec
 from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
+from exporter.lower.int8_rows import refuse_int8_rows
 from exporter.original import Original
 from exporter.progress import Bar, no_bar
 from exporter.quantize import (
@@ -50,6 +51,7 @@ from exporter.quantize import (
 )
 from exporter.reference import (
     Prompt,
+    Recorded,
     ReferenceSize,
     choose_prompts,
     read_prompts,
@@ -103,7 +105,9 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
     recording = plan_recording(config, inputs)
     refuse_small_disk(foresee(config, inputs, recording), config.output)
     with staged(config.output, config.overwrite) as folder:
-        reference = record(recording, inputs, bar)
+        recorded = record(recording, inputs, bar)
+        if config.kv == "int8":
+            inputs = replace(inputs, recipe=inputs.recipe.with_int8_rows(recorded.kv_ranges))
         runtimes: dict[RuntimeName, RuntimeEntry] = {}
         for prefix, checkpoint in inputs.checkpoints.items():
             report(checkpoint, inputs.recipe, prefix)
@@ -120,7 +124,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
             text=inputs.text,
             draft_length=config.draft_length if inputs.drafter else 0,
             runtimes=runtimes,
-            reference=reference,
+            reference=recorded.reference,
             sources=inputs.sources,
         )
         if DEVICES[config.device].page:
@@ -134,6 +138,9 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
 def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     """Download, open and check everything the user named, before any work is done."""
     source = config.source
+    if config.kv == "int8":
+        reasons = {name: lowering.no_int8_rows for name, lowering in LOWER.items()}
+        refuse_int8_rows(config.device, config.runtimes, reasons)
     recipe = load_recipe(config.recipe)
     prompts = read_prompts(source.prompts)
     snapshots = _download(source, bar)
@@ -247,7 +254,9 @@ def plan_recording(config: ExportConfig, inputs: Inputs) -> Recording:
 def foresee(config: ExportConfig, inputs: Inputs, recording: Recording) -> Estimate:
     """Say what the export will take."""
     text_bytes = inputs.text.tokenizer.stat().st_size
-    work = measure_work(inputs.target, inputs.drafter, inputs.recipe, config.shapes, text_bytes)
+    work = measure_work(
+        inputs.target, inputs.drafter, inputs.recipe, config.shapes, text_bytes, config.kv
+    )
     if DEVICES[config.device].page:
         refuse_large_page(work)
     lengths = [len(ids) for _, ids in recording.prompts]
@@ -257,21 +266,21 @@ def foresee(config: ExportConfig, inputs: Inputs, recording: Recording) -> Estim
     return found
 
 
-def record(recording: Recording, inputs: Inputs, bar: Bar) -> Reference:
+def record(recording: Recording, inputs: Inputs, bar: Bar) -> Recorded:
     """Run the original."""
     start = time.monotonic()
     size = recording.size
     original = Original(inputs.target, inputs.drafter)
     with bar("reference", size.num_tokens, "tokens") as progress:
-        reference = record_reference(original, recording.prompts, size, progress)
-    _refuse_numbers_that_are_none(inputs, reference)
+        recorded = record_reference(original, recording.prompts, size, progress)
+    _refuse_numbers_that_are_none(inputs, recorded.reference)
     logger.info(
         "reference   %d prompts x %d tokens, %.0f s",
         len(recording.prompts),
         size.num_tokens,
         time.monotonic() - start,
     )
-    return reference
+    return recorded
 
 
 def _refuse_numbers_that_are_none(inputs: Inputs, reference: Reference) -> None:
@@ -372,10 +381,11 @@ class Lowering:
 
     check: Callable[[Mapping[str, WeightType]], None]  # refuses what cannot be, before any work
     lower: Callable[[Inputs, GraphShapes, Path, Bar], str]  # -> the file the runtime loads
+    no_int8_rows: str = ""  # why KV rows cannot be int8; empty: they can
 
 
 LOWER: Mapping[RuntimeName, Lowering] = {
     "litert": Lowering(litert.check, _lower_litert),
-    "executorch": Lowering(executorch.check, _lower_executorch),
+    "executorch": Lowering(executorch.check, _lower_executorch, executorch.NO_INT8_ROWS),
     "onnx": Lowering(onnx.check, _lower_onnx),
 }

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 
 from exporter.errors import ExportError
 from exporter.original import Original
+from exporter.quantize import KvRange
 from runtime_py.reference import Ids, Reference
 
 logger = logging.getLogger(__name__)
@@ -105,12 +106,20 @@ def _prompt(path: Path, number: int, line: str) -> Prompt:
     return prompt
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What the original said, and how large the numbers in its KV rows were."""
+
+    reference: Reference
+    kv_ranges: Mapping[int, KvRange]
+
+
 def record_reference(
     original: Original,
     prompts: Sequence[tuple[str, Sequence[int]]],
     size: ReferenceSize,
     progress: Callable[[int], None] = lambda _: None,
-) -> Reference:
+) -> Recorded:
     """Run the original on all prompts together, one pass over its layers for each token.
 
     Args:
@@ -132,7 +141,7 @@ def record_reference(
             if index + 1 < size.num_tokens:
                 texts.advance(tokens[-1])
             progress(index + 1)
-    return Reference(
+    reference = Reference(
         prompts=tuple(text for text, _ in prompts),
         prompt_ids=tuple(np.array(ids, np.int32) for _, ids in prompts),
         greedy_ids=_by_prompt(tokens),
@@ -141,6 +150,7 @@ def record_reference(
         logit_scale=max(probe.scale for probe in probes),
         draft_ids=_by_prompt(drafts),
     )
+    return Recorded(reference, texts.kv_ranges())
 
 
 def _by_prompt(steps: Sequence[torch.Tensor]) -> Ids:

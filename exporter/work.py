@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from exporter.config import GraphShapes
+from exporter.config import GraphShapes, KvType
 from exporter.graph.experts import is_stack
 from exporter.graph.spec import DrafterSpec, LayerSpec, TargetSpec
-from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan, size_bytes
+from exporter.quantize import DRAFTER_PREFIX, KV_BYTES, Recipe, WeightType, plan, size_bytes
 from runtime_py.kv_rows import resident_rows
 
 EMBEDDING, PER_LAYER_TABLE = "embed_tokens.weight", "embed_tokens_per_layer.weight"
@@ -68,7 +68,8 @@ class Work:
     num_drafter_layers: int
     num_prefills: int  # widths that LiteRT's graphs are made for, one each
     num_verifies: int  # decode among them
-    kv_bytes: int  # of the rows in memory, at most; float32
+    kv_bytes: int  # of the rows in memory, at most
+    widened_bytes: int  # of int8 rows that LiteRT makes float32 at once; 0 for others
 
     @property
     def multiplied(self) -> Matrices:
@@ -92,6 +93,7 @@ def measure_work(
     recipe: Recipe,
     shapes: GraphShapes,
     text_bytes: int,
+    kv: KvType = "float32",
 ) -> Work:
     """Sort the matrices by what is done with them."""
     spec = target.spec
@@ -122,7 +124,9 @@ def measure_work(
         num_drafter_layers=0 if drafter is None else len(drafter.spec.layers),
         num_prefills=len(shapes.prefill_lengths),
         num_verifies=1 + len(shapes.verify_widths),
-        kv_bytes=sum(_kv_bytes(layer, spec, shapes.cache_length) for layer in spec.kv_layers),
+        kv_bytes=KV_BYTES[kv]
+        * sum(_kv_numbers(layer, spec, shapes.cache_length) for layer in spec.kv_layers),
+        widened_bytes=0 if kv == "float32" else 4 * _longest_row(spec) * shapes.cache_length,
     )
 
 
@@ -155,9 +159,20 @@ def _sum(matrices: Mapping[str, Matrices], names: set[str]) -> Matrices:
     return sum((matrices[name] for name in names & set(matrices)), Matrices())
 
 
-def _kv_bytes(layer: LayerSpec, spec: TargetSpec, cache_length: int) -> int:
+def _kv_numbers(layer: LayerSpec, spec: TargetSpec, cache_length: int) -> int:
     """Of the rows that gemma-run keeps in memory."""
     num_rows = cache_length
     if layer.kind == "sliding_attention":
         num_rows = resident_rows(spec.sliding_window, cache_length)
-    return num_rows * 2 * 4 * layer.num_kv_heads * layer.head_dim
+    return num_rows * _row_length(layer)
+
+
+def _longest_row(spec: TargetSpec) -> int:
+    """Of a layer without a window."""
+    full = (layer for layer in spec.kv_layers if layer.kind == "full_attention")
+    return max((_row_length(layer) for layer in full), default=0)
+
+
+def _row_length(layer: LayerSpec) -> int:
+    """Numbers of one token, keys and values."""
+    return 2 * layer.num_kv_heads * layer.head_dim

@@ -24,7 +24,7 @@ def print_findings(found: Findings, title: str, show_all: bool) -> None:
     console.print(_sections(found))
     console.print(_memory(found))
     console.print(
-        f"KV: {found.kv_bytes_per_token} bytes per token, "
+        f"KV: {', '.join(found.kv_types)}, {found.kv_bytes_per_token} bytes per token, "
         f"{_megabytes(found.kv_bytes)} MB for the whole context, at most "
         f"{_megabytes(found.kv_resident_bytes)} MB of it in memory",
         soft_wrap=True,

@@ -1,6 +1,7 @@
 """Weights to integers and scales: the recipe says which, the arithmetic is ai-edge-quantizer's."""
 
 from exporter.quantize.arithmetic import PackedRows, QuantizedRows, quantize, quantize_rows
+from exporter.quantize.kv_rows import KV_BYTES, KvRange
 from exporter.quantize.recipe import (
     DRAFTER_PREFIX,
     Recipe,
@@ -13,6 +14,8 @@ from exporter.quantize.recipe import (
 
 __all__ = [
     "DRAFTER_PREFIX",
+    "KV_BYTES",
+    "KvRange",
     "PackedRows",
     "QuantizedRows",
     "Recipe",

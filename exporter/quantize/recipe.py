@@ -3,7 +3,7 @@
 import logging
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from exporter.config import known_recipes, recipe_text
 from exporter.errors import ExportError
 from exporter.graph.spec import LayerSpec
+from exporter.quantize.kv_rows import KvRange, widened
 from runtime_py.manifest import Tolerances
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,11 @@ class Recipe:
     name: str
     rules: tuple[Rule, ...]
     tolerances: Tolerances  # what `gemma-run check` demands of a bundle made with it
+    kv_ranges: Mapping[int, KvRange] | None = None  # of int8 KV rows, by layer; None: float32
+
+    def with_int8_rows(self, ranges: Mapping[int, KvRange]) -> "Recipe":
+        """The same for weights; `ranges` are those of the original's rows."""
+        return replace(self, kv_ranges=ranges, tolerances=widened(self.tolerances))
 
     def weight_type(
         self, name: str, shape: Sequence[int], layer: LayerSpec | None = None

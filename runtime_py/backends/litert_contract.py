@@ -17,6 +17,7 @@ MTP_DRAFTER = "tf_lite_mtp_drafter"
 
 _TARGET_NAME = re.compile(r"decode|verify(_\d+)?|prefill_\d+")
 _KV_NAME = re.compile(r"kv_cache_[kv]_\d+")
+_KV_TYPES = ("float32", "int8")
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,10 @@ def _check_kv(model: Signatures, contract: TargetContract) -> None:
         is_key = name.startswith("kv_cache_k")
         row_dims = (2,) if is_key else (2, 3)
         fits = len(tensor.shape) == 4 and any(tensor.shape[dim] == length for dim in row_dims)
-        if not fits or tensor.dtype != "float32":
+        if not fits or tensor.dtype not in _KV_TYPES:
             by_row = f"float32 [1, G, {length}, E]"
             need = by_row if is_key else f"{by_row} or float32 [1, G, E, {length}]"
-            model.expect(decode, name, tensor, need)
+            model.expect(decode, name, tensor, f"{need}, or the same of int8")
 
 
 def _check_step(

@@ -30,8 +30,8 @@ Array = npt.NDArray[Any]
 
 _logger = logging.getLogger(__name__)
 _IDENTIFIER = b"TFL3"
-_DTYPES = {"float32": np.float32, "int32": np.int32}
-_TYPES = {0: "float32", 2: "int32"}  # of the schema; no other is in the contract
+_DTYPES = {"float32": np.float32, "int32": np.int32, "int8": np.int8}
+_TYPES = {0: "float32", 2: "int32", 9: "int8"}  # of the schema; no other is in the contract
 _MAX_RANK = 8
 
 

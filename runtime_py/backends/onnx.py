@@ -12,8 +12,9 @@ No weight is in two of them, because onnxruntime repacks the weights of each ses
 past is past_key_values.{i}.key and .value [1, G, C, E] of target layer i, and present is
 present.{i}.key and .value: bound to the same memory, so that only the rows position ..
 position + T - 1 are written. C is the caller's choice, a multiple of ROW_MULTIPLE. Integers are
-int64, the others float32. per_layer is there for models with per-layer embeddings only. Numbers
-such as max_prefill_length are in the metadata of every file.
+int64, the others float32, but for the KV rows, which may all be int8. per_layer is there for models
+with per-layer embeddings only. Numbers such as max_prefill_length are in the metadata of every
+file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,7 @@ class OnnxBackend:
         num_rows = -(-self.cache_length // ROW_MULTIPLE) * ROW_MULTIPLE
         # A stale row is hidden by the mask, which multiplies it by zero: it must not be a NaN.
         self._kv = {
-            name: zeros((1, num_heads, num_rows, size))
+            name: zeros((1, num_heads, num_rows, size), contract.kv_dtype)
             for name, (num_heads, size) in contract.kv.items()
         }
         buffers = [_buffer(name, rows, sliding) for name, rows in self._kv.items()]

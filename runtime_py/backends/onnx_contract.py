@@ -37,6 +37,7 @@ class Contract:
     Attributes:
         numbers: of its metadata.
         kv: {i}.key and {i}.value -> G and E of the KV rows.
+        kv_dtype: of all of them.
         between: what fill hands to finish, by name -> the sizes after [1, T].
 
     Raises:
@@ -50,6 +51,7 @@ class Contract:
             for name, spec in fill.inputs.items()
             if name.startswith(PAST)
         }
+        self.kv_dtype = _kv_dtype(fill)
         self.between: dict[str, tuple[int, ...]] = {"hidden": (self.numbers["hidden_size"],)}
         if "per_layer" in fill.outputs:
             sizes = fill.outputs["per_layer"].shape[2:]
@@ -97,7 +99,7 @@ class Contract:
 
     def _rows(self, name: str) -> TensorSpec:
         num_heads, head_size = self.kv[name]
-        return TensorSpec("float32", (1, num_heads, None, head_size))
+        return TensorSpec(self.kv_dtype, (1, num_heads, None, head_size))
 
     def _floats(self, size: str, num_tokens: int | None = _TOKENS) -> TensorSpec:
         return TensorSpec("float32", (1, num_tokens, self.numbers[size]))
@@ -107,6 +109,12 @@ def _kv_sizes(fill: Graph, name: str, spec: TensorSpec) -> tuple[int, int]:
     if len(spec.shape) == 4 and spec.shape[1] and spec.shape[3]:
         return spec.shape[1], spec.shape[3]
     raise RunError(f"{fill.path}: {name} is {spec}, needed float32[1, G, ?, E]; export again")
+
+
+def _kv_dtype(fill: Graph) -> str:
+    """int8 where the rows are: _check refuses every other tensor that is not of that type."""
+    dtypes = {spec.dtype for name, spec in fill.inputs.items() if name.startswith(PAST)}
+    return "int8" if "int8" in dtypes else "float32"
 
 
 def _check(graph: Graph, verb: str, found: Specs, needed: Specs) -> None:

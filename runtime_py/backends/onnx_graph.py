@@ -16,7 +16,11 @@ Size = int | None  # None: free, chosen with every call
 
 CPU = "CPUExecutionProvider"
 _SILENT = 4  # only what ends the process; every other error is raised as well
-_DTYPES: dict[str, npt.DTypeLike] = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+_DTYPES: dict[str, npt.DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int8)": np.int8,
+}
 
 
 @dataclass(frozen=True)

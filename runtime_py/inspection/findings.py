@@ -209,6 +209,11 @@ class Findings:
         return dataclasses.replace(self, kv=kv, memory=tuple(memory))
 
     @property
+    def kv_types(self) -> tuple[str, ...]:
+        """One, but for files of other exporters."""
+        return tuple(sorted({buffer.dtype for buffer in self.kv}))
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return sum(buffer.row_bytes for buffer in self.kv)
 
@@ -230,6 +235,7 @@ class Findings:
             "weights": weights,
             "size_bytes": self.size_bytes,
             "parts": self.parts,
+            "kv_types": self.kv_types,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "kv_bytes": self.kv_bytes,
             "kv_resident_bytes": self.kv_resident_bytes,

@@ -4,7 +4,7 @@ Field numbers are those of schema.fbs of LiteRT (ai-edge-litert 2.3.0).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,11 +104,20 @@ def inspect(path: Path) -> Findings:
         signatures=tuple(signatures),
         kv=kv,
         memory=_memory(weights, signatures, kv),
-        notes=(
-            "vectors have the names that the converter gave them; what a graph needs between its "
-            "operators is decided when LiteRT loads it, and is not in the file",
-        ),
+        notes=tuple(_notes(kv)),
     )
+
+
+def _notes(kv: tuple[KvBuffer, ...]) -> Iterator[str]:
+    yield (
+        "vectors have the names that the converter gave them; what a graph needs between its "
+        "operators is decided when LiteRT loads it, and is not in the file"
+    )
+    if any(buffer.dtype == "int8" for buffer in kv):
+        yield (
+            "a layer without a window makes all its int8 rows float32 in each call: target and "
+            "drafter want room for one such layer each"
+        )
 
 
 def _read_model(

@@ -53,6 +53,17 @@ def change_tensors(folder, change):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_int8_kv_rows_where_the_runtime_has_none(checkpoint):
+    said = export(checkpoint, "--kv", "int8", "--runtime", "litert", "--runtime", "executorch")
+    assert "--kv int8 with --runtime executorch: our attention kernel" in said
+    assert said.endswith("use --runtime litert or onnx, or --kv float32")
+
+
+def test_int8_kv_rows_in_a_browser(checkpoint):
+    said = export(checkpoint, "--target", "web", "--kv", "int8")
+    assert "--kv int8 with --target web: the page in the bundle makes float32 rows" in said
+
+
 def test_no_such_folder(checkpoint):
     said = export(checkpoint, "--model", checkpoint / "nowhere", "--no-drafter")
     assert "nowhere: no such folder" in said

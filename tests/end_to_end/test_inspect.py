@@ -80,5 +80,5 @@ def test_the_table_folds_layers_and_all_does_not(export_tiny):
     assert "layers.0-2.mlp.up_proj.weight" in short
     assert "layers.1.mlp.up_proj.weight" not in short
     assert "layers.1.mlp.up_proj.weight" in long
-    assert "KV: 1024 bytes per token" in short
+    assert "KV: float32, 1024 bytes per token" in short
     assert len(short.splitlines()) < len(long.splitlines())

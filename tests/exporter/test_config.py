@@ -71,6 +71,11 @@ def test_an_unknown_key_of_a_size(tmp_path, monkeypatch):
         load_size("odd")
 
 
+def test_kv_rows_are_float32_unless_it_is_said():
+    assert resolve("--size", "tiny").kv == "float32"
+    assert resolve("--size", "tiny", "--kv", "int8").kv == "int8"
+
+
 def test_a_size_lends_its_drafter_to_a_fine_tune(tmp_path):
     source = resolve("--size", "e2b", "--model", tmp_path).source
     assert source.model == tmp_path

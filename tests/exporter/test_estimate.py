@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from exporter.checkpoint import read_checkpoint, read_drafter
-from exporter.config import GraphShapes, load_size
+from exporter.config import GraphShapes, KvType, load_size
 from exporter.errors import ExportError
 from exporter.estimate import (
     MB,
@@ -40,6 +40,7 @@ def work_of(
     recipe: str = "int4",
     layers: int | None = None,
     shapes: GraphShapes = SHAPES,
+    kv: KvType = "float32",
 ) -> Work:
     if size == "tiny":
         source = load_size("tiny")
@@ -49,7 +50,7 @@ def work_of(
     else:
         target, drafter = virtual_pair(size, layers)
         text_bytes = SYNTHETIC_TEXT_BYTES
-    return measure_work(target, drafter, load_recipe(recipe), shapes, text_bytes)
+    return measure_work(target, drafter, load_recipe(recipe), shapes, text_bytes, kv)
 
 
 def estimate_of(work: Work, *runtimes: str, prompt_lengths=(20,) * 8) -> Estimate:
@@ -143,6 +144,19 @@ def test_kv_rows_are_the_contexts_in_full_layers_and_the_windows_in_sliding_ones
     assert long.kv_bytes == 2 * 4 * (sliding_rows * 40 * 8 * 256 + 4096 * 8 * 512)
     assert long.kv_bytes - short.kv_bytes == 2 * 4 * 2048 * 8 * 512
     assert long.weight_bytes == short.weight_bytes
+
+
+def test_int8_kv_rows_take_a_quarter_and_on_litert_room_to_be_widened():
+    whole, rounded = (
+        estimate_of(work_of("12b", kv=kv), "litert", "onnx").devices for kv in ("float32", "int8")
+    )
+    for runtime in ("litert", "onnx"):
+        assert 4 * rounded[runtime].kv_bytes == whole[runtime].kv_bytes
+        assert rounded[runtime].weight_bytes == whole[runtime].weight_bytes
+    # A full layer's row of 512, keys and values, float32, in target and drafter.
+    more = rounded["litert"].other_bytes - whole["litert"].other_bytes
+    assert more == 2 * SHAPES.cache_length * 2 * 512 * 4
+    assert rounded["onnx"].other_bytes == whole["onnx"].other_bytes
 
 
 def test_the_benchmark_reads_what_is_printed(caplog):

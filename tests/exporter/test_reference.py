@@ -22,7 +22,7 @@ def recorded(originals):
 
 
 def test_the_record_is_what_transformers_says(recorded, originals):
-    reference, done = recorded
+    reference, done = recorded[0].reference, recorded[1]
     whole = WholeModel(*originals)
     donors = read_checkpoint(originals[0]).spec.donors
     assert done == [1, 2, 3, 4, 5, 6]
@@ -42,8 +42,27 @@ def test_the_record_is_what_transformers_says(recorded, originals):
 
 
 def test_the_most_probable_token_is_the_first_probe(recorded):
-    np.testing.assert_array_equal(recorded[0].probe_ids[..., 0], recorded[0].greedy_ids)
-    assert (recorded[0].margins >= 0).all()
+    reference = recorded[0].reference
+    np.testing.assert_array_equal(reference.probe_ids[..., 0], reference.greedy_ids)
+    assert (reference.margins >= 0).all()
+
+
+def test_the_ranges_of_the_kv_rows_are_those_of_transformers_rows(recorded, originals):
+    """Of both texts; the shorter one is padded, which is no row of anything."""
+    reference, whole = recorded[0].reference, WholeModel(*originals)
+    texts = [
+        [*prompt.tolist(), *greedy.tolist()[:-1]]  # the last token is never read
+        for prompt, greedy in zip(reference.prompt_ids, reference.greedy_ids, strict=True)
+    ]
+    rows = [whole.read(text).rows for text in texts]
+    found = recorded[0].kv_ranges
+    assert sorted(found) == list(range(len(rows[0])))
+    for layer, kv_range in found.items():
+        keys, values = (
+            max(float(read[layer][part].abs().max()) for read in rows) for part in (0, 1)
+        )
+        assert kv_range.keys == pytest.approx(keys, rel=1e-4)
+        assert kv_range.values == pytest.approx(values, rel=1e-4)
 
 
 def test_a_check_can_draft_again_along_what_is_recorded():

@@ -97,7 +97,7 @@ def test_sizes_and_kv(capsys):
     text = shown(findings(weight("lm_head.weight")), capsys)
     assert "x float32 [1, ?]" in text
     assert "1 KV buffers" in text
-    assert "KV: 8 bytes per token" in text
+    assert "KV: float32, 8 bytes per token" in text
     assert findings().kv_bytes == 80
 
 

@@ -32,6 +32,9 @@ INSTEAD = {16: "float32 or int8", 2: "int4"}
 _NO_EXPERTS = "XNNPACK multiplies by constants only, and experts are chosen while it runs"
 
 
+NO_INT8_ROWS = "our attention kernel in its shim reads float32 rows"
+
+
 def check(types: Mapping[str, WeightType]) -> None:
     """Refuse what this lowering cannot do, before any work.
 

@@ -65,7 +65,7 @@ class FlatCache:
     def write(self, layer: int, keys: Tensor, values: Tensor, input_pos: Tensor) -> None:
         """Store keys and values [1, T, G, E] at the consecutive rows input_pos [T]."""
         start = input_pos[0]
-        k, v = _names(layer)
+        k, v = row_names(layer)
         self.tensors[k] = update_slice(self.tensors[k], keys.transpose(1, 2), start, KEY_ROWS_DIM)
         values = values.transpose(1, 2)  # [1, G, T, E]
         if layer in self._window.layers:
@@ -76,7 +76,7 @@ class FlatCache:
     def attend(self, layer: int, queries: Tensor, mask: Tensor | None) -> Tensor:
         """Queries [1, T, H, E], mask [1, 1, T, C] -> [1, T, H, E]."""
         assert mask is not None, "flat buffers do not know which rows are committed"
-        keys, values = (self.tensors[name] for name in _names(layer))
+        keys, values = (self.tensors[name] for name in row_names(layer))
         sliding = layer in self._window.layers
         if sliding and self._window.length < mask.shape[-1]:
             keys, values, mask = self._windowed(keys, values, mask)
@@ -107,7 +107,7 @@ def kv_shapes(layers: Iterable[LayerSpec], cache_length: int) -> dict[str, tuple
         if layer.owns_kv:
             heads, size = layer.num_kv_heads, layer.head_dim
             by_row, by_column = (1, heads, cache_length, size), (1, heads, size, cache_length)
-            k, v = _names(layer.index)
+            k, v = row_names(layer.index)
             shapes[k] = by_row
             shapes[v] = by_row if layer.kind == "sliding_attention" else by_column
     return shapes
@@ -169,5 +169,6 @@ def _product(few: Tensor, many: Tensor, num_tokens: int) -> Tensor:
     return split.permute(0, 2, 3, 1)  # [G, H / G, T, N]
 
 
-def _names(layer: int) -> tuple[str, str]:
+def row_names(layer: int) -> tuple[str, str]:
+    """Of its keys and of its values."""
     return f"kv_cache_k_{layer}", f"kv_cache_v_{layer}"

@@ -17,6 +17,7 @@ from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import is_virtual, load_weights
 from exporter.lower.experts import refuse_experts
 from exporter.lower.litert.inject import inject
+from exporter.lower.litert.int8_rows import store_int8_rows
 from exporter.lower.litert.modules import (
     PRIMITIVES,
     drafter_signature,
@@ -26,9 +27,11 @@ from exporter.lower.litert.modules import (
 from exporter.lower.litert.skeleton import Signature, convert
 from exporter.lower.litert.toolchain import PINNED
 from exporter.lower.versions import check_versions
-from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan, size_bytes
+from exporter.quantize import DRAFTER_PREFIX, KvRange, Recipe, WeightType, plan, size_bytes
 
 OnBytes = Callable[[str, int, int], None]  # file at work, weight bytes written, of how many in all
+
+KvRanges = Mapping[int, KvRange] | None  # None: the rows are float32
 
 # FULLY_CONNECTED has integers as constants only, and its sizes are fixed: an expert without tokens
 # would cost what others do. EMBEDDING_LOOKUP gathers integers, but as float32: 190 MB in a layer of
@@ -54,10 +57,12 @@ class _Job:
     def size_bytes(self) -> int:
         return sum(size_bytes(p.shape, self.types[name]) for name, p in self.weights.items())
 
-    def write(self, out: Path, on_bytes: Callable[[int], None]) -> None:
+    def write(self, out: Path, kv_ranges: KvRanges, on_bytes: Callable[[int], None]) -> None:
         with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
             skeleton = Path(scratch) / out.name
             names = convert(self.signatures, self.weights, skeleton)
+            if kv_ranges is not None:
+                store_int8_rows(skeleton, kv_ranges)
             inject(skeleton, names, self.checkpoint, self.types, out, on_bytes)
 
 
@@ -120,7 +125,7 @@ def lower(
         report = partial(_report, on_bytes, job.name, done, total)
         report(0)
         files.append(out_dir / job.name)
-        job.write(files[-1], report)
+        job.write(files[-1], recipe.kv_ranges, report)
         done += job.size_bytes
     return files
 

@@ -9,12 +9,15 @@ from torch import Tensor
 from exporter.graph.spec import Kind, LayerSpec
 from exporter.lower.onnx.operators import (
     floor_divide,
+    from_int8,
     product,
     product_with_rows,
     regroup,
     scatter_rows,
     swap_tokens_and_heads,
+    to_int8,
 )
+from exporter.quantize import KvRange
 
 ROWS_DIM = 2
 # onnxruntime adds up to 16 scores at once, and 128 or 256 products: where the views begin and end
@@ -44,19 +47,34 @@ class View:
 
 
 Views = Mapping[Kind, View]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all layers of one call share."""
+
+    positions: Tensor  # [T]
+    views: Views
+
+
 Rows = dict[int, tuple[Tensor, Tensor]]  # target layer -> keys, values [1, G, C, E]
+KvRanges = Mapping[int, KvRange] | None  # of int8 rows; None: float32
 
 
 class PresentRows:
-    """The KVCache of one call: its cost follows the rows present, never the capacity."""
+    """The KVCache of one call: its cost follows the rows present, never the capacity.
+
+    int8 rows are rounded before they are written, and made float32 where they are looked at.
+    """
 
     def __init__(
-        self, buffers: Rows, layers: tuple[LayerSpec, ...], views: Views, positions: Tensor
+        self, buffers: Rows, layers: tuple[LayerSpec, ...], call: Call, kv_ranges: KvRanges
     ) -> None:
         self.buffers = dict(buffers)
         self._layers = layers
-        self._views = views
-        self._positions = positions  # [T]
+        self._views = call.views
+        self._positions = call.positions
+        self._kv_ranges = kv_ranges
         self._indices: dict[int, Tensor] = {}
         # Layers that share a donor also share the copy of its rows.
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
@@ -65,6 +83,9 @@ class PresentRows:
         """Keys and values [1, T, G, E] into the rows of `positions`."""
         indices = self._row_indices(keys.shape[2])
         past_keys, past_values = self.buffers[layer]
+        if self._kv_ranges is not None:
+            found = self._kv_ranges[layer]
+            keys, values = to_int8(keys, found.key_scale), to_int8(values, found.value_scale)
         self.buffers[layer] = (
             scatter_rows(past_keys, indices, swap_tokens_and_heads(keys)),
             scatter_rows(past_values, indices, swap_tokens_and_heads(values)),
@@ -75,9 +96,17 @@ class PresentRows:
         assert mask is None, "the views hide rows, not the caller's mask"
         view = self._views[self._layers[layer].kind]
         if layer not in self._seen:
-            keys, values = self.buffers[layer]
-            self._seen[layer] = _viewed(keys, view), _viewed(values, view)
+            self._seen[layer] = self._viewed(layer, view)
         return _attention(queries, *self._seen[layer], view.mask)
+
+    def _viewed(self, layer: int, view: View) -> tuple[Tensor, Tensor]:
+        keys, values = (
+            buffer.narrow(ROWS_DIM, view.first, view.num_rows) for buffer in self.buffers[layer]
+        )
+        if self._kv_ranges is None:
+            return keys, values
+        found = self._kv_ranges[layer]
+        return from_int8(keys, found.key_scale), from_int8(values, found.value_scale)
 
     def _row_indices(self, num_kv_heads: int) -> Tensor:
         """[1, G, T, 3]: the first three coordinates of every row that is written."""
@@ -174,7 +203,3 @@ def _number(tensor: Tensor) -> int:
 def _require(condition: bool) -> None:
     """A promise about a symbolic size."""
     torch._check(condition)  # type: ignore[no-untyped-call]
-
-
-def _viewed(buffer: Tensor, view: View) -> Tensor:
-    return buffer.narrow(ROWS_DIM, view.first, view.num_rows)

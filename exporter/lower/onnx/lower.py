@@ -111,15 +111,18 @@ def _graphs(
         )
         first = {"token_id": token_ids[:, :1], "hidden": hidden[:, :1]}
         graphs["draft"] = DraftStep(embedder, spec, draft_module), first
+    for graph, _ in graphs.values():
+        graph.kv_ranges = recipe.kv_ranges
     return graphs
 
 
 def _inputs(spec: TargetSpec, graph: Graph, own: dict[str, Any]) -> Inputs:
+    dtype = torch.float32 if graph.kv_ranges is None else torch.int8
     past = {}
     for layer in spec.kv_layers:
         if layer.index in graph.layers:
             shape = (1, layer.num_kv_heads, _SAMPLE_ROWS, layer.head_dim)
-            past.update({name: torch.zeros(shape) for name in past_names(layer.index)})
+            past.update({name: torch.zeros(shape, dtype=dtype) for name in past_names(layer.index)})
     num_tokens = torch.export.Dim("num_tokens", min=1, max=1 << 20)
     max_rows = torch.export.Dim("max_rows", min=ROW_MULTIPLE, max=1 << 24)
     dynamic: dict[str, Any] = {

@@ -9,6 +9,8 @@ from exporter.graph.drafter import Drafter
 from exporter.graph.spec import TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.onnx.kv_cache import (
+    Call,
+    KvRanges,
     PresentRows,
     Rows,
     drafter_views,
@@ -24,12 +26,24 @@ class Graph(nn.Module):
     """What is traced.
 
     Attributes:
+        kv_ranges: of int8 rows; None where they are float32.
         layers: the target layers whose KV rows are inputs.
         output_names: of the outputs of `forward`, in order.
     """
 
+    kv_ranges: KvRanges = None
     layers: Sequence[int]
     output_names: Sequence[str]
+
+    def _rows(
+        self, spec: TargetSpec, position: Tensor, num_tokens: int, past: Past
+    ) -> tuple[PresentRows, Tensor]:
+        """Those of the target, and the positions of the call's tokens."""
+        positions = position + torch.arange(num_tokens)
+        views = target_views(position, positions, spec.sliding_window, _num_rows(past))
+        layers = [layer.index for layer in spec.kv_layers if past_names(layer.index)[0] in past]
+        call, buffers = Call(positions, views), _buffers(past, layers)
+        return PresentRows(buffers, spec.layers, call, self.kv_ranges), positions
 
 
 class Fill(Graph):
@@ -51,7 +65,7 @@ class Fill(Graph):
         self.output_names = between + [n for i in self.layers for n in present_names(i)]
 
     def forward(self, token_ids: Tensor, position: Tensor, past: Past) -> tuple[Tensor, ...]:
-        rows, positions = _rows_of_target(self.target.spec, position, token_ids.shape[1], past)
+        rows, positions = self._rows(self.target.spec, position, token_ids.shape[1], past)
         table = self.per_layer_embedder
         per_layer = None if table is None else table(token_ids)
         x, rest = self.target.fill(self.embedder(token_ids), per_layer, positions, None, rows)
@@ -76,7 +90,7 @@ class Finish(Graph):
     def forward(
         self, hidden: Tensor, position: Tensor, past: Past, per_layer: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        rows, positions = _rows_of_target(self.target.spec, position, hidden.shape[1], past)
+        rows, positions = self._rows(self.target.spec, position, hidden.shape[1], past)
         return self.target.finish(hidden, per_layer, positions, None, rows)
 
 
@@ -100,19 +114,11 @@ class DraftStep(Graph):
         self, token_id: Tensor, hidden: Tensor, position: Tensor, past: Past
     ) -> tuple[Tensor, Tensor]:
         views = drafter_views(position, self.drafter.spec.sliding_window, _num_rows(past))
-        rows = PresentRows(_buffers(past, self.layers), self._spec.layers, views, position)
+        call, buffers = Call(position, views), _buffers(past, self.layers)
+        rows = PresentRows(buffers, self._spec.layers, call, self.kv_ranges)
         activations = torch.cat((self.embedder(token_id), hidden), dim=-1)
         logits, projected = self.drafter(activations, position, None, rows)
         return logits, projected
-
-
-def _rows_of_target(
-    spec: TargetSpec, position: Tensor, num_tokens: int, past: Past
-) -> tuple[PresentRows, Tensor]:
-    positions = position + torch.arange(num_tokens)
-    views = target_views(position, positions, spec.sliding_window, _num_rows(past))
-    layers = [layer.index for layer in spec.kv_layers if past_names(layer.index)[0] in past]
-    return PresentRows(_buffers(past, layers), spec.layers, views, positions), positions
 
 
 def _buffers(past: Past, layers: Sequence[int]) -> Rows:

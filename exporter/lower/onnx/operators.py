@@ -20,7 +20,17 @@ def scatter_rows(buffer: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
 
     ScatterND copies nothing else where its input and output are one buffer.
     """
-    return _emit("ScatterND", (buffer, indices, rows), {}, buffer.shape)
+    return _emit("ScatterND", (buffer, indices, rows), {}, buffer.shape, buffer.dtype)
+
+
+def to_int8(x: Tensor, scale: float) -> Tensor:
+    """Rounded to the nearest integer, a half to the even one, and clipped."""
+    inputs = (x, torch.tensor(scale), torch.zeros((), dtype=torch.int8))
+    return _emit("QuantizeLinear", inputs, {}, x.shape, torch.int8)
+
+
+def from_int8(integers: Tensor, scale: float) -> Tensor:
+    return _emit("DequantizeLinear", (integers, torch.tensor(scale)), {}, integers.shape)
 
 
 def regroup(x: Tensor, num_groups: int) -> Tensor:
@@ -36,7 +46,7 @@ def regroup(x: Tensor, num_groups: int) -> Tensor:
 def swap_tokens_and_heads(x: Tensor) -> Tensor:
     """[1, A, B, E] -> [1, B, A, E]. In torch a view, whose strides would bind the sizes."""
     _, a, b, size = x.shape
-    return _emit("Transpose", (x,), {"perm": [0, 2, 1, 3]}, (1, b, a, size))
+    return _emit("Transpose", (x,), {"perm": [0, 2, 1, 3]}, (1, b, a, size), x.dtype)
 
 
 def floor_divide(numbers: Tensor, divisor: int) -> Tensor:
@@ -139,12 +149,13 @@ def _emit(
     inputs: Sequence[Tensor],
     attributes: dict[str, Any],
     shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     return torch.onnx.ops.symbolic(
         name,
         inputs,
         attributes,
-        dtype=torch.float32,
+        dtype=dtype,
         shape=shape,
         version=1 if "::" in name else None,
     )

@@ -1,5 +1,6 @@
 """The graph run eagerly in torch, call by call, as a runtime would."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from exporter.graph.kv_cache import TensorCache, empty_kv
 from exporter.graph.primitives import DEFAULT, Primitives
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import load_weights
+from exporter.quantize import KvRange
 
 
 def causal_mask(input_pos: Tensor, cache_length: int, masked: float = -torch.inf) -> Tensor:
@@ -19,8 +21,25 @@ def causal_mask(input_pos: Tensor, cache_length: int, masked: float = -torch.inf
     return torch.where(rows <= input_pos.reshape(1, 1, -1, 1), 0.0, masked)
 
 
+class RoundedCache(TensorCache):
+    """The plain cache with the numbers that int8 rows have."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], ranges: Mapping[int, KvRange]) -> None:
+        super().__init__(tensors)
+        self._ranges = ranges
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, input_pos: Tensor) -> None:
+        found = self._ranges[layer]
+        keys, values = rounded(keys, found.key_scale), rounded(values, found.value_scale)
+        super().write(layer, keys, values, input_pos)
+
+
+def rounded(x: Tensor, scale: float) -> Tensor:
+    return torch.clamp(torch.round(x / scale), -128, 127) * scale
+
+
 class EagerModel:
-    """Target and drafter over one KV cache."""
+    """Target and drafter over one KV cache; with `kv_ranges`, rows have int8 numbers."""
 
     def __init__(
         self,
@@ -28,7 +47,9 @@ class EagerModel:
         drafter_folder: Path,
         cache_length: int,
         primitives: Primitives = DEFAULT,
+        kv_ranges: Mapping[int, KvRange] | None = None,
     ) -> None:
+        self._kv_ranges = kv_ranges
         self.checkpoint = read_checkpoint(target_folder)
         self.drafter_checkpoint = read_drafter(drafter_folder, self.checkpoint)
         self.spec = self.checkpoint.spec
@@ -45,7 +66,8 @@ class EagerModel:
 
     def clear(self) -> None:
         """Start over with an empty cache."""
-        self.kv = TensorCache(empty_kv(self.spec.layers, self.cache_length))
+        empty, ranges = empty_kv(self.spec.layers, self.cache_length), self._kv_ranges
+        self.kv = TensorCache(empty) if ranges is None else RoundedCache(empty, ranges)
 
     def prefill(self, token_ids: Tensor, position: int) -> None:
         """Write the KV rows of token_ids [T]."""

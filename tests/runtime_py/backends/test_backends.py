@@ -9,7 +9,13 @@ import pytest
 from runtime_py.errors import RunError
 from runtime_py.sampling import GREEDY, SamplingLaw
 from runtime_py.speculative import Session, Stops
-from tests.runtime_py.backends.toys import CACHE_LENGTH, HIDDEN_SIZE, TOYS, VOCAB_SIZE
+from tests.runtime_py.backends.toys import (
+    CACHE_LENGTH,
+    HIDDEN_SIZE,
+    INT8_TOYS,
+    TOYS,
+    VOCAB_SIZE,
+)
 from tests.runtime_py.scripted_backend import Adversary
 
 TOLERANCE = 2e-5  # float32 sums in another order; of the largest value, if that is over 1
@@ -20,9 +26,12 @@ def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=allowed)
 
 
-@pytest.fixture(params=sorted(TOYS), scope="module")
+ALL_TOYS = TOYS | {f"{name}-int8-rows": toy for name, toy in INT8_TOYS.items()}
+
+
+@pytest.fixture(params=sorted(ALL_TOYS), scope="module")
 def toy(request):
-    toy = TOYS[request.param]
+    toy = ALL_TOYS[request.param]
     try:
         toy.open().close()
     except RunError as error:
@@ -222,7 +231,7 @@ def test_a_draft_past_the_last_row_is_refused(backend, expected):
 def test_a_bundle_without_drafter_decodes_but_does_not_draft(
     open_bundle, toy, ids, expected, tmp_path
 ):
-    for name, content in toy.without_drafter().items():
+    for name, content in toy.without_drafter(toy.bundle).items():
         (tmp_path / name).write_bytes(content)
     backend = open_bundle(tmp_path / toy.bundle.name)
     assert not backend.has_drafter

@@ -111,7 +111,7 @@ def test_signatures_that_disagree_are_refused(name, tensor, message):
         ),
         (
             changed(step("decode", 1), "kv_cache_k_0", TensorSpec("float32", (1, G, E, C))),
-            r"kv_cache_k_0 is .*, needed float32 \[1, G, 24, E\]; export",
+            r"kv_cache_k_0 is .*, needed float32 \[1, G, 24, E\], or the same of int8; export",
         ),
     ],
 )
@@ -126,6 +126,27 @@ def test_values_may_lie_by_row_or_by_column():
     by_row = replace(by_column, inputs=by_column.inputs | kv, outputs=by_column.outputs | kv)
     assert read_target(target(by_column)).kv == KV
     assert read_target(target(by_row)).kv == kv
+
+
+def test_kv_rows_may_be_int8_but_in_all_graphs():
+    kv = {name: TensorSpec("int8", tensor.shape) for name, tensor in KV.items()}
+    decode, verify = (
+        replace(spec, inputs=spec.inputs | kv, outputs=spec.outputs | kv)
+        for spec in (step("decode", 1), step("verify", 4))
+    )
+    contract = read_target(target(decode, verify))
+    assert contract.kv == kv
+    check_drafter(drafter(**kv), contract)
+    with pytest.raises(RunError, match=r"verify: kv_cache_\w_0 is float32 .*, needed int8"):
+        read_target(target(decode, step("verify", 4)))
+    with pytest.raises(RunError, match=r"mtp_drafter: kv_cache_\w_0 is float32 .*, needed int8"):
+        check_drafter(drafter(), contract)
+
+
+def test_kv_rows_of_other_types_are_refused():
+    odd = changed(step("decode", 1), "kv_cache_k_0", TensorSpec("int32", (1, G, C, E)))
+    with pytest.raises(RunError, match=r"is int32 .*, needed float32 .*, or the same of int8"):
+        read_target(target(odd))
 
 
 def test_a_width_must_agree_with_the_name():

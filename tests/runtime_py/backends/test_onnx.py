@@ -81,6 +81,18 @@ def test_so_are_graphs_without_per_layer_embeddings_or_rows_to_read():
     contract.check_finish(Described(HIDDEN | POSITION, OUTPUTS))
 
 
+def test_kv_rows_may_be_int8_but_all_of_them():
+    rows = TensorSpec("int8", (1, 1, None, 8))
+    past, present = (dict.fromkeys(tensors, rows) for tensors in (PAST, PRESENT))
+    contract = Contract(Described(FILL.inputs | past, FILL.outputs | present))
+    assert contract.kv_dtype == "int8"
+    contract.check_finish(Described(HIDDEN | PER_LAYER | POSITION | past, OUTPUTS))
+    with pytest.raises(RunError, match=r"takes past.* float32\[1, 1, \?, 8\], needed int8\["):
+        contract.check_finish(Described(HIDDEN | PER_LAYER | POSITION | PAST, OUTPUTS))
+    with pytest.raises(RunError, match=r"gives present.* float32\[1, 1, \?, 8\], needed int8\["):
+        Contract(Described(FILL.inputs | past, FILL.outputs))
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [

@@ -1,8 +1,11 @@
 """Makes toy.litertlm, a toy target and drafter with the official signature contract.
 
+toy_int8.litertlm is the same with int8 KV rows.
+
 Two attention layers own KV rows, a third reuses those of the second; the drafter reads both.
-The bundle is kept in git (170 KB), so that the backend is tested where torch is not installed.
-`python -m tests.runtime_py.backends.toy_litert` writes it and what the eager modules compute.
+The bundles are kept in git (170 KB each), so that the backend is tested where torch is not
+installed. `python -m tests.runtime_py.backends.toy_litert` writes them and what the eager modules
+compute.
 """
 
 import math
@@ -13,6 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from exporter.lower.litert.int8_rows import store_int8_rows
+from exporter.quantize import KvRange
+from tests.exporter.graph.eager import rounded
 
 VOCAB_SIZE = 48
 HIDDEN_SIZE = 16
@@ -26,6 +33,9 @@ KV_LAYERS = (0, 1)
 SIGNATURES = {"prefill_8": 8, "prefill_4": 4, "decode": 1, "verify": 4, "verify_2": 2}
 BUNDLE = Path(__file__).parent / "toy.litertlm"
 REFERENCE = Path(__file__).parent / "toy_reference.npz"
+INT8_BUNDLE = Path(__file__).parent / "toy_int8.litertlm"
+INT8_REFERENCE = Path(__file__).parent / "toy_int8_reference.npz"
+INT8_ROWS = {layer: KvRange(keys=3.0, values=2.0) for layer in KV_LAYERS}  # a few are clipped
 
 Kv = dict[str, Tensor]
 
@@ -69,6 +79,7 @@ class Attention(nn.Module):
     def __init__(self, name: str, owns_kv: bool) -> None:
         super().__init__()
         self.owns_kv = owns_kv
+        self.kv_range: KvRange | None = None  # of int8 rows
         self.q = _weight(f"{name}.q", NUM_HEADS * HEAD_SIZE, HIDDEN_SIZE)
         self.o = _weight(f"{name}.o", HIDDEN_SIZE, NUM_HEADS * HEAD_SIZE)
         if owns_kv:
@@ -79,6 +90,9 @@ class Attention(nn.Module):
         position = input_pos.to(torch.float32)[None, :, None] * 0.1
         keys = nn.functional.linear(x, self.k) * torch.cos(position)
         values = nn.functional.linear(x, self.v)
+        if self.kv_range is not None:
+            keys = rounded(keys, self.kv_range.key_scale)
+            values = rounded(values, self.kv_range.value_scale)
         kv[f"k_{layer}"] = _write_rows(kv[f"k_{layer}"], keys[None], input_pos, 2)
         kv[f"v_{layer}"] = _write_rows(
             kv[f"v_{layer}"], values[None].transpose(-1, -2), input_pos, 3
@@ -217,7 +231,7 @@ def lower_rows(path: Path, signature: str, module: Rows) -> None:
     pending.convert(strict_export=False).export(str(path))
 
 
-def write_bundle(path: Path, *, per_layer: bool = True) -> None:
+def write_bundle(path: Path, *, per_layer: bool = True, int8: bool = False) -> None:
     import litert_lm_builder
     from litert_lm_builder import TfLiteModelType
 
@@ -229,6 +243,9 @@ def write_bundle(path: Path, *, per_layer: bool = True) -> None:
         folder = Path(name)
         lower_target(folder / "target", SIGNATURES, per_layer=per_layer)
         lower_drafter(folder / "drafter")
+        if int8:
+            for model in ("target", "drafter"):
+                store_int8_rows(folder / model, INT8_ROWS)
         lower_rows(folder / "embedder", "embedder", embedder())
         builder.add_tflite_model(str(folder / "embedder"), TfLiteModelType.EMBEDDER)
         if per_layer:
@@ -241,9 +258,12 @@ def write_bundle(path: Path, *, per_layer: bool = True) -> None:
 
 
 @torch.no_grad()
-def record(path: Path) -> None:
+def record(path: Path, *, int8: bool = False) -> None:
     """What the eager modules compute, token by token: the oracle of the backend tests."""
     target, drafter = Target(per_layer=True, prefill=False), Drafter()
+    if int8:
+        for layer, kv_range in INT8_ROWS.items():
+            target.layers[layer].kv_range = kv_range
     rows, per_layer_rows = embedder(), per_layer_embedder()
     token_ids = torch.randint(
         VOCAB_SIZE, (CACHE_LENGTH,), generator=torch.Generator().manual_seed(7)
@@ -285,3 +305,5 @@ def record(path: Path) -> None:
 if __name__ == "__main__":
     write_bundle(BUNDLE)
     record(REFERENCE)
+    write_bundle(INT8_BUNDLE, int8=True)
+    record(INT8_REFERENCE, int8=True)

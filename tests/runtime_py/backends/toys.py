@@ -1,12 +1,13 @@
 """The backends that test_backends.py holds to the same laws, each with a toy bundle.
 
 A new backend is one entry of TOYS: write a generator next to toy_litert.py, keep its bundle and
-what its eager modules computed in git. Every toy has 48 tokens, hidden size 16 and 24 KV rows.
+what its eager modules computed in git. Every toy has 48 tokens, hidden size 16 and 24 KV rows;
+those of INT8_TOYS are the same with int8 KV rows.
 """
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Toy:
     bundle: Path
     reference: Path  # .npz: token_ids [C], and what follows each of them
     verify_widths: tuple[int, ...]
-    without_drafter: Callable[[], Mapping[str, bytes]]  # the same files, less the drafter
+    without_drafter: Callable[[Path], Mapping[str, bytes]]  # the same files, less the drafter
     hide_runtime: Callable[[Any], None]  # takes pytest's monkeypatch
 
     def open(self, path: Path | None = None) -> Backend:
@@ -59,10 +60,15 @@ def _hide_onnx(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
 
 
-def _onnx_without_drafter() -> dict[str, bytes]:
+def _litert_without_drafter(bundle: Path) -> dict[str, bytes]:
+    named, other = b"tf_lite_mtp_drafter", b"tf_lite_mtp_unknown"
+    return {bundle.name: bundle.read_bytes().replace(named, other, 1)}
+
+
+def _onnx_without_drafter(bundle: Path) -> dict[str, bytes]:
     """Both graphs must say so; the one that drafts and its weights may be there or not."""
     number, other = b"has_drafter\x12\x011", b"has_drafter\x12\x010"
-    files = {path.name: path.read_bytes() for path in ONNX.bundle.parent.glob("model.*")}
+    files = {path.name: path.read_bytes() for path in bundle.parent.glob("model.*")}
     del files["model.draft.onnx"]
     return {name: content.replace(number, other) for name, content in files.items()}
 
@@ -73,11 +79,7 @@ LITERT = Toy(
     bundle=FOLDER / "toy.litertlm",
     reference=FOLDER / "toy_reference.npz",
     verify_widths=(1, 2, 4),
-    without_drafter=lambda: {
-        "toy.litertlm": LITERT.bundle.read_bytes().replace(
-            b"tf_lite_mtp_drafter", b"tf_lite_mtp_unknown", 1
-        )
-    },
+    without_drafter=_litert_without_drafter,
     hide_runtime=_hide_litert,
 )
 EXECUTORCH = Toy(
@@ -86,7 +88,7 @@ EXECUTORCH = Toy(
     bundle=FOLDER / "toy.pte",
     reference=FOLDER / "toy_executorch_reference.npz",
     verify_widths=(1, 2, 3, 4),
-    without_drafter=lambda: {"toy.pte": (FOLDER / "toy_without_drafter.pte").read_bytes()},
+    without_drafter=lambda _: {"toy.pte": (FOLDER / "toy_without_drafter.pte").read_bytes()},
     hide_runtime=_hide_executorch,
 )
 ONNX = Toy(
@@ -98,4 +100,13 @@ ONNX = Toy(
     without_drafter=_onnx_without_drafter,
     hide_runtime=_hide_onnx,
 )
+LITERT_INT8 = replace(
+    LITERT, bundle=FOLDER / "toy_int8.litertlm", reference=FOLDER / "toy_int8_reference.npz"
+)
+ONNX_INT8 = replace(
+    ONNX,
+    bundle=FOLDER / "toy_onnx_int8" / "model.fill.onnx",
+    reference=FOLDER / "toy_onnx_int8" / "reference.npz",
+)
 TOYS = {"executorch": EXECUTORCH, "litert": LITERT, "onnx": ONNX}
+INT8_TOYS = {"litert": LITERT_INT8, "onnx": ONNX_INT8}

@@ -11,7 +11,7 @@ import torch
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint, read_checkpoint, read_drafter
 from exporter.config import GraphShapes
 from exporter.lower.onnx import lower
-from exporter.quantize import WeightType, load_recipe, plan
+from exporter.quantize import KvRange, WeightType, load_recipe, plan
 from runtime_py.backends.onnx import OnnxBackend
 from runtime_py.inspection.onnx import inspect
 from tests.exporter.graph.eager import EagerModel
@@ -51,6 +51,9 @@ ERRORS = {
     "float16": 1e-5,
 }
 FLOATING = ("float32", "float16")
+# A number that is a bit off may be rounded to the integer beside.
+ROUNDED_ROWS = 2e-2
+INT8_ROWS = {layer: KvRange(keys=4.0, values=3.0) for layer in (0, 1)}  # a few are larger
 # onnxruntime's builds for the CPU, the web and Android have all of these.
 OPERATORS = {
     "FusedMatMul": "float32 matrices, stored as the checkpoint has them: [O, I]",
@@ -59,6 +62,8 @@ OPERATORS = {
     "Expand": "scales of rows to scales of blocks, once; coordinates of the rows written",
     "RMSNormalization": "norms",
     "ScatterND": "writes KV rows in place",
+    "QuantizeLinear": "int8 KV rows, before they are written",
+    "DequantizeLinear": "the same, where they are looked at",
     "MatMul": "attention",
     "Gemm": "the centroid head, whose matrix is gathered",
     "Softmax": "attention",
@@ -101,6 +106,7 @@ class Lowered:
 
     folder: Path
     recipe: str
+    kv_ranges: dict[int, KvRange] | None
     checkpoints: tuple[Path, Path]
     target: TargetCheckpoint
     drafter: DrafterCheckpoint
@@ -115,6 +121,7 @@ class Lowered:
     params=[
         "ple-mobile",  # int2, int4 and int8
         "experts-int4",
+        "dense-float32+rows",  # int8 KV rows
         # A quarter of a minute each.
         *(
             pytest.param(name, marks=pytest.mark.slow)
@@ -124,6 +131,7 @@ class Lowered:
                 "ple-int8",
                 "ple-int4",
                 "ple-int4-groups",
+                "ple-int8+rows",
                 "dense-float32",
                 "dense-int4",
                 "experts-float32",
@@ -135,14 +143,16 @@ class Lowered:
     ],
 )
 def lowered(request, tmp_path_factory) -> Lowered:
-    kind, _, recipe = request.param.partition("-")
+    kind, _, rest = request.param.partition("-")
+    name, _, rows = rest.partition("+")
+    recipe = load_recipe(name).with_int8_rows(INT8_ROWS) if rows else load_recipe(name)
     shape = {"ple": PLE, "dense": DENSE, "experts": EXPERTS}[kind]
     folder = tmp_path_factory.mktemp("lowered")
     checkpoints = save_pair(shape, 1, folder)
     target = read_checkpoint(checkpoints[0])
     drafter = read_drafter(checkpoints[1], target)
-    lower(target, drafter, SHAPES, load_recipe(recipe), folder)
-    return Lowered(folder, recipe, checkpoints, target, drafter)
+    lower(target, drafter, SHAPES, recipe, folder)
+    return Lowered(folder, name, recipe.kv_ranges, checkpoints, target, drafter)
 
 
 @pytest.fixture
@@ -155,7 +165,7 @@ def backend(lowered):
 @pytest.fixture
 def eager(lowered) -> EagerModel:
     """The graph with the weights as the file has them."""
-    eager = EagerModel(*lowered.checkpoints, CACHE_LENGTH)
+    eager = EagerModel(*lowered.checkpoints, CACHE_LENGTH, kv_ranges=lowered.kv_ranges)
     parts = [(eager.drafter, lowered.drafter, "drafter.")]
     parts += [(m, lowered.target, "") for m in (eager.embedder, eager.target)]
     if eager.per_layer_embedder is not None:
@@ -184,6 +194,8 @@ def error(found: np.ndarray, expected: torch.Tensor) -> float:
 def test_prefill_decode_verify_and_draft_equal_the_eager_graph(lowered, backend, eager, token_ids):
     """Also far past the sliding window, which is 5 rows, and over a block of 16 rows."""
     allowed, ids = ERRORS[lowered.recipe], token_ids.tolist()
+    if lowered.kv_ranges is not None:
+        allowed = max(allowed, ROUNDED_ROWS)
     backend.prefill(ids[:11], 0)
     eager.prefill(token_ids[:11], 0)
     position = 11
@@ -338,6 +350,10 @@ def test_inspection_finds_what_the_recipe_planned(lowered):
     assert {w.name: (w.shape, bits[w.dtype]) for w in found.weights} == planned
     assert len(found.weights) == len(planned)
     assert {buffer.num_rows for buffer in found.kv} == {CACHE_LENGTH}
+    rows, number_bytes = ("float32", 4) if lowered.kv_ranges is None else ("int8", 1)
+    assert found.kv_types == (rows,)
+    sizes = [2 * layer.num_kv_heads * layer.head_dim for layer in lowered.target.spec.kv_layers]
+    assert found.kv_bytes_per_token == number_bytes * sum(sizes)
 
 
 def test_the_recipe_decides_the_operators(lowered):
@@ -353,6 +369,14 @@ def test_rows_are_written_once_per_layer_and_read_once_per_donor(lowered):
         for name, model in graphs.items()
     }
     assert writes == {"fill": 2 * len(lowered.target.spec.kv_layers), "finish": 0, "draft": 0}
+    for model in graphs.values():
+        makers = {name: node.op_type for node in model.graph.node for name in node.output}
+        found = {
+            (makers[node.input[0]], node.op_type)
+            for node in model.graph.node
+            if node.op_type == "DequantizeLinear"
+        }
+        assert found == (set() if lowered.kv_ranges is None else {("Slice", "DequantizeLinear")})
 
 
 def test_the_files_say_what_they_hold(lowered):

@@ -5,6 +5,7 @@ import com.google.ai.edge.litert.CompiledModel
 import com.google.ai.edge.litert.Environment
 import com.google.ai.edge.litert.LiteRtException
 import com.google.ai.edge.litert.TensorBuffer
+import com.google.ai.edge.litert.TensorType
 import dev.gemmaexport.loop.Drafted
 import dev.gemmaexport.loop.Graphs
 import dev.gemmaexport.loop.RunException
@@ -55,7 +56,13 @@ class LiteRtGraphs(model: File, private val scratch: File, numThreads: Int) : Gr
     init {
         val draft = drafter
         // The mask hides stale rows by multiplying them by zero: none may be a NaN.
-        for ((name, buffer) in kv) buffer.writeFloat(FloatArray(shape(target, name, "decode").reduce(Int::times)))
+        for ((name, buffer) in kv) {
+            val size = shape(target, name, "decode").reduce(Int::times)
+            when (target.getInputTensorType(name, "decode").elementType) {
+                TensorType.ElementType.INT8 -> buffer.writeInt8(ByteArray(size))
+                else -> buffer.writeFloat(FloatArray(size))
+            }
+        }
         val shared = if (draft == null) emptyList() else kvNames(draft, "")
         drafterInputs = if (draft == null) emptyMap() else {
             DRAFTER_INPUTS.associateWith { draft.createInputBuffer(it) } + shared.associateWith { kv.getValue(it) }

@@ -1,0 +1,146 @@
+"""int8 KV rows: float32 graphs in which what is written is rounded, and what is read is widened.
+
+    rows -> QUANTIZE -> DYNAMIC_UPDATE_SLICE -> GATHER of the window's rows -> DEQUANTIZE
+
+Layers without a window widen all their rows, once in each call for all layers that read them. The
+tensors of the signatures carry their scale, as those of Google's own bundles do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.errors import ExportError
+from exporter.lower.litert.kv_cache import row_names
+from exporter.quantize import KvRange
+
+_DEQUANTIZE_VERSION = 3  # of which float16 weights need it too
+
+
+def store_int8_rows(skeleton: Path, ranges: Mapping[int, KvRange]) -> None:
+    """Give the KV tensors of all signatures of a .tflite that type, in place.
+
+    Args:
+        skeleton: a file made by `convert`.
+        ranges: of the rows, by target layer.
+
+    Raises:
+        ExportError: if rows are handed on by an operator that is not known here.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = schema.ModelT.InitFromPackedBuf(skeleton.read_bytes(), 0)
+    scales = {
+        name: scale
+        for layer, found in ranges.items()
+        for name, scale in zip(row_names(layer), (found.key_scale, found.value_scale), strict=True)
+    }
+    for definition in model.signatureDefs:
+        subgraph = model.subgraphs[definition.subgraphIndex]
+        inputs, outputs = (
+            {
+                entry.tensorIndex: scales[name]
+                for entry in entries
+                if (name := _name(entry)) in scales
+            }
+            for entries in (definition.inputs, definition.outputs)
+        )
+        made = _Rows(model, subgraph, inputs).store()
+        if not set(outputs) <= made:
+            raise ExportError(
+                "lowering to LiteRT: the converter put an operator between a KV tensor and the "
+                "rows written into it; export with --kv float32"
+            )
+    skeleton.write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _name(entry: Any) -> str:
+    return str(entry.name.decode())
+
+
+class _Rows:
+    """One subgraph; `scales` are those of its KV inputs, by number of tensor."""
+
+    def __init__(self, model: Any, subgraph: Any, scales: Mapping[int, float]) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        self._schema = schema
+        self._model = model
+        self._subgraph = subgraph
+        self._scales = dict(scales)
+        self._widened: dict[int, int] = {}  # int8 tensor -> the same in float32
+        self._operators: list[Any] = []
+
+    def store(self) -> set[int]:
+        """Returns the numbers of the tensors that are int8 now."""
+        code = self._schema.BuiltinOperator
+        for index, scale in self._scales.items():
+            self._retype(index, scale)
+        for operator in self._subgraph.operators:
+            operator.inputs = np.array(operator.inputs, np.int32)
+            kind = self._model.operatorCodes[operator.opcodeIndex].builtinCode
+            passes_on = kind in (code.DYNAMIC_UPDATE_SLICE, code.GATHER)
+            if passes_on and int(operator.inputs[0]) in self._scales:
+                scale, made = self._scales[int(operator.inputs[0])], int(operator.outputs[0])
+                if kind == code.DYNAMIC_UPDATE_SLICE:
+                    operator.inputs[1] = self._rounded(int(operator.inputs[1]), scale)
+                self._scales[made] = scale
+                self._retype(made, scale)
+            else:
+                operator.inputs = np.array([self._float(int(i)) for i in operator.inputs], np.int32)
+            self._operators.append(operator)
+        self._subgraph.operators = self._operators
+        return set(self._scales)
+
+    def _rounded(self, rows: int, scale: float) -> int:
+        made = self._like(rows, b".int8")
+        self._retype(made, scale)
+        self._append(self._schema.BuiltinOperator.QUANTIZE, 1, rows, made)
+        return made
+
+    def _float(self, index: int) -> int:
+        """A tensor that an operator of floating point reads."""
+        if index not in self._scales:
+            return index
+        if index not in self._widened:
+            made = self._widened[index] = self._like(index, b".float32")
+            code = self._schema.BuiltinOperator.DEQUANTIZE
+            self._append(code, _DEQUANTIZE_VERSION, index, made)
+        return self._widened[index]
+
+    def _retype(self, index: int, scale: float) -> None:
+        tensor = self._subgraph.tensors[index]
+        tensor.type = self._schema.TensorType.INT8
+        tensor.quantization = self._schema.QuantizationParametersT()
+        tensor.quantization.scale = np.array([scale], np.float32)
+        tensor.quantization.zeroPoint = np.zeros(1, np.int64)
+
+    def _like(self, index: int, suffix: bytes) -> int:
+        """A new float32 tensor of the same shape, without numbers."""
+        pattern, tensor = self._subgraph.tensors[index], self._schema.TensorT()
+        tensor.name, tensor.shape = pattern.name + suffix, pattern.shape
+        tensor.type = self._schema.TensorType.FLOAT32
+        tensor.shapeSignature, tensor.hasRank = pattern.shapeSignature, pattern.hasRank
+        self._subgraph.tensors.append(tensor)
+        return len(self._subgraph.tensors) - 1
+
+    def _append(self, code: int, version: int, index: int, made: int) -> None:
+        operator = self._schema.OperatorT()
+        operator.opcodeIndex = self._code(code, version)
+        operator.inputs = np.array([index], np.int32)
+        operator.outputs = np.array([made], np.int32)
+        self._operators.append(operator)
+
+    def _code(self, code: int, version: int) -> int:
+        codes = self._model.operatorCodes
+        for number, known in enumerate(codes):
+            if known.builtinCode == code:
+                return number
+        added = self._schema.OperatorCodeT()
+        added.builtinCode = added.deprecatedBuiltinCode = code
+        added.version = version
+        codes.append(added)
+        return len(codes) - 1
