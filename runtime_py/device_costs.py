@@ -24,8 +24,9 @@ from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
 from runtime_py.user_cache import processor, user_cache
 
-MAX_SAMPLES = 5  # of each call, besides one that warms up
-ENOUGH_MS = 200.0  # all together: large models have one or two samples
+MAX_SAMPLES = 9  # of each width, besides one that warms up
+IN_A_ROW = 3  # rounds alike
+ENOUGH_MS = 200.0  # all together: large models have one sample
 _ABSURD_MS = 1e7
 _MOST_BYTES = 1 << 16  # of a cache file
 
@@ -96,21 +97,34 @@ def measured_widths(backend: Backend) -> list[int]:
 
 
 def measure(backend: Backend, widths: list[int]) -> CallMs:
-    """Run every call a few times, at the beginning of the context.
+    """Run rounds of every width a few times, at the beginning of the context.
 
-    In turns, as a generation does: what one call leaves in the processor's caches serves another
-    badly. The middle of each call's times counts.
+    As a generation does, drafts and then their verify, and where that is quick several such rounds
+    in a row, of which the last counts: a call whose like ran before it finds its weights in the
+    processor's caches. The middle of each width's times counts.
     """
     hidden = np.zeros(backend.hidden_size, np.float32)
-    calls: list[Callable[[], object]] = [partial(backend.draft, 0, hidden, 1)]
-    calls += [partial(backend.verify, [0] * width, 0) for width in widths]
-    for call in calls:
-        call()
-    turns: list[list[float]] = []
-    while len(turns) < MAX_SAMPLES and sum(map(sum, turns)) < ENOUGH_MS:
-        turns.append([_ms(call) for call in calls])
-    draft, *verify = (median(times) for times in zip(*turns, strict=True))
-    return CallMs(draft, dict(zip(widths, verify, strict=True)))
+    draft = partial(backend.draft, 0, hidden, 1)
+    verify = {width: partial(backend.verify, [0] * width, 0) for width in widths}
+    first_ms = _ms(draft) + sum(map(_ms, verify.values()))  # warms up, too
+    in_a_row = IN_A_ROW if first_ms < ENOUGH_MS / MAX_SAMPLES else 1
+    draft_ms: dict[int, list[float]] = {width: [] for width in widths}
+    verify_ms: dict[int, list[float]] = {width: [] for width in widths}
+    begun = time.perf_counter()
+    for _ in range(MAX_SAMPLES):
+        for width in widths:
+            for _ in range(in_a_row):
+                drafts = sum(_ms(draft) for _ in range(width - 1))
+                verified = _ms(verify[width])
+            draft_ms[width].append(drafts / max(1, width - 1))
+            verify_ms[width].append(verified)
+        if 1000 * (time.perf_counter() - begun) > ENOUGH_MS:
+            break
+    middle = widths[len(widths) // 2]  # its drafts stand for those of any round
+    return CallMs(
+        median(draft_ms[middle]) if middle > 1 else _ms(draft),
+        {width: median(times) for width, times in verify_ms.items()},
+    )
 
 
 def _ms(call: Callable[[], object]) -> float:

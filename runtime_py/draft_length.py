@@ -43,7 +43,7 @@ MAX_STRETCHES = 6
 LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
 PRIOR_TRIES = 1.5  # what the prior counts for
 POOLING = 10.0  # tries for which all positions together count at each
-PROBE_SHARE = 0.015
+PROBE_SHARE = 0.01
 PURSE = 4.0  # draft steps for which may be saved up
 CREDIT = 4.0  # decode calls that probes may lose before their time, while they hit
 WORTH_PROBING = 1.02  # times plain decoding, by a drafter that is always right
@@ -52,7 +52,7 @@ REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
 LOOK = 16  # plain rounds after which the costs, which move slowly, are looked at anew
 COMMON_RATE, OWN_RATE = 0.1, 0.03  # how fast costs follow what was measured
 NUM_MEASURED = 5.0  # calls that the costs of the beginning stand for
-OUTLIER = 1.5  # a call that took longer than so many times its cost counts as so many
+OUTLIER = 1.2  # a call that took longer than so many times its cost counts as so many
 
 
 @dataclass(frozen=True)

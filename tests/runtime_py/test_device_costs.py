@@ -62,7 +62,30 @@ def test_a_slow_call_is_measured_once_besides_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ENOUGH_MS", 1.0)
     backend = SleepingBackend()
     device_costs(backend, "key", tmp_path)
-    assert backend.num_calls == {"prefill": 0, "verify": 2 * 4, "draft": 2}
+    assert backend.num_calls == {"prefill": 0, "verify": 2 * 4, "draft": 1 + (1 + 3 + 7)}
+
+
+def test_a_call_costs_what_it_costs_after_its_like(tmp_path, monkeypatch):
+    """A draft after a draft is cheaper here, and so is a decode after a decode."""
+    monkeypatch.setattr(module, "ENOUGH_MS", 1e9)
+
+    class Caching(SleepingBackend):
+        last = ""
+
+        def verify(self, token_ids, position):
+            self.clock.now_s += 0.001 * (self.last != f"verify {len(token_ids)}")
+            self.last = f"verify {len(token_ids)}"
+            super().verify(token_ids, position)
+
+        def draft(self, token_id, hidden, position):
+            self.clock.now_s += 0.001 * (self.last != "draft")
+            self.last = "draft"
+            super().draft(token_id, hidden, position)
+
+    found = device_costs(Caching(), "key", tmp_path)
+    assert found.verify[1] == pytest.approx(1000 * (CALL_S + TOKEN_S))
+    assert found.verify[4] == pytest.approx(1000 * (CALL_S + 4 * TOKEN_S) + 1)
+    assert found.draft == pytest.approx(1000 * DRAFT_S + 1 / 3)  # the first of three
 
 
 def test_widths_past_the_context_are_left_out(tmp_path):
@@ -151,17 +174,17 @@ def test_without_a_drafter_nothing_is_measured(bundle):
 
 
 def test_the_middle_of_several_times_counts(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(module, "ENOUGH_MS", 1000.0)
+    monkeypatch.setattr(module, "ENOUGH_MS", 1e9)
 
     class Interrupted(SleepingBackend):
         def draft(self, *arguments):
             super().draft(*arguments)
-            if self.num_calls["draft"] in (2, 4):
+            if 1 < self.num_calls["draft"] < 1 + 4 * 3 * (1 + 3 + 7):  # four of nine turns
                 clock.now_s += 0.01
 
     backend = Interrupted()
     assert device_costs(backend, "key", tmp_path).draft == pytest.approx(1000 * DRAFT_S)
-    assert backend.num_calls["draft"] == 6
+    assert backend.num_calls["draft"] == 1 + 9 * 3 * (1 + 3 + 7)
 
 
 def test_costs_are_seconds_and_padding_costs_what_tokens_do():

@@ -103,6 +103,19 @@ def test_a_drafter_that_is_always_wrong_never_makes_decoding_slower(name):
         assert NUM_TOKENS * table.call(1) / cost.sum() > 0.97, seed
 
 
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("accepted", ["E2B", "code"])
+def test_a_busy_machine_does_not_mislead_it(name, accepted):
+    """One call in ten takes five times as long, the others vary, as did those at load."""
+    table, busy, found = TABLES[name], Noise(error=0.1, jitter=0.2, pauses=0.1), []
+    for seed in range(NUM_SEEDS):
+        rng = np.random.default_rng(seed)
+        right = trace(rng, (NUM_TOKENS, ACCEPTED[accepted]))
+        cost = simulate(right, table, auto(table, rng, busy), rng, busy)
+        found.append(regret(cost, fixed_costs(right, table), slice(None)))
+    assert mean(found) < 0.05
+
+
 @pytest.mark.parametrize("length", range(LONGEST + 1))
 def test_the_fixed_lengths_cost_what_the_simulated_loop_costs_with_them(length):
     table, rng = TABLES["LiteRT int8"], np.random.default_rng(length)
