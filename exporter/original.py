@@ -209,7 +209,7 @@ def _skeleton(folder: Path, text_only: bool) -> Any:
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text_config = config.get_text_config()
-    with all_layers_shared(type(text_config)), _quiet(transformers):
+    with _quiet(transformers):
         wanted = text_config if text_only else config
         with torch.device("meta"):
             built: Any = getattr(transformers, CLASSES[wanted.model_type])._from_config(
@@ -254,35 +254,6 @@ def _remembered(module: nn.Module) -> Iterator[list[Tensor]]:
         yield given
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def all_layers_shared(config_class: Any) -> Iterator[None]:
-    """Let transformers 5.23 build an assistant, whose layers are all shared, and its target.
-
-    `kv_sharing_modes` raises when no layer is left to produce the KV, although an assistant is
-    given it, and keeps no rows for an assistant when no layer of the target's is shared. Remove
-    when Gemma4AssistantForCausalLM(config) works without this, and a target returns
-    shared_kv_states.
-    """
-    original = config_class.kv_sharing_modes
-
-    def modes(config: Any) -> Any:
-        if config.num_kv_shared_layers == config.num_hidden_layers:
-            return ["reuse"] * config.num_hidden_layers
-        if not config.num_kv_shared_layers:
-            last = {kind: index for index, kind in enumerate(config.layer_types)}
-            return [
-                "store" if last[kind] == index else None
-                for index, kind in enumerate(config.layer_types)
-            ]
-        return original.fget(config)
-
-    config_class.kv_sharing_modes = property(modes)
-    try:
-        yield
-    finally:
-        config_class.kv_sharing_modes = original
 
 
 @contextlib.contextmanager

@@ -10,8 +10,6 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
-from exporter.original import all_layers_shared
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -93,8 +91,7 @@ class WholeModel:
 def load(folder: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder)
     name = (config.architectures or ["Gemma4ForCausalLM"])[0]
-    with all_layers_shared(type(config.get_text_config())):
-        loaded = getattr(transformers, name).from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
-        )
+    loaded = getattr(transformers, name).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+    )
     return loaded.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from exporter.checkpoint import read_checkpoint, read_drafter
 from exporter.original import Original
 from tests.exporter import tiny_models
-from tests.exporter.tiny_models import E2B, UNIFIED_12B, all_layers_shared
+from tests.exporter.tiny_models import E2B, UNIFIED_12B
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOWERS = {
@@ -133,12 +133,3 @@ def test_the_original_of_every_class_speaks(name, tmp_path):
         hidden = decoder_of(model)(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state
     scores = hidden[0] @ decoder_of(model).embed_tokens.weight.T
     assert torch.allclose(torch.tanh(scores / 30) * 30, logits, atol=1e-4)
-
-
-def test_all_layers_shared_is_still_needed():
-    """When this fails, transformers builds assistants by itself: drop the guard."""
-    config = tiny_models.text_config(dataclasses.replace(E2B, shared=6))
-    with pytest.raises(ValueError, match="producing a cache"):
-        _ = config.kv_sharing_modes
-    with all_layers_shared(type(config)):
-        assert config.kv_sharing_modes == ["reuse"] * 6

@@ -21,8 +21,6 @@ from transformers import (
     Gemma4UnifiedTextConfig,
 )
 
-from exporter.original import all_layers_shared
-
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -161,8 +159,7 @@ def drafter_model(shape: Shape, seed: int) -> Any:
     )
     model_class = Gemma4UnifiedAssistantForCausalLM if shape.unified else Gemma4AssistantForCausalLM
     torch.manual_seed(seed)
-    with all_layers_shared(type(text)):
-        model = randomised(model_class(config), seed)
+    model = randomised(model_class(config), seed)
     if shape.centroids:
         generator = torch.Generator().manual_seed(seed)
         ordering = torch.randperm(shape.vocab_size, generator=generator)
@@ -172,8 +169,7 @@ def drafter_model(shape: Shape, seed: int) -> Any:
 
 def save(model: Any, folder: Path, max_shard_size: str = "1GB") -> Path:
     """Write config.json and safetensors, one file or shards."""
-    with all_layers_shared(type(model.config.get_text_config())):
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
