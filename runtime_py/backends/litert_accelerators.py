@@ -17,11 +17,8 @@ import os
 import platform
 import struct
 import sys
-from pathlib import Path
 
 ACCELERATOR = "libLiteRtWebGpuAccelerator.so"
-# Where an environment of ours is told to look for accelerators: there are none.
-EMPTY_FOLDER = str(Path(__file__).parent)
 
 _MACHINES = {"x86_64": 62, "aarch64": 183}  # ELF's numbers
 _LOAD, _DYNAMIC = 1, 2  # kinds of segments

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+DEQUANTIZE_VERSION = 3  # the first that takes float16
+
 
 def widen(model: Any) -> None:
     """Put DEQUANTIZE between float16 weights and what reads them, in every subgraph."""
@@ -61,19 +63,22 @@ class _Widening:
 
     def _dequantize(self, index: int, out: int) -> Any:
         operator = self._schema.OperatorT()
-        operator.opcodeIndex = self._dequantize_code()
+        code = self._schema.BuiltinOperator.DEQUANTIZE
+        operator.opcodeIndex = operator_code(self._model, code, DEQUANTIZE_VERSION)
         operator.inputs = np.array([index], np.int32)
         operator.outputs = np.array([out], np.int32)
         return operator
 
-    def _dequantize_code(self) -> int:
-        code = self._schema.BuiltinOperator.DEQUANTIZE
-        codes = self._model.operatorCodes
-        for number, known in enumerate(codes):
-            if known.builtinCode == code:
-                return number
-        added = self._schema.OperatorCodeT()
-        added.builtinCode = added.deprecatedBuiltinCode = code
-        added.version = 3  # the first that takes float16
-        codes.append(added)
-        return len(codes) - 1
+
+def operator_code(model: Any, code: int, version: int) -> int:
+    """The number of an operator among those of a model, which it is added to if need be."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    for number, known in enumerate(model.operatorCodes):
+        if known.builtinCode == code:
+            return number
+    added = schema.OperatorCodeT()
+    added.builtinCode = added.deprecatedBuiltinCode = code
+    added.version = version
+    model.operatorCodes.append(added)
+    return len(model.operatorCodes) - 1

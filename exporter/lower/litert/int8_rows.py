@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import ExportError
+from exporter.lower.litert.float16 import DEQUANTIZE_VERSION, operator_code
 from exporter.lower.litert.kv_cache import row_names
 from exporter.quantize import KvRange
-
-_DEQUANTIZE_VERSION = 3  # of which float16 weights need it too
 
 
 def store_int8_rows(skeleton: Path, ranges: Mapping[int, KvRange]) -> None:
@@ -108,7 +107,7 @@ class _Rows:
         if index not in self._widened:
             made = self._widened[index] = self._like(index, b".float32")
             code = self._schema.BuiltinOperator.DEQUANTIZE
-            self._append(code, _DEQUANTIZE_VERSION, index, made)
+            self._append(code, DEQUANTIZE_VERSION, index, made)
         return self._widened[index]
 
     def _retype(self, index: int, scale: float) -> None:
@@ -129,18 +128,7 @@ class _Rows:
 
     def _append(self, code: int, version: int, index: int, made: int) -> None:
         operator = self._schema.OperatorT()
-        operator.opcodeIndex = self._code(code, version)
+        operator.opcodeIndex = operator_code(self._model, code, version)
         operator.inputs = np.array([index], np.int32)
         operator.outputs = np.array([made], np.int32)
         self._operators.append(operator)
-
-    def _code(self, code: int, version: int) -> int:
-        codes = self._model.operatorCodes
-        for number, known in enumerate(codes):
-            if known.builtinCode == code:
-                return number
-        added = self._schema.OperatorCodeT()
-        added.builtinCode = added.deprecatedBuiltinCode = code
-        added.version = version
-        codes.append(added)
-        return len(codes) - 1
