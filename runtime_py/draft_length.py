@@ -20,6 +20,8 @@ stretch's weight is multiplied by the probability that it gave the outcome. The 
 over the stretches; the lightest is dropped when there are too many. Within a stretch, position k
 was a_k = (hits_k + POOLING * pool) / (tries_k + POOLING), where the pool is the same over all
 positions and falls back on a prior: positions not tried yet are taken to be like those that were.
+Where rounds are short, the outcomes of THOUGHT_S are learnt from together, so that learning takes
+no noticeable share of the time: tens of microseconds here, a round of the tiny model some hundreds.
 
 At K = 0 nothing would be learnt. Now and then a round is a probe: one token is drafted and compared
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
@@ -49,6 +51,7 @@ CREDIT = 4.0  # decode calls that probes may lose before their time, while they 
 WORTH_PROBING = 1.02  # times plain decoding, by a drafter that is always right
 MOST_REFRESH, LEAST_REFRESH = 50.0, 5.0  # rounds with drafts in a row
 REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
+THOUGHT_S = 0.003  # seconds of rounds with drafts that are learnt from together
 LOOK = 16  # plain rounds after which the costs, which move slowly, are looked at anew
 COMMON_RATE, OWN_RATE = 0.1, 0.03  # how fast costs follow what was measured
 NUM_MEASURED = 5.0  # calls that the costs of the beginning stand for
@@ -176,10 +179,11 @@ class Acceptance:
         self._stretches = [self._begin(1.0)]
         self.by_position = self._mean()  # a_1, a_2, ...: strictly between 0 and 1
 
-    def observe(self, num_drafted: int, num_accepted: int, num_tokens: int) -> None:
+    def observe(self, rounds: Sequence[tuple[int, int]], num_tokens: int) -> None:
         """Position k was tried if all before it were accepted.
 
         Args:
+            rounds: numbers of tokens drafted and accepted.
             num_tokens: emitted since the last time.
         """
         if len(self._stretches) == MAX_STRETCHES:
@@ -190,7 +194,7 @@ class Acceptance:
         self._stretches.append(self._begin(changed))
         total = 0.0
         for stretch in self._stretches:
-            stretch.observe(num_drafted, num_accepted)
+            stretch.observe(rounds)
             total += stretch.weight
         for stretch in self._stretches:
             stretch.weight /= total
@@ -224,15 +228,16 @@ class _Stretch:
     shares: list[float]  # what follows from hits and tries
     prior: float
 
-    def observe(self, num_drafted: int, num_accepted: int) -> None:
-        for position in range(min(num_drafted, num_accepted + 1, len(self.shares))):
-            share = self.shares[position]
-            self.tries[position] += 1
-            if position < num_accepted:
-                self.hits[position] += 1
-                self.weight *= share
-            else:
-                self.weight *= 1 - share
+    def observe(self, rounds: Sequence[tuple[int, int]]) -> None:
+        for num_drafted, num_accepted in rounds:
+            for position in range(min(num_drafted, num_accepted + 1, len(self.shares))):
+                share = self.shares[position]
+                self.tries[position] += 1
+                if position < num_accepted:
+                    self.hits[position] += 1
+                    self.weight *= share
+                else:
+                    self.weight *= 1 - share
         hits, tries = PRIOR_TRIES * self.prior, PRIOR_TRIES
         for hit, tried in zip(self.hits, self.tries, strict=True):
             hits += hit
@@ -275,6 +280,8 @@ class AutoDraftLength:
         self._purse_s = 0.0  # what probes may lose
         self._credit_s = 0.0
         self._probing = False  # what was decided last is a probe
+        self._gathered: list[tuple[int, int]] = []  # rounds to learn from: drafted, accepted
+        self._gathered_s = 0.0  # what they took
         self._num_unseen = 0  # tokens since acceptance was observed
         self._num_drafting = 0  # rounds with drafts in a row
 
@@ -304,17 +311,24 @@ class AutoDraftLength:
         lost_s = self._credit_s = 0.0
         if outcome.num_drafted:
             self.costs.observe_draft(outcome.draft_s / outcome.num_drafted)
-            self._acceptance.observe(outcome.num_drafted, outcome.num_accepted, self._num_unseen)
-            self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
-            self._num_unseen = 0
+            self._gathered.append((outcome.num_drafted, outcome.num_accepted))
+            self._gathered_s += outcome.draft_s + outcome.verify_s
             if self._probing:
                 lost_s = self._seconds(outcome) - num_tokens * self.costs.verify(1)
                 if outcome.num_accepted == outcome.num_drafted:
                     self._credit_s = CREDIT * self.costs.verify(1)
-        if outcome.num_drafted or self._prospect.best.num_drafts or self._num_unseen % LOOK == 0:
+            if self._probing or self._gathered_s >= THOUGHT_S:
+                self._learn()
+        elif self._prospect.best.num_drafts or self._num_unseen % LOOK == 0:
             self._prospect = self._look_ahead()
         earned_s = PROBE_SHARE * (outcome.draft_s + outcome.verify_s)
         self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.draft)
+
+    def _learn(self) -> None:
+        self._acceptance.observe(self._gathered, self._num_unseen)
+        self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
+        self._gathered, self._gathered_s, self._num_unseen = [], 0.0, 0
+        self._prospect = self._look_ahead()
 
     def _seconds(self, outcome: Outcome) -> float:
         """What the round costs; what was measured may hold a pause of the machine."""

@@ -9,8 +9,9 @@ from runtime_py.draft_length import AutoDraftLength, Costs, Outcome, Round
 from tests.golden_traces.backend import TICK, hashed_logits
 
 _NUM_ROUNDS = 150
+_SHORT = TICK / 32  # then several rounds are learnt from together
 # Ticks of draft and verify by tokens; acceptance in percent before and after the text changes;
-# lengths; prior.
+# lengths; prior; seconds of a tick.
 _DEVICES: list[dict[str, Any]] = [
     {"draft": 100, "verify": {1: 1000, 2: 1040, 4: 1070, 8: 1310}, "shares": (85, 20)},
     {"draft": 700, "verify": {1: 1000, 2: 1190, 4: 1350, 8: 1640}, "shares": (60, 90)},
@@ -18,6 +19,8 @@ _DEVICES: list[dict[str, Any]] = [
     {"draft": 90, "verify": {1: 1000, 2: 1100, 8: 1900}, "shares": (0, 95), "prior": 0.3},
     {"draft": 500, "verify": {1: 1000, 2: 1500, 3: 1600, 8: 2500}, "shares": (95, 0)},
     {"draft": 400, "verify": {1: 1000, 2: 1700, 4: 1900}, "shares": (55, 75), "prior": 0.99},
+    {"draft": 100, "verify": {1: 1000, 2: 1040, 8: 1310}, "shares": (85, 20), "tick": _SHORT},
+    {"draft": 700, "verify": {1: 1000, 2: 1190, 8: 1640}, "shares": (80, 95), "tick": _SHORT},
 ]
 
 
@@ -27,8 +30,9 @@ def recorded_decisions() -> Iterator[dict[str, Any]]:
         draft, verify = device["draft"], device["verify"]
         lengths = device.get("lengths", list(range(8)))
         prior = device.get("prior", 0.7)
-        seconds = {num_tokens: ticks * TICK for num_tokens, ticks in verify.items()}
-        policy = AutoDraftLength(Costs(draft * TICK, seconds), lengths, prior)
+        tick = device.get("tick", TICK)
+        seconds = {num_tokens: ticks * tick for num_tokens, ticks in verify.items()}
+        policy = AutoDraftLength(Costs(draft * tick, seconds), lengths, prior)
         rounds = []
         for index in range(_NUM_ROUNDS):
             share = device["shares"][index >= _NUM_ROUNDS // 2]
@@ -37,10 +41,10 @@ def recorded_decisions() -> Iterator[dict[str, Any]]:
             rounds.append([[planned.num_drafts, planned.verified], outcome])
             drafted, accepted, draft_ticks, verify_ticks, num_verified = outcome
             policy.observe(
-                Outcome(drafted, accepted, draft_ticks * TICK, verify_ticks * TICK, num_verified)
+                Outcome(drafted, accepted, draft_ticks * tick, verify_ticks * tick, num_verified)
             )
         yield {
-            "tick": TICK,
+            "tick": tick,
             "draft": draft,
             "verify": list(verify.items()),
             "lengths": lengths,

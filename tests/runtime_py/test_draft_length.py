@@ -7,6 +7,7 @@ is asserted is the mean over the seeds; of plain decoding never slowed down, als
 """
 
 import copy
+from unittest.mock import call, patch
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from runtime_py.draft_length import (
 from tests.runtime_py.draft_simulation import (
     LONGEST,
     TABLES,
+    TINY_S,
     CostTable,
     Noise,
     auto,
@@ -175,6 +177,17 @@ def test_probes_stay_within_their_share():
     assert cost[2000:].sum() > 2000  # but there are some
 
 
+def test_short_rounds_are_learnt_from_together():
+    """So that learning, which takes its time, is rare; and long ones each at once."""
+    for decode_s, at_once in ((TINY_S, 5), (1.0, 1)):  # 5 x 0.4 ms x 1.82: above 3 ms
+        table = TABLES["LiteRT int8"].taking(decode_s)
+        policy = AutoDraftLength(Costs(table.draft, table.verify), [3])
+        with patch.object(policy._acceptance, "observe") as learn:
+            for _ in range(1000):
+                policy.observe(Outcome(3, 2, 3 * table.draft, table.call(4), 4))
+        assert learn.call_args_list == [call([(3, 2)] * at_once, 3 * at_once)] * (1000 // at_once)
+
+
 def test_a_decode_keeps_the_yardstick_right():
     table, rng, quiet = TABLES["LiteRT int8"], np.random.default_rng(0), Noise(0, 0, 0)
     decodes = []
@@ -202,7 +215,7 @@ def test_what_is_expected_of_a_length_is_the_formula():
     policy = AutoDraftLength(costs, [1, 2, 3])
     for _ in range(500):  # a fifth of first drafts wrong, half of the second, half of the third
         for num_accepted in (0, 0, 1, 1, 1, 1, 2, 2, 3, 3):
-            policy._acceptance.observe(3, num_accepted, 3)
+            policy._acceptance.observe([(3, num_accepted)], 3)
     assert policy.acceptance == pytest.approx([0.8, 0.5, 0.5], abs=0.1)
     policy.observe(Outcome(3, 1, 0.3, 1.3, 4))
     assert policy.next_round().num_drafts == int(np.argmax(speeds)) == 2
@@ -266,8 +279,8 @@ def test_one_more_hit_raises_the_first_position_and_a_miss_lowers_it(prior, hist
     def after(num_accepted: int) -> float:
         acceptance = Acceptance(LONGEST, prior)
         for num_drafted, accepted, tokens in history:
-            acceptance.observe(num_drafted, min(accepted, num_drafted), tokens)
-        acceptance.observe(drafted, num_accepted, 1)
+            acceptance.observe([(num_drafted, min(accepted, num_drafted))], tokens)
+        acceptance.observe([(drafted, num_accepted)], 1)
         return acceptance.by_position[0]
 
     assert after(drafted) > after(0)
@@ -280,7 +293,7 @@ def test_only_hits_never_lower_an_estimate_and_only_misses_never_raise_it(prior,
         acceptance = Acceptance(LONGEST, prior)
         for _ in range(num_rounds):
             before = acceptance.by_position[0]
-            acceptance.observe(LONGEST, accepted, 1)
+            acceptance.observe([(LONGEST, accepted)], 1)
             # A stretch that begins anew pulls a little towards the prior.
             assert better(acceptance.by_position[0] + (0.01 if accepted else -0.01), before)
 

@@ -106,16 +106,17 @@ class Acceptance(private val numPositions: Int, prior: Double) {
     /**
      * Position k was tried if all before it were accepted.
      *
+     * @param rounds of which the drafted and the accepted tokens count.
      * @param numTokens emitted since the last time.
      */
-    fun observe(numDrafted: Int, numAccepted: Int, numTokens: Int) {
+    fun observe(rounds: List<Outcome>, numTokens: Int) {
         if (stretches.size == MAX_STRETCHES) stretches.removeAt(lightest())
         val changed = HAZARD * numTokens / (1 + HAZARD * numTokens)
         for (stretch in stretches) stretch.weight *= 1 - changed
         stretches.add(begin(changed))
         var total = 0.0
         for (stretch in stretches) {
-            stretch.observe(numDrafted, numAccepted)
+            stretch.observe(rounds)
             total += stretch.weight
         }
         for (stretch in stretches) stretch.weight /= total
@@ -148,15 +149,17 @@ private class Stretch(var weight: Double, numPositions: Int, private val prior: 
     private val tries = DoubleArray(numPositions)
     val shares = DoubleArray(numPositions) { prior } // what follows from hits and tries
 
-    fun observe(numDrafted: Int, numAccepted: Int) {
-        for (position in 0 until minOf(numDrafted, numAccepted + 1, shares.size)) {
-            val share = shares[position]
-            tries[position] += 1.0
-            if (position < numAccepted) {
-                hits[position] += 1.0
-                weight *= share
-            } else {
-                weight *= 1 - share
+    fun observe(rounds: List<Outcome>) {
+        for (round in rounds) {
+            for (position in 0 until minOf(round.numDrafted, round.numAccepted + 1, shares.size)) {
+                val share = shares[position]
+                tries[position] += 1.0
+                if (position < round.numAccepted) {
+                    hits[position] += 1.0
+                    weight *= share
+                } else {
+                    weight *= 1 - share
+                }
             }
         }
         var allHits = PRIOR_TRIES * prior
@@ -187,6 +190,8 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     private var purseS = 0.0 // what probes may lose
     private var creditS = 0.0
     private var probing = false // what was decided last is a probe
+    private val gathered = arrayListOf<Outcome>() // rounds with drafts, to learn from
+    private var gatheredS = 0.0 // what they took
     private var numUnseen = 0 // tokens since acceptance was observed
     private var numDrafting = 0 // rounds with drafts in a row
 
@@ -213,19 +218,27 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         creditS = 0.0
         if (outcome.numDrafted > 0) {
             costs.observeDraft(outcome.draftS / outcome.numDrafted)
-            estimate.observe(outcome.numDrafted, outcome.numAccepted, numUnseen)
-            tokens = expectedTokens(lengths, estimate.byPosition)
-            numUnseen = 0
+            gathered += outcome
+            gatheredS += outcome.draftS + outcome.verifyS
             if (probing) {
                 lostS = seconds(outcome) - numTokens * costs.verify(1)
                 if (outcome.numAccepted == outcome.numDrafted) creditS = CREDIT * costs.verify(1)
             }
-        }
-        if (outcome.numDrafted > 0 || prospect.best.numDrafts > 0 || numUnseen % LOOK == 0) {
+            if (probing || gatheredS >= THOUGHT_S) learn()
+        } else if (prospect.best.numDrafts > 0 || numUnseen % LOOK == 0) {
             prospect = lookAhead()
         }
         val earnedS = PROBE_SHARE * (outcome.draftS + outcome.verifyS)
         purseS = minOf(purseS + earnedS - lostS, PURSE * costs.draft)
+    }
+
+    private fun learn() {
+        estimate.observe(gathered, numUnseen)
+        tokens = expectedTokens(lengths, estimate.byPosition)
+        gathered.clear()
+        gatheredS = 0.0
+        numUnseen = 0
+        prospect = lookAhead()
     }
 
     /** What the round costs; what was measured may hold a pause of the machine. */
@@ -298,6 +311,7 @@ private const val WORTH_PROBING = 1.02 // times plain decoding, by a drafter tha
 private const val MOST_REFRESH = 50.0 // rounds with drafts in a row
 private const val LEAST_REFRESH = 5.0
 private const val REFRESH_COST = 0.01 // share of the time that the decodes between them may cost
+private const val THOUGHT_S = 0.003 // of rounds with drafts that are learnt from together
 private const val LOOK = 16 // plain rounds after which the costs, which move slowly, are looked at anew
 private const val COMMON_RATE = 0.1 // how fast costs follow what was measured
 private const val OWN_RATE = 0.03
