@@ -1,4 +1,8 @@
-"""Plain decoding, every fixed draft length and `auto`, in turns, on one loaded bundle."""
+"""Plain decoding, every fixed draft length and `auto`, in turns, on one loaded bundle.
+
+Heats find the best fixed length, where the drafter may be right; the finals alone are judged. So
+the best is not the one that was luckiest when it was compared, and few have to take many turns.
+"""
 
 import os
 import random
@@ -84,6 +88,14 @@ class Contest:
     always_wrong: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """How often all take a turn at each prompt, besides one that warms up."""
+
+    heats: int
+    finals: int
+
+
 @dataclass
 class Found:
     """What came out, of one contest or of several."""
@@ -131,14 +143,39 @@ def policies(
     return makers | {AUTO: auto}
 
 
-def hold(contest: Contest, num_repeats: int) -> Found:
-    """Let all take turns at each prompt, in an order drawn anew, once more to warm up."""
+def hold(contest: Contest, repeats: Repeats) -> Found:
+    """Let all take turns at each prompt, in an order drawn anew, and the finalists again."""
+    everyone = [PLAIN, AUTO] if contest.always_wrong else list(contest.policies)
+    heats = _Race() if contest.always_wrong else _race(contest, everyone, repeats.heats)
+    best = max(set(heats.speeds) - {AUTO}, key=heats.median_speed, default=PLAIN)
+    finalists = [name for name in everyone if name in {PLAIN, best, AUTO}]
+    finals = _race(contest, finalists, repeats.finals)
+    found = _judge(contest, finals, best)
+    found.raw |= {
+        f"{contest.name}, heats, {who}: tokens/s": values for who, values in heats.speeds.items()
+    }
+    if others := heats.others | finals.others:
+        who = ", ".join(sorted(others))
+        found.misses.append(f"{contest.name}: {who}: another text than plain decoding's")
+    return found
+
+
+@dataclass
+class _Race:
+    """What came of the turns."""
+
+    speeds: Raw = field(default_factory=dict)  # tokens/s of each repeat, by contestant
+    rounds: Counter[str] = field(default_factory=Counter)  # of auto
+    others: set[str] = field(default_factory=set)  # had another text than plain decoding
+
+    def median_speed(self, name: str) -> float:
+        return median(self.speeds[name])
+
+
+def _race(contest: Contest, order: Sequence[str], num_repeats: int) -> _Race:
     session = Session(contest.backend, contest.backend.cache_length)
-    order = list(contest.policies)
     shuffle = random.Random(0)
-    speeds: Raw = {name: [] for name in order}
-    rounds: Counter[str] = Counter()
-    others: set[str] = set()
+    race = _Race({name: [] for name in order})
     for repeat in range(num_repeats + 1):
         runs: dict[str, list[Generation]] = {name: [] for name in order}
         for index, prompt in enumerate(contest.prompts):
@@ -146,16 +183,12 @@ def hold(contest: Contest, num_repeats: int) -> Found:
                 contest.play(index)
                 policy = contest.policies[name]()
                 runs[name].append(generate(session, prompt, policy, contest.num_tokens))
-        others |= {name for name in order if _text(runs[name]) != _text(runs[PLAIN])}
+        race.others |= {name for name in order if _text(runs[name]) != _text(runs[PLAIN])}
         if repeat:
             for name, made in runs.items():
-                speeds[name].append(_tokens_per_s(made))
-            rounds.update(sum((made.rounds for made in runs[AUTO]), Counter()))
-    found = _judge(contest, speeds, rounds)
-    if others:
-        who = ", ".join(sorted(others))
-        found.misses.append(f"{contest.name}: {who}: another text than plain decoding's")
-    return found
+                race.speeds[name].append(_tokens_per_s(made))
+            race.rounds.update(sum((made.rounds for made in runs[AUTO]), Counter()))
+    return race
 
 
 def generate(
@@ -186,21 +219,17 @@ def _tokens_per_s(runs: Iterable[Generation]) -> float:
     return sum(run.num_timed for run in made) / sum(run.seconds for run in made)
 
 
-def _judge(contest: Contest, speeds: Raw, rounds: Counter[str]) -> Found:
-    best = max(set(speeds) - {AUTO}, key=lambda who: median(speeds[who]))
-    name = contest.name
+def _judge(contest: Contest, finals: _Race, best: str) -> Found:
+    name, speeds = contest.name, finals.speeds
     found = Found(raw={f"{name}, {who}: tokens/s": values for who, values in speeds.items()})
     of_plain, of_best = ratio(speeds, AUTO, PLAIN), ratio(speeds, AUTO, best)
-    found.ratios = {f"{name}: auto / plain": of_plain, f"{name}: auto / best fixed": of_best}
-    found.found = {
-        f"{name}: best fixed": best,
-        f"{name}: rounds of auto, by drafts": dict(sorted(rounds.items())),
-    }
-    least, reached, what = (
-        (LEAST_OF_PLAIN, of_plain, PLAIN)
-        if contest.always_wrong
-        else (LEAST_OF_BEST, of_best, f"the best fixed, {best}")
-    )
+    found.ratios = {f"{name}: auto / plain": of_plain}
+    found.found = {f"{name}: rounds of auto, by drafts": dict(sorted(finals.rounds.items()))}
+    least, reached, what = LEAST_OF_PLAIN, of_plain, PLAIN
+    if not contest.always_wrong:
+        found.ratios |= {f"{name}: auto / best fixed": of_best}
+        found.found |= {f"{name}: best fixed": best}
+        least, reached, what = LEAST_OF_BEST, of_best, f"the best fixed, {best}"
     if reached < least:
         found.misses.append(f"{name}: auto is {reached:.3f} of {what}; at least {least} is needed")
     return found

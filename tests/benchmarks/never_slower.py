@@ -21,6 +21,7 @@ from tests.benchmarks.draft_contest import (
     RUNTIME_NAMES,
     Contest,
     Found,
+    Repeats,
     generate,
     hold,
     measure_costs_anew,
@@ -39,7 +40,8 @@ SETTINGS = {
     "tokens/s from the first token on",
     "auto": "as gemma-run has it: costs measured once at load and then read from the cache, a new "
     "policy for each generation, so that what it learns in it is part of the time",
-    "order": "all contestants, at each prompt of each repeat, in an order drawn anew",
+    "order": "heats of all contestants find the best fixed length, where the drafter is real; then "
+    "plain decoding, the best and auto; each at each prompt of each repeat, in an order drawn anew",
     "wrong": "runs every real draft, then proposes the token after the one that the target is "
     "going to choose (known from a plain generation before), so that none is ever accepted",
     "rounds of auto": "decided after the first token; compared: drafted, and not verified",
@@ -47,7 +49,7 @@ SETTINGS = {
 }
 
 
-def measure(bundle: Bundle, name: str, num_repeats: int) -> Found:
+def measure(bundle: Bundle, name: str, repeats: Repeats) -> Found:
     """Both drafters of one bundle, made for one runtime."""
     runtime = RUNTIME_NAMES[name.split()[0]]
     options = SessionOptions(NUM_THREADS)
@@ -72,7 +74,7 @@ def measure(bundle: Bundle, name: str, num_repeats: int) -> Found:
                 play=play_wrong,
                 always_wrong=kind == "wrong",
             )
-            found.add(hold(contest, num_repeats))
+            found.add(hold(contest, repeats))
     return found
 
 
@@ -84,9 +86,10 @@ def _plain_text(backend: PlayedDrafter, prompt: list[int]) -> list[int]:
 
 @click.command(help=__doc__)
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS / "never_slower.json")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--heats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--finals", type=click.IntRange(1), default=15, show_default=True)
 @click.option("--only", type=click.Choice(NAMES), multiple=True, help="Of all; may be repeated.")
-def main(output: Path, repeats: int, only: Sequence[str]) -> None:
+def main(output: Path, heats: int, finals: int, only: Sequence[str]) -> None:
     work, found = Work(), Found()
     folders = {}
     for name in only or NAMES:
@@ -95,7 +98,7 @@ def main(output: Path, repeats: int, only: Sequence[str]) -> None:
     measure_costs_anew(work)
     machine = describe_machine()  # its load is that of before, exports left aside
     for name, folder in folders.items():
-        found.add(measure(Bundle.open(folder), name, repeats))
+        found.add(measure(Bundle.open(folder), name, Repeats(heats=heats, finals=finals)))
     finish(output, "never_slower", machine, found.result(SETTINGS))
 
 

@@ -23,6 +23,7 @@ from tests.benchmarks.draft_contest import (
     RUNTIME_NAMES,
     Contest,
     Found,
+    Repeats,
     hold,
     measure_costs_anew,
     policies,
@@ -64,7 +65,8 @@ SETTINGS = {
     },
     "auto": "as gemma-run has it: costs measured once at load and then read from the cache, a new "
     "policy for each generation; its prior is E2B's profile, which a bundle of E2B's would bring",
-    "order": "all contestants, in each repeat, in an order drawn anew",
+    "order": "heats of all contestants find the best fixed length, where drafts may be right; then "
+    "plain decoding, the best and auto; in each repeat in an order drawn anew",
     "rounds of auto": "decided after the first token; compared: drafted, and not verified",
     "bounds": {"auto / plain, wrong": LEAST_OF_PLAIN, "auto / best fixed, others": LEAST_OF_BEST},
 }
@@ -93,7 +95,7 @@ class E2BPrior(Bundle):
 class Effort:
     """How much is measured."""
 
-    num_repeats: int
+    repeats: Repeats
     num_tokens: int
     lengths: Sequence[int]  # fixed ones; none: all that the graphs can verify
 
@@ -120,7 +122,7 @@ def measure(bundle: Bundle, runtime: str, effort: Effort) -> Found:
                 policies=contestants,
                 always_wrong=name == WRONG,
             )
-            found.add(hold(contest, effort.num_repeats))
+            found.add(hold(contest, effort.repeats))
     return found
 
 
@@ -139,7 +141,8 @@ def _name(bundle: Bundle, runtime: str) -> str:
 
 @click.command(help=__doc__)
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS / "replay.json")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--heats", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--finals", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--tokens", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--bundle", type=click.Path(path_type=Path), multiple=True, help="Ready made, too.")
 @click.option("--only", type=click.Choice(NAMES), multiple=True, help="Of the stack's bundles.")
@@ -147,7 +150,8 @@ def _name(bundle: Bundle, runtime: str) -> str:
 @click.option("--fixed", "lengths", type=int, multiple=True, help="Draft lengths.  [default: all]")
 def main(  # noqa: PLR0913  one for each option
     output: Path,
-    repeats: int,
+    heats: int,
+    finals: int,
     tokens: int,
     bundle: Sequence[Path],
     only: Sequence[str],
@@ -161,7 +165,8 @@ def main(  # noqa: PLR0913  one for each option
         folders.append(work.stack_bundle(STACK_LAYERS, recipe, RUNTIME_NAMES[runtime]))
     measure_costs_anew(work)
     machine = describe_machine()  # its load is that of before, exports left aside
-    effort = Effort(num_repeats=repeats, num_tokens=tokens, lengths=lengths)
+    repeats = Repeats(heats=heats, finals=finals)
+    effort = Effort(repeats=repeats, num_tokens=tokens, lengths=lengths)
     for folder in folders:
         opened = Bundle.open(folder)
         played = E2BPrior(opened.folder, opened.manifest)

@@ -1,12 +1,11 @@
 """The contest of draft lengths: what is held to what, and that all say the same."""
 
-from collections import Counter
 from functools import partial
 
 import pytest
 
 from runtime_py.draft_length import FixedDraftLength
-from tests.benchmarks.draft_contest import AUTO, PLAIN, Contest, _judge, hold
+from tests.benchmarks.draft_contest import AUTO, PLAIN, Contest, Repeats, _judge, _Race, hold
 from tests.benchmarks.played import PlayedDrafter, Script
 from tests.runtime_py.scripted_backend import ScriptedBackend
 
@@ -31,25 +30,31 @@ def _contest(backend, always_wrong: bool = False) -> Contest:
 @pytest.mark.parametrize(
     ("always_wrong", "speeds", "num_misses"),
     [
-        (True, {PLAIN: [100.0], "K = 1": [60.0], AUTO: [97.1]}, 0),
-        (True, {PLAIN: [100.0], "K = 1": [60.0], AUTO: [96.0]}, 1),
+        (True, {PLAIN: [100.0], AUTO: [97.1]}, 0),
+        (True, {PLAIN: [100.0], AUTO: [96.0]}, 1),
         (False, {PLAIN: [100.0], "K = 1": [150.0], AUTO: [143.0]}, 0),
         (False, {PLAIN: [100.0], "K = 1": [150.0], AUTO: [142.0]}, 1),
-        (False, {PLAIN: [100.0], "K = 1": [50.0], AUTO: [94.0]}, 1),  # no drafts is a length too
+        (False, {PLAIN: [100.0], AUTO: [94.0]}, 1),  # no drafts is a length too
     ],
 )
 def test_a_wrong_drafter_holds_auto_to_plain_and_any_other_to_the_best(
     always_wrong, speeds, num_misses
 ):
-    found = _judge(_contest(ScriptedBackend(), always_wrong), speeds, Counter())
+    best = max(set(speeds) - {AUTO}, key=lambda name: speeds[name])
+    found = _judge(_contest(ScriptedBackend(), always_wrong), _Race(speeds), best)
     assert len(found.misses) == num_misses
 
 
-def test_every_contestant_is_timed_in_every_repeat_and_only_auto_is_watched():
-    found = hold(_contest(ScriptedBackend()), num_repeats=2)
-    assert [len(values) for values in found.raw.values()] == [2, 2, 2]
+@pytest.mark.parametrize(("always_wrong", "num_heats"), [(False, 2), (True, 0)])
+def test_everyone_is_timed_in_the_heats_the_finalists_in_the_finals(always_wrong, num_heats):
+    found = hold(_contest(ScriptedBackend(), always_wrong), Repeats(heats=2, finals=4))
+    heats = {key: len(values) for key, values in found.raw.items() if "heats" in key}
+    finals = {key: len(values) for key, values in found.raw.items() if "heats" not in key}
+    assert list(heats.values()) == [2, 2, 2][: 3 * bool(num_heats)]
+    assert {"x, plain: tokens/s", "x, auto: tokens/s"} <= set(finals)
+    assert set(finals.values()) == {4}
     rounds = found.found["x: rounds of auto, by drafts"]
-    assert set(rounds) == {"3"}
+    assert set(rounds) == {"3"}  # only auto is watched
     assert not [miss for miss in found.misses if "another text" in miss]
 
 
@@ -61,7 +66,7 @@ def test_another_text_is_a_miss():
             logits, hidden = super().verify(token_ids, position)
             return (logits[:, ::-1] if len(token_ids) == 4 else logits), hidden
 
-    found = hold(_contest(Forgetful()), num_repeats=1)
+    found = hold(_contest(Forgetful()), Repeats(heats=1, finals=1))
     assert "x: auto: another text than plain decoding's" in found.misses
 
 
@@ -73,5 +78,5 @@ def test_the_script_of_a_prompt_is_played_before_its_generations():
         drafter.script = Script([0] * 128, None)
 
     contest = _contest(drafter)
-    hold(Contest(**{**contest.__dict__, "play": play}), num_repeats=1)
-    assert played == 2 * (3 * [0] + 3 * [1])
+    hold(Contest(**{**contest.__dict__, "play": play}), Repeats(heats=1, finals=1))
+    assert played[:12] == 2 * (3 * [0] + 3 * [1])
