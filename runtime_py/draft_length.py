@@ -20,8 +20,9 @@ stretch's weight is multiplied by the probability that it gave the outcome. The 
 over the stretches; the lightest is dropped when there are too many. Within a stretch, position k
 was a_k = (hits_k + POOLING * pool) / (tries_k + POOLING), where the pool is the same over all
 positions and falls back on a prior: positions not tried yet are taken to be like those that were.
-Where rounds are short, the outcomes of THOUGHT_S are learnt from together, so that learning takes
-no noticeable share of the time: tens of microseconds here, a round of the tiny model some hundreds.
+Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few;
+and plain rounds are looked at together. Thinking takes tens of microseconds here, more after a call
+that emptied the processor's caches, and a round of the tiny model takes some hundreds.
 
 At K = 0 nothing would be learnt. Now and then a round is a probe: one token is drafted and compared
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
@@ -38,24 +39,27 @@ Sources: Leviathan et al. 2023, "Fast Inference from Transformers via Speculativ
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 HAZARD = 0.003  # probability that the text changes, per emitted token
 MAX_STRETCHES = 6
 LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
-PRIOR_TRIES = 1.5  # what the prior counts for
+PRIOR_TRIES = 2.0  # what the prior counts for
 POOLING = 10.0  # tries for which all positions together count at each
-PROBE_SHARE = 0.01
+PROBE_SHARE = 0.014
 PURSE = 4.0  # draft steps for which may be saved up
 CREDIT = 4.0  # decode calls that probes may lose before their time, while they hit
 WORTH_PROBING = 1.02  # times plain decoding, by a drafter that is always right
 MOST_REFRESH, LEAST_REFRESH = 50.0, 5.0  # rounds with drafts in a row
 REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
+LOOK = 32  # plain rounds in a row, at most, that are looked at together
 THOUGHT_S = 0.003  # seconds of rounds with drafts that are learnt from together
-LOOK = 16  # plain rounds after which the costs, which move slowly, are looked at anew
+EAGER = 8  # rounds with drafts, the first ones, that are learnt from one by one
 COMMON_RATE, OWN_RATE = 0.1, 0.03  # how fast costs follow what was measured
 NUM_MEASURED = 5.0  # calls that the costs of the beginning stand for
-OUTLIER = 1.2  # a call that took longer than so many times its cost counts as so many
+OUTLIER = (
+    1.2  # times its cost: no call counts as more, the middle of n calls as n times that excess
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,8 @@ _PLAIN = Round(0)
 _COMPARE = Round(1, verified=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a round."""
+class Outcome(NamedTuple):
+    """What became of a round; a tuple, which is made faster than other frozen objects."""
 
     num_drafted: int
     num_accepted: int  # of a draft that was not verified: 1 if decode chose the same
@@ -131,20 +134,27 @@ class Costs:
         return [common * (length * draft_s + self._of(length + 1).seconds) for length in lengths]
 
     def observe_draft(self, seconds: float) -> None:
-        self._follow(self._draft, seconds)
+        self._follow(self._draft, seconds, 1)
 
     def observe_verify(self, num_tokens: int, seconds: float) -> None:
-        self._follow(self._of(num_tokens), seconds)
+        self._follow(self._of(num_tokens), seconds, 1)
+
+    def observe_decodes(self, seconds: Sequence[float]) -> None:
+        """Several in a row: their middle counts, for as many as they are."""
+        num_calls = len(seconds)
+        self._follow(self._of(1), sorted(seconds)[num_calls // 2], num_calls)
 
     def _of(self, num_tokens: int) -> "_Cost":
         return self._verify[min(num_tokens, len(self._verify) - 1)]
 
-    def _follow(self, cost: "_Cost", seconds: float) -> None:
+    def _follow(self, cost: "_Cost", seconds: float, num_calls: int) -> None:
         ratio = seconds / (self._common * cost.seconds)
-        change = min(max(ratio, 1 / OUTLIER), OUTLIER) - 1
-        self._common *= 1 + COMMON_RATE * change
-        cost.seconds *= 1 + max(OWN_RATE, 1 / cost.num_seen) * change
-        cost.num_seen += 1
+        most = 1 + num_calls * (OUTLIER - 1)
+        change = min(max(ratio, 1 / most), most) - 1
+        common, own = num_calls * COMMON_RATE, num_calls * OWN_RATE
+        cost.num_seen += num_calls
+        self._common *= 1 + common / (1 + common) * change
+        cost.seconds *= 1 + max(own / (1 + own), num_calls / cost.num_seen) * change
 
 
 @dataclass(slots=True)
@@ -282,6 +292,9 @@ class AutoDraftLength:
         self._probing = False  # what was decided last is a probe
         self._gathered: list[tuple[int, int]] = []  # rounds to learn from: drafted, accepted
         self._gathered_s = 0.0  # what they took
+        self._decodes_s: list[float] = []  # plain rounds to look at
+        self._num_decodes: float = LOOK  # when there are so many
+        self._num_learnt = 0  # such rounds so far
         self._num_unseen = 0  # tokens since acceptance was observed
         self._num_drafting = 0  # rounds with drafts in a row
 
@@ -295,7 +308,7 @@ class AutoDraftLength:
         prospect = self._prospect
         if prospect.best.num_drafts:
             return _PLAIN if self._num_drafting >= prospect.refresh else prospect.best
-        if prospect.most < WORTH_PROBING:
+        if self._decodes_s or prospect.most < WORTH_PROBING:
             return _PLAIN
         if self._purse_s + self._credit_s < prospect.probe_loss_s:
             return _PLAIN
@@ -303,30 +316,57 @@ class AutoDraftLength:
         return prospect.probe
 
     def observe(self, outcome: Outcome) -> None:
+        if not outcome.num_drafted:
+            self._decodes_s.append(outcome.verify_s)
+            if self._prospect.best.num_drafts or len(self._decodes_s) >= self._num_decodes:
+                self._look_at_decodes()
+                self._prospect = self._look_ahead()
+                self._num_decodes = self._decodes_to_a_probe()
+            return
+        self._look_at_decodes()
         self.costs.observe_verify(outcome.num_verified, outcome.verify_s)
+        self.costs.observe_draft(outcome.draft_s / outcome.num_drafted)
         verified = outcome.num_verified > 1
         num_tokens = 1 + outcome.num_accepted if verified else 1
         self._num_unseen += num_tokens
         self._num_drafting = self._num_drafting + 1 if verified else 0
+        self._gathered.append((outcome.num_drafted, outcome.num_accepted))
+        self._gathered_s += outcome.draft_s + outcome.verify_s
+        eager = self._probing or self._num_learnt < EAGER
+        if eager or self._gathered_s >= THOUGHT_S:
+            self._learn()
         lost_s = self._credit_s = 0.0
-        if outcome.num_drafted:
-            self.costs.observe_draft(outcome.draft_s / outcome.num_drafted)
-            self._gathered.append((outcome.num_drafted, outcome.num_accepted))
-            self._gathered_s += outcome.draft_s + outcome.verify_s
-            if self._probing:
-                lost_s = self._seconds(outcome) - num_tokens * self.costs.verify(1)
-                if outcome.num_accepted == outcome.num_drafted:
-                    self._credit_s = CREDIT * self.costs.verify(1)
-            if self._probing or self._gathered_s >= THOUGHT_S:
-                self._learn()
-        elif self._prospect.best.num_drafts or self._num_unseen % LOOK == 0:
-            self._prospect = self._look_ahead()
-        earned_s = PROBE_SHARE * (outcome.draft_s + outcome.verify_s)
+        if self._probing:
+            lost_s = self._seconds(outcome) - num_tokens * self.costs.verify(1)
+            if outcome.num_accepted == outcome.num_drafted:
+                self._credit_s = CREDIT * self.costs.verify(1)
+        self._earn(outcome.draft_s + outcome.verify_s, lost_s)
+        self._num_decodes = self._decodes_to_a_probe()
+
+    def _look_at_decodes(self) -> None:
+        """Plain rounds are put aside until then, so that they are not slowed down."""
+        if self._decodes_s:
+            self.costs.observe_decodes(self._decodes_s)
+            spent_s = 0.0
+            for seconds in self._decodes_s:  # sum() rounds less from Python 3.12 on
+                spent_s += seconds
+            self._earn(spent_s, 0.0)
+            self._num_unseen += len(self._decodes_s)
+            self._num_drafting, self._credit_s, self._decodes_s = 0, 0.0, []
+
+    def _decodes_to_a_probe(self) -> float:
+        """Plain rounds until what they earn pays for one, or until LOOK."""
+        missing_s = self._prospect.probe_loss_s - self._purse_s
+        return min(max(1.0, missing_s / (PROBE_SHARE * self.costs.verify(1))), LOOK)
+
+    def _earn(self, spent_s: float, lost_s: float) -> None:
+        earned_s = PROBE_SHARE * spent_s
         self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.draft)
 
     def _learn(self) -> None:
         self._acceptance.observe(self._gathered, self._num_unseen)
         self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
+        self._num_learnt += len(self._gathered)
         self._gathered, self._gathered_s, self._num_unseen = [], 0.0, 0
         self._prospect = self._look_ahead()
 

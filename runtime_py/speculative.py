@@ -6,6 +6,7 @@ prefill -> repeat { draft K tokens -> verify K + 1 in one call -> accept -> emit
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from runtime_py.accept import accept
 from runtime_py.backends import Backend, FloatArray
@@ -26,8 +27,7 @@ class Stops:
             raise RunError(f"max-new-tokens is {self.max_new_tokens}; it must be 1 or more")
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one target call emitted."""
 
     token_ids: tuple[int, ...]

@@ -61,18 +61,25 @@ class Costs(draft: Double, verify: Map<Int, Double>) {
         common * (lengths[it] * ofDraft.seconds + of(lengths[it] + 1).seconds)
     }
 
-    fun observeDraft(seconds: Double) = follow(ofDraft, seconds)
+    fun observeDraft(seconds: Double) = follow(ofDraft, seconds, 1)
 
-    fun observeVerify(numTokens: Int, seconds: Double) = follow(of(numTokens), seconds)
+    fun observeVerify(numTokens: Int, seconds: Double) = follow(of(numTokens), seconds, 1)
+
+    /** Several in a row: their middle counts, for as many as they are. */
+    fun observeDecodes(seconds: List<Double>) =
+        follow(of(1), seconds.sorted()[seconds.size / 2], seconds.size)
 
     private fun of(numTokens: Int) = ofVerify[minOf(numTokens, ofVerify.size - 1)]
 
-    private fun follow(cost: Cost, seconds: Double) {
+    private fun follow(cost: Cost, seconds: Double, numCalls: Int) {
         val ratio = seconds / (common * cost.seconds)
-        val change = minOf(maxOf(ratio, 1 / OUTLIER), OUTLIER) - 1
-        common *= 1 + COMMON_RATE * change
-        cost.seconds *= 1 + maxOf(OWN_RATE, 1 / cost.numSeen) * change
-        cost.numSeen += 1
+        val most = 1 + numCalls * (OUTLIER - 1)
+        val change = minOf(maxOf(ratio, 1 / most), most) - 1
+        val ofCommon = numCalls * COMMON_RATE
+        val own = numCalls * OWN_RATE
+        cost.numSeen += numCalls
+        common *= 1 + ofCommon / (1 + ofCommon) * change
+        cost.seconds *= 1 + maxOf(own / (1 + own), numCalls / cost.numSeen) * change
     }
 
     private fun between(measured: List<Pair<Int, Double>>, numTokens: Int): Double {
@@ -192,6 +199,9 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     private var probing = false // what was decided last is a probe
     private val gathered = arrayListOf<Outcome>() // rounds with drafts, to learn from
     private var gatheredS = 0.0 // what they took
+    private val decodesS = arrayListOf<Double>() // plain rounds to look at
+    private var numDecodes = LOOK.toDouble() // when there are so many
+    private var numLearnt = 0 // such rounds so far
     private var numUnseen = 0 // tokens since acceptance was observed
     private var numDrafting = 0 // rounds with drafts in a row
 
@@ -203,38 +213,70 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         if (prospect.best.numDrafts > 0) {
             return if (numDrafting >= prospect.refresh) PLAIN else prospect.best
         }
-        if (prospect.most < WORTH_PROBING || purseS + creditS < prospect.probeLossS) return PLAIN
+        if (decodesS.isNotEmpty() || prospect.most < WORTH_PROBING) return PLAIN
+        if (purseS + creditS < prospect.probeLossS) return PLAIN
         probing = true
         return prospect.probe
     }
 
     override fun observe(outcome: Outcome) {
+        if (outcome.numDrafted == 0) {
+            decodesS += outcome.verifyS
+            if (prospect.best.numDrafts > 0 || decodesS.size >= numDecodes) {
+                lookAtDecodes()
+                prospect = lookAhead()
+                numDecodes = decodesToAProbe()
+            }
+            return
+        }
+        lookAtDecodes()
         costs.observeVerify(outcome.numVerified, outcome.verifyS)
+        costs.observeDraft(outcome.draftS / outcome.numDrafted)
         val verified = outcome.numVerified > 1
         val numTokens = if (verified) 1 + outcome.numAccepted else 1
         numUnseen += numTokens
         numDrafting = if (verified) numDrafting + 1 else 0
+        gathered += outcome
+        gatheredS += outcome.draftS + outcome.verifyS
+        if (probing || numLearnt < EAGER || gatheredS >= THOUGHT_S) learn()
         var lostS = 0.0
         creditS = 0.0
-        if (outcome.numDrafted > 0) {
-            costs.observeDraft(outcome.draftS / outcome.numDrafted)
-            gathered += outcome
-            gatheredS += outcome.draftS + outcome.verifyS
-            if (probing) {
-                lostS = seconds(outcome) - numTokens * costs.verify(1)
-                if (outcome.numAccepted == outcome.numDrafted) creditS = CREDIT * costs.verify(1)
-            }
-            if (probing || gatheredS >= THOUGHT_S) learn()
-        } else if (prospect.best.numDrafts > 0 || numUnseen % LOOK == 0) {
-            prospect = lookAhead()
+        if (probing) {
+            lostS = seconds(outcome) - numTokens * costs.verify(1)
+            if (outcome.numAccepted == outcome.numDrafted) creditS = CREDIT * costs.verify(1)
         }
-        val earnedS = PROBE_SHARE * (outcome.draftS + outcome.verifyS)
+        earn(outcome.draftS + outcome.verifyS, lostS)
+        numDecodes = decodesToAProbe()
+    }
+
+    /** Plain rounds are put aside until then, so that they are not slowed down. */
+    private fun lookAtDecodes() {
+        if (decodesS.isEmpty()) return
+        costs.observeDecodes(decodesS)
+        var spentS = 0.0
+        for (seconds in decodesS) spentS += seconds
+        earn(spentS, 0.0)
+        numUnseen += decodesS.size
+        numDrafting = 0
+        creditS = 0.0
+        decodesS.clear()
+    }
+
+    /** Plain rounds until what they earn pays for one, or until LOOK. */
+    private fun decodesToAProbe(): Double {
+        val missingS = prospect.probeLossS - purseS
+        return minOf(maxOf(1.0, missingS / (PROBE_SHARE * costs.verify(1))), LOOK.toDouble())
+    }
+
+    private fun earn(spentS: Double, lostS: Double) {
+        val earnedS = PROBE_SHARE * spentS
         purseS = minOf(purseS + earnedS - lostS, PURSE * costs.draft)
     }
 
     private fun learn() {
         estimate.observe(gathered, numUnseen)
         tokens = expectedTokens(lengths, estimate.byPosition)
+        numLearnt += gathered.size
         gathered.clear()
         gatheredS = 0.0
         numUnseen = 0
@@ -302,9 +344,9 @@ private val COMPARE = Round(1, verified = false)
 private const val HAZARD = 0.003 // probability that the text changes, per emitted token
 private const val MAX_STRETCHES = 6
 private const val LEAST_HOPE = 0.1 // a prior of 0 or 1 would have nothing to learn
-private const val PRIOR_TRIES = 1.5 // what the prior counts for
+private const val PRIOR_TRIES = 2.0 // what the prior counts for
 private const val POOLING = 10.0 // tries for which all positions together count at each
-private const val PROBE_SHARE = 0.01
+private const val PROBE_SHARE = 0.014
 private const val PURSE = 4.0 // draft steps for which may be saved up
 private const val CREDIT = 4.0 // decode calls that probes may lose before their time, while they hit
 private const val WORTH_PROBING = 1.02 // times plain decoding, by a drafter that is always right
@@ -312,8 +354,9 @@ private const val MOST_REFRESH = 50.0 // rounds with drafts in a row
 private const val LEAST_REFRESH = 5.0
 private const val REFRESH_COST = 0.01 // share of the time that the decodes between them may cost
 private const val THOUGHT_S = 0.003 // of rounds with drafts that are learnt from together
-private const val LOOK = 16 // plain rounds after which the costs, which move slowly, are looked at anew
+private const val EAGER = 8 // rounds with drafts, the first ones, that are learnt from one by one
+private const val LOOK = 32 // plain rounds in a row, at most, that are looked at together
 private const val COMMON_RATE = 0.1 // how fast costs follow what was measured
 private const val OWN_RATE = 0.03
 private const val NUM_MEASURED = 5.0 // calls that the costs of the beginning stand for
-private const val OUTLIER = 1.2 // a call that took longer than so many times its cost counts as so many
+private const val OUTLIER = 1.2 // times its cost: no call counts as more, the middle of n as n times that excess
