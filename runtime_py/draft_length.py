@@ -27,8 +27,9 @@ that emptied the processor's caches, and a round of the tiny model takes some hu
 At K = 0 nothing would be learnt. Now and then a round is a probe: one token is drafted and compared
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
 lose less against plain decoding: near the break-even point next to nothing. Probes may lose
-PROBE_SHARE of the time; after one that hits all, another may follow at once, on credit. There are
-none where not even a drafter that is always right would pay.
+MOST_PROBES of the time, and less where there is little to gain; after one that hits all, another
+may follow at once, on credit. There are none where not even a drafter that is always right would
+pay.
 
 Only sums, products, quotients and comparisons, in an order that is written out: a port with the
 same double arithmetic takes the same decisions from the same outcomes.
@@ -46,9 +47,12 @@ MAX_STRETCHES = 6
 LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
 PRIOR_TRIES = 2.0  # what the prior counts for
 POOLING = 10.0  # tries for which all positions together count at each
-PROBE_SHARE = 0.014
+LEAST_PROBES, MOST_PROBES = 0.001, 0.012  # share of the time
+HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
+PAUSE = 2.0  # times what a probe should take: no more of it counts as lost
 PURSE = 4.0  # draft steps for which may be saved up
 CREDIT = 4.0  # decode calls that probes may lose before their time, while they hit
+WORTH_DRAFTING = 1.02  # times plain decoding: switching costs, too, and estimates are estimates
 WORTH_PROBING = 1.02  # times plain decoding, by a drafter that is always right
 MOST_REFRESH, LEAST_REFRESH = 50.0, 5.0  # rounds with drafts in a row
 REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
@@ -57,9 +61,8 @@ THOUGHT_S = 0.003  # seconds of rounds with drafts that are learnt from together
 EAGER = 8  # rounds with drafts, the first ones, that are learnt from one by one
 COMMON_RATE, OWN_RATE = 0.1, 0.03  # how fast costs follow what was measured
 NUM_MEASURED = 5.0  # calls that the costs of the beginning stand for
-OUTLIER = (
-    1.2  # times its cost: no call counts as more, the middle of n calls as n times that excess
-)
+# Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
+OUTLIER = 1.2
 
 
 @dataclass(frozen=True)
@@ -189,11 +192,11 @@ class Acceptance:
         self._stretches = [self._begin(1.0)]
         self.by_position = self._mean()  # a_1, a_2, ...: strictly between 0 and 1
 
-    def observe(self, rounds: Sequence[tuple[int, int]], num_tokens: int) -> None:
+    def observe(self, rounds: Sequence[Outcome], num_tokens: int) -> None:
         """Position k was tried if all before it were accepted.
 
         Args:
-            rounds: numbers of tokens drafted and accepted.
+            rounds: of which the drafted and the accepted tokens count.
             num_tokens: emitted since the last time.
         """
         if len(self._stretches) == MAX_STRETCHES:
@@ -238,9 +241,10 @@ class _Stretch:
     shares: list[float]  # what follows from hits and tries
     prior: float
 
-    def observe(self, rounds: Sequence[tuple[int, int]]) -> None:
-        for num_drafted, num_accepted in rounds:
-            for position in range(min(num_drafted, num_accepted + 1, len(self.shares))):
+    def observe(self, rounds: Sequence[Outcome]) -> None:
+        for outcome in rounds:
+            num_accepted = outcome.num_accepted
+            for position in range(min(outcome.num_drafted, num_accepted + 1, len(self.shares))):
                 share = self.shares[position]
                 self.tries[position] += 1
                 if position < num_accepted:
@@ -290,7 +294,7 @@ class AutoDraftLength:
         self._purse_s = 0.0  # what probes may lose
         self._credit_s = 0.0
         self._probing = False  # what was decided last is a probe
-        self._gathered: list[tuple[int, int]] = []  # rounds to learn from: drafted, accepted
+        self._gathered: list[Outcome] = []  # rounds with drafts to learn from
         self._gathered_s = 0.0  # what they took
         self._decodes_s: list[float] = []  # plain rounds to look at
         self._num_decodes: float = LOOK  # when there are so many
@@ -320,28 +324,18 @@ class AutoDraftLength:
             self._decodes_s.append(outcome.verify_s)
             if self._prospect.best.num_drafts or len(self._decodes_s) >= self._num_decodes:
                 self._look_at_decodes()
+                if self._gathered:
+                    self._learn()
                 self._prospect = self._look_ahead()
                 self._num_decodes = self._decodes_to_a_probe()
             return
         self._look_at_decodes()
-        self.costs.observe_verify(outcome.num_verified, outcome.verify_s)
-        self.costs.observe_draft(outcome.draft_s / outcome.num_drafted)
-        verified = outcome.num_verified > 1
-        num_tokens = 1 + outcome.num_accepted if verified else 1
-        self._num_unseen += num_tokens
-        self._num_drafting = self._num_drafting + 1 if verified else 0
-        self._gathered.append((outcome.num_drafted, outcome.num_accepted))
+        self._num_drafting += 1
+        self._gathered.append(outcome)
         self._gathered_s += outcome.draft_s + outcome.verify_s
         eager = self._probing or self._num_learnt < EAGER
         if eager or self._gathered_s >= THOUGHT_S:
             self._learn()
-        lost_s = self._credit_s = 0.0
-        if self._probing:
-            lost_s = self._seconds(outcome) - num_tokens * self.costs.verify(1)
-            if outcome.num_accepted == outcome.num_drafted:
-                self._credit_s = CREDIT * self.costs.verify(1)
-        self._earn(outcome.draft_s + outcome.verify_s, lost_s)
-        self._num_decodes = self._decodes_to_a_probe()
 
     def _look_at_decodes(self) -> None:
         """Plain rounds are put aside until then, so that they are not slowed down."""
@@ -354,21 +348,40 @@ class AutoDraftLength:
             self._num_unseen += len(self._decodes_s)
             self._num_drafting, self._credit_s, self._decodes_s = 0, 0.0, []
 
-    def _decodes_to_a_probe(self) -> float:
-        """Plain rounds until what they earn pays for one, or until LOOK."""
-        missing_s = self._prospect.probe_loss_s - self._purse_s
-        return min(max(1.0, missing_s / (PROBE_SHARE * self.costs.verify(1))), LOOK)
-
-    def _earn(self, spent_s: float, lost_s: float) -> None:
-        earned_s = PROBE_SHARE * spent_s
-        self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.draft)
-
     def _learn(self) -> None:
-        self._acceptance.observe(self._gathered, self._num_unseen)
+        """From the rounds with drafts that were put aside; a probe is one alone."""
+        num_tokens = 0
+        for outcome in self._gathered:
+            self.costs.observe_verify(outcome.num_verified, outcome.verify_s)
+            self.costs.observe_draft(outcome.draft_s / outcome.num_drafted)
+            num_tokens += 1 + (outcome.num_accepted if outcome.num_verified > 1 else 0)
+        self._acceptance.observe(self._gathered, self._num_unseen + num_tokens)
         self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
+        lost_s = self._credit_s = 0.0
+        if self._probing:
+            plain_s, last = self.costs.verify(1), self._gathered[-1]
+            lost_s = min(self._gathered_s, PAUSE * self._seconds(last)) - num_tokens * plain_s
+            if last.num_accepted == last.num_drafted:
+                self._credit_s = CREDIT * plain_s
+        self._earn(self._gathered_s, lost_s)
         self._num_learnt += len(self._gathered)
         self._gathered, self._gathered_s, self._num_unseen = [], 0.0, 0
         self._prospect = self._look_ahead()
+        self._num_decodes = self._decodes_to_a_probe()
+
+    def _decodes_to_a_probe(self) -> float:
+        """Plain rounds until what they earn pays for one, or until LOOK."""
+        missing_s = self._prospect.probe_loss_s - self._purse_s
+        return min(max(1.0, missing_s / (self._probe_share() * self.costs.verify(1))), LOOK)
+
+    def _probe_share(self) -> float:
+        """Less where there is little to gain."""
+        hoped = HOPE_SHARE * (self._prospect.most - 1)
+        return min(max(hoped, LEAST_PROBES), MOST_PROBES)
+
+    def _earn(self, spent_s: float, lost_s: float) -> None:
+        earned_s = self._probe_share() * spent_s
+        self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.draft)
 
     def _seconds(self, outcome: Outcome) -> float:
         """What the round costs; what was measured may hold a pause of the machine."""
@@ -377,7 +390,7 @@ class AutoDraftLength:
 
     def _look_ahead(self) -> _Prospect:
         plain_s, probe_loss_s = self.costs.verify(1), self.costs.draft
-        best, probe, speed, most = 0, _COMPARE, 1.0, 1.0
+        best, probe, speed, most = 0, _COMPARE, WORTH_DRAFTING, 1.0
         seconds = self.costs.rounds(self._lengths)
         for length, tokens, round_s in zip(self._lengths, self._tokens, seconds, strict=True):
             plainly_s = tokens * plain_s

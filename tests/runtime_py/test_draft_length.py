@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from runtime_py.draft_length import (
     EAGER,
+    MOST_PROBES,
     MOST_REFRESH,
-    PROBE_SHARE,
     Acceptance,
     AutoDraftLength,
     Costs,
@@ -51,6 +51,10 @@ NUM_SEEDS = 24
 
 def mean(values) -> float:
     return float(np.mean(list(values)))
+
+
+def drafted_round(num_drafted: int, num_accepted: int) -> Outcome:
+    return Outcome(num_drafted, num_accepted, 1.0, 1.0, 1 + num_drafted)
 
 
 def regret(found: np.ndarray, fixed: dict[int, np.ndarray], tokens: slice) -> float:
@@ -174,7 +178,7 @@ def test_probes_stay_within_their_share():
     policy = auto(table, rng, quiet)
     right = np.zeros((4000, LONGEST), bool)
     cost = simulate(right, table, policy, rng, quiet)
-    assert cost[100:].sum() <= 3900 * (1 + PROBE_SHARE) + table.call(2)
+    assert cost[100:].sum() <= 3900 * (1 + MOST_PROBES) + table.call(2)
     assert cost[2000:].sum() > 2000  # but there are some
 
 
@@ -184,9 +188,10 @@ def test_short_rounds_are_learnt_from_together():
         table = TABLES["LiteRT int8"].taking(decode_s)
         policy = AutoDraftLength(Costs(table.draft, table.verify), [3])
         with patch.object(policy._acceptance, "observe") as learn:
+            outcome = Outcome(3, 2, 3 * table.draft, table.call(4), 4)
             for _ in range(EAGER + 1000):
-                policy.observe(Outcome(3, 2, 3 * table.draft, table.call(4), 4))
-        first, then = call([(3, 2)], 3), call([(3, 2)] * at_once, 3 * at_once)
+                policy.observe(outcome)
+        first, then = call([outcome], 3), call([outcome] * at_once, 3 * at_once)
         assert learn.call_args_list == [first] * EAGER + [then] * (1000 // at_once)
 
 
@@ -217,7 +222,7 @@ def test_what_is_expected_of_a_length_is_the_formula():
     policy = AutoDraftLength(costs, [1, 2, 3])
     for _ in range(500):  # a fifth of first drafts wrong, half of the second, half of the third
         for num_accepted in (0, 0, 1, 1, 1, 1, 2, 2, 3, 3):
-            policy._acceptance.observe([(3, num_accepted)], 3)
+            policy._acceptance.observe([drafted_round(3, num_accepted)], 3)
     assert policy.acceptance == pytest.approx([0.8, 0.5, 0.5], abs=0.1)
     policy.observe(Outcome(3, 1, 0.3, 1.3, 4))
     assert policy.next_round().num_drafts == int(np.argmax(speeds)) == 2
@@ -281,8 +286,9 @@ def test_one_more_hit_raises_the_first_position_and_a_miss_lowers_it(prior, hist
     def after(num_accepted: int) -> float:
         acceptance = Acceptance(LONGEST, prior)
         for num_drafted, accepted, tokens in history:
-            acceptance.observe([(num_drafted, min(accepted, num_drafted))], tokens)
-        acceptance.observe([(drafted, num_accepted)], 1)
+            outcome = drafted_round(num_drafted, min(accepted, num_drafted))
+            acceptance.observe([outcome], tokens)
+        acceptance.observe([drafted_round(drafted, num_accepted)], 1)
         return acceptance.by_position[0]
 
     assert after(drafted) > after(0)
@@ -295,7 +301,7 @@ def test_only_hits_never_lower_an_estimate_and_only_misses_never_raise_it(prior,
         acceptance = Acceptance(LONGEST, prior)
         for _ in range(num_rounds):
             before = acceptance.by_position[0]
-            acceptance.observe([(LONGEST, accepted)], 1)
+            acceptance.observe([drafted_round(LONGEST, accepted)], 1)
             # A stretch that begins anew pulls a little towards the prior.
             assert better(acceptance.by_position[0] + (0.01 if accepted else -0.01), before)
 

@@ -224,29 +224,17 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
             decodesS += outcome.verifyS
             if (prospect.best.numDrafts > 0 || decodesS.size >= numDecodes) {
                 lookAtDecodes()
+                if (gathered.isNotEmpty()) learn()
                 prospect = lookAhead()
                 numDecodes = decodesToAProbe()
             }
             return
         }
         lookAtDecodes()
-        costs.observeVerify(outcome.numVerified, outcome.verifyS)
-        costs.observeDraft(outcome.draftS / outcome.numDrafted)
-        val verified = outcome.numVerified > 1
-        val numTokens = if (verified) 1 + outcome.numAccepted else 1
-        numUnseen += numTokens
-        numDrafting = if (verified) numDrafting + 1 else 0
+        numDrafting += 1
         gathered += outcome
         gatheredS += outcome.draftS + outcome.verifyS
         if (probing || numLearnt < EAGER || gatheredS >= THOUGHT_S) learn()
-        var lostS = 0.0
-        creditS = 0.0
-        if (probing) {
-            lostS = seconds(outcome) - numTokens * costs.verify(1)
-            if (outcome.numAccepted == outcome.numDrafted) creditS = CREDIT * costs.verify(1)
-        }
-        earn(outcome.draftS + outcome.verifyS, lostS)
-        numDecodes = decodesToAProbe()
     }
 
     /** Plain rounds are put aside until then, so that they are not slowed down. */
@@ -262,25 +250,48 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         decodesS.clear()
     }
 
-    /** Plain rounds until what they earn pays for one, or until LOOK. */
-    private fun decodesToAProbe(): Double {
-        val missingS = prospect.probeLossS - purseS
-        return minOf(maxOf(1.0, missingS / (PROBE_SHARE * costs.verify(1))), LOOK.toDouble())
-    }
-
-    private fun earn(spentS: Double, lostS: Double) {
-        val earnedS = PROBE_SHARE * spentS
-        purseS = minOf(purseS + earnedS - lostS, PURSE * costs.draft)
-    }
-
+    /** From the rounds with drafts that were put aside; a probe is one alone. */
     private fun learn() {
-        estimate.observe(gathered, numUnseen)
+        var numTokens = 0
+        for (outcome in gathered) {
+            costs.observeVerify(outcome.numVerified, outcome.verifyS)
+            costs.observeDraft(outcome.draftS / outcome.numDrafted)
+            numTokens += 1 + if (outcome.numVerified > 1) outcome.numAccepted else 0
+        }
+        estimate.observe(gathered, numUnseen + numTokens)
         tokens = expectedTokens(lengths, estimate.byPosition)
+        var lostS = 0.0
+        creditS = 0.0
+        if (probing) {
+            val plainS = costs.verify(1)
+            val last = gathered.last()
+            lostS = minOf(gatheredS, PAUSE * seconds(last)) - numTokens * plainS
+            if (last.numAccepted == last.numDrafted) creditS = CREDIT * plainS
+        }
+        earn(gatheredS, lostS)
         numLearnt += gathered.size
         gathered.clear()
         gatheredS = 0.0
         numUnseen = 0
         prospect = lookAhead()
+        numDecodes = decodesToAProbe()
+    }
+
+    /** Plain rounds until what they earn pays for one, or until LOOK. */
+    private fun decodesToAProbe(): Double {
+        val missingS = prospect.probeLossS - purseS
+        return minOf(maxOf(1.0, missingS / (probeShare() * costs.verify(1))), LOOK.toDouble())
+    }
+
+    /** Less where there is little to gain. */
+    private fun probeShare(): Double {
+        val hoped = HOPE_SHARE * (prospect.most - 1)
+        return minOf(maxOf(hoped, LEAST_PROBES), MOST_PROBES)
+    }
+
+    private fun earn(spentS: Double, lostS: Double) {
+        val earnedS = probeShare() * spentS
+        purseS = minOf(purseS + earnedS - lostS, PURSE * costs.draft)
     }
 
     /** What the round costs; what was measured may hold a pause of the machine. */
@@ -294,7 +305,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         var probeLossS = costs.draft
         var best = 0
         var probe = COMPARE
-        var speed = 1.0
+        var speed = WORTH_DRAFTING
         var most = 1.0
         val seconds = costs.rounds(lengths)
         for ((index, length) in lengths.withIndex()) {
@@ -346,9 +357,13 @@ private const val MAX_STRETCHES = 6
 private const val LEAST_HOPE = 0.1 // a prior of 0 or 1 would have nothing to learn
 private const val PRIOR_TRIES = 2.0 // what the prior counts for
 private const val POOLING = 10.0 // tries for which all positions together count at each
-private const val PROBE_SHARE = 0.014
+private const val LEAST_PROBES = 0.001 // share of the time
+private const val MOST_PROBES = 0.012
+private const val HOPE_SHARE = 0.05 // of what a drafter that is always right would gain, if that is less
+private const val PAUSE = 2.0 // times what a probe should take: no more of it counts as lost
 private const val PURSE = 4.0 // draft steps for which may be saved up
 private const val CREDIT = 4.0 // decode calls that probes may lose before their time, while they hit
+private const val WORTH_DRAFTING = 1.02 // times plain decoding: switching costs, too, and estimates are estimates
 private const val WORTH_PROBING = 1.02 // times plain decoding, by a drafter that is always right
 private const val MOST_REFRESH = 50.0 // rounds with drafts in a row
 private const val LEAST_REFRESH = 5.0
@@ -359,4 +374,5 @@ private const val LOOK = 32 // plain rounds in a row, at most, that are looked a
 private const val COMMON_RATE = 0.1 // how fast costs follow what was measured
 private const val OWN_RATE = 0.03
 private const val NUM_MEASURED = 5.0 // calls that the costs of the beginning stand for
-private const val OUTLIER = 1.2 // times its cost: no call counts as more, the middle of n as n times that excess
+// Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
+private const val OUTLIER = 1.2
