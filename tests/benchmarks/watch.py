@@ -15,6 +15,14 @@ from tests.benchmarks.record import Raw
 
 SAMPLE_S = 0.02  # between two looks at the memory
 DISK_SAMPLE_S = 0.05  # packing a small bundle takes less than a second
+SPEED_SAMPLE_S = 1.0
+SPEED_S = (
+    0.0074  # that _count() takes of a processor like that of exporter/estimate.py, undisturbed
+)
+SPEED = (
+    "how fast the processor was meanwhile: 1 is that of exporter/estimate.py with nothing else to "
+    "do; by a loop of Python's, every second, whose time counts only while it runs"
+)
 PEAK = (
     "resident memory of the whole process, by the kernel, with the pages of mapped files that "
     "are in memory; anonymous: without them, sampled"
@@ -27,6 +35,7 @@ class Cost:
 
     seconds: float
     cpu_s: float  # of all its threads
+    speed: float  # see SPEED
     peak_mb: float  # resident, with the pages of mapped files that are in memory
     peak_anonymous_mb: float  # resident and not backed by a file: what cannot be dropped
     stages: dict[str, float]  # seconds until the stage's line on stderr, from the line before
@@ -78,6 +87,7 @@ def watched(module: str, arguments: Sequence[object], watch: Watch | None = None
     return Cost(
         seconds=seconds,
         cpu_s=usage.ru_utime + usage.ru_stime,
+        speed=sampler.speed,
         peak_mb=usage.ru_maxrss * 1024 / 1e6,
         peak_anonymous_mb=sampler.peak_anonymous_mb,
         stages={name: stage.seconds for name, stage in stages.items()},
@@ -96,10 +106,17 @@ class Sampler(threading.Thread):
         super().__init__(daemon=True)
         self._status = Path(f"/proc/{pid}/status")
         self._folder = folder
-        self._next_disk = time.monotonic()
+        self._next_disk = self._next_count = time.monotonic()
+        self._counts_s: list[float] = []
         self.peak_anonymous_mb = 0.0
         self.peak_mb = 0.0
         self.disk_mb = 0.0
+
+    @property
+    def speed(self) -> float:
+        """See SPEED."""
+        counts_s = self._counts_s or [_count()]  # of a process that was gone at once
+        return SPEED_S * len(counts_s) / sum(counts_s)
 
     def take_peak_mb(self) -> float:
         """The resident peak since the last time this was asked."""
@@ -125,7 +142,18 @@ class Sampler(threading.Thread):
         if self._folder is not None and time.monotonic() >= self._next_disk:
             self.disk_mb = max(self.disk_mb, used_mb(self._folder))
             self._next_disk = time.monotonic() + DISK_SAMPLE_S
+        if time.monotonic() >= self._next_count:
+            self._counts_s.append(_count())
+            self._next_count = time.monotonic() + SPEED_SAMPLE_S
         return True
+
+
+def _count() -> float:
+    """Seconds of the processor that a loop takes which fits its caches."""
+    start, total = time.thread_time(), 0
+    for number in range(100_000):
+        total += number * number % 7
+    return time.thread_time() - start
 
 
 def used_mb(folder: Path) -> float:
