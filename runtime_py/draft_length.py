@@ -371,6 +371,8 @@ class AutoDraftLength:
 
     def _decodes_to_a_probe(self) -> float:
         """Plain rounds until what they earn pays for one, or until LOOK."""
+        if self._prospect.most < WORTH_PROBING:
+            return LOOK
         missing_s = self._prospect.probe_loss_s - self._purse_s
         return min(max(1.0, missing_s / (self._probe_share() * self.costs.verify(1))), LOOK)
 

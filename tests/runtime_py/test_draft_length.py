@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from runtime_py.draft_length import (
     EAGER,
+    LOOK,
     MOST_PROBES,
     MOST_REFRESH,
     Acceptance,
@@ -193,6 +194,16 @@ def test_short_rounds_are_learnt_from_together():
                 policy.observe(outcome)
         first, then = call([outcome], 3), call([outcome] * at_once, 3 * at_once)
         assert learn.call_args_list == [first] * EAGER + [then] * (1000 // at_once)
+
+
+def test_plain_rounds_are_looked_at_together():
+    """Each look takes as long as a twentieth of the tiny model's decode."""
+    policy = AutoDraftLength(Costs(0.3, {1: 1.0, 2: 1.9}), [1])  # no drafter could pay
+    with patch.object(policy, "_look_ahead", wraps=policy._look_ahead) as look:
+        for _ in range(100 * LOOK):
+            assert policy.next_round() == Round(0)
+            policy.observe(Outcome(0, 0, 0.0, 1.0, 1))
+    assert look.call_count == 100
 
 
 def test_a_decode_keeps_the_yardstick_right():

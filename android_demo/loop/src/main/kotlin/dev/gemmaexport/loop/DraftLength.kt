@@ -279,6 +279,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
 
     /** Plain rounds until what they earn pays for one, or until LOOK. */
     private fun decodesToAProbe(): Double {
+        if (prospect.most < WORTH_PROBING) return LOOK.toDouble()
         val missingS = prospect.probeLossS - purseS
         return minOf(maxOf(1.0, missingS / (probeShare() * costs.verify(1))), LOOK.toDouble())
     }
