@@ -80,7 +80,7 @@ PASS_LAYER_S = 0.004  # a layer in a pass, whatever its size
 LOGITS = 42  # copies of all texts' logits: what the allocator keeps for them
 
 # LiteRT: a layer in a graph is traced, converted and written; a weight is quantized and written.
-LITERT_START_S, LITERT_LAYER_S, LITERT_WEIGHT_S = 10.0, 1.1, 12e-9
+LITERT_START_S, LITERT_LAYER_S, LITERT_WEIGHT_S = 10.0, 1.1, 26e-9
 LITERT_START_BYTES, LITERT_LAYER_BYTES, LITERT_WEIGHT_BYTES = 830 * MB, 2.8 * MB, 0.04
 LITERT_GRAPH_BYTES = 45_000  # of the file, for a layer in a graph
 LITERT_SCALE_BYTES = 12  # a scale and a zero point
