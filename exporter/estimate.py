@@ -76,6 +76,7 @@ HASHING_S = 1 / 700e6  # a byte of the bundle, which is written and read again
 LENT_S = 1.0e-9  # in a pass that reads it from the checkpoint and widens it
 KEPT_S = 1.5e-9  # in a pass that finds it in memory
 COMPUTED_S = 2.5e-11  # for a token of a text
+EXPERT_S = 2.6e-9  # of an expert, in a pass of several texts: about half of them are read
 PASS_LAYER_S = 0.004  # a layer in a pass, whatever its size
 LOGITS = 42  # copies of all texts' logits: what the allocator keeps for them
 
@@ -92,7 +93,7 @@ EXECUTORCH_COPIES = 1.3  # of the packed matrices, on their way into the file
 EXECUTORCH_GRAPH_BYTES = 100_000
 
 # ONNX.
-ONNX_START_S, ONNX_LAYER_S, ONNX_WEIGHT_S = 12.0, 2.0, 12e-9
+ONNX_START_S, ONNX_LAYER_S, ONNX_WEIGHT_S = 12.0, 2.0, 20e-9
 ONNX_START_BYTES, ONNX_LAYER_BYTES = 520 * MB, 2 * MB
 ONNX_GRAPH_BYTES = 60_000
 
@@ -106,6 +107,7 @@ PAGE_BYTES = 1 << 31  # the most that @litertjs/core's WebAssembly takes
 
 def _recording_cost(work: Work, passes: Passes) -> Cost:
     num_weights = work.multiplied.num_weights
+    num_dense = num_weights - work.experts.num_weights
     weight_s = KEPT_S if passes.kept else LENT_S
     drafter = work.drafter_linears.num_weights + work.drafter_tables.num_weights
     lent_head = work.drafter_head if 4 * work.drafter_head > KEPT_HEAD_BYTES else 0
@@ -113,8 +115,13 @@ def _recording_cost(work: Work, passes: Passes) -> Cost:
     experts_bytes = 4 * work.experts.num_weights / work.num_layers
     return Cost(
         seconds=START_S
-        + passes.num_passes * (num_weights * weight_s + work.num_layers * PASS_LAYER_S)
-        + passes.num_read * num_weights * COMPUTED_S
+        + passes.num_passes
+        * (
+            num_dense * weight_s
+            + work.experts.num_weights * EXPERT_S
+            + work.num_layers * PASS_LAYER_S
+        )
+        + passes.num_read * num_dense * COMPUTED_S
         + passes.num_drafts
         * (
             (work.drafter_linears.num_weights - lent_head) * KEPT_S

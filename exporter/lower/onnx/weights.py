@@ -144,8 +144,11 @@ class StoredExperts(nn.Module):
         rows = x[0][operators.floor_divide(order, chosen.shape[1])]  # [T * k, D]
         gate, up = self.gate_up_proj(rows, counts).chunk(2, dim=1)
         made = self.down_proj(gelu_tanh(gate) * up, counts)[operators.stable_order(order)]
-        made = made.reshape(*chosen.shape, -1)  # [T, k, D]
-        summed: Tensor = (made * shares.unsqueeze(-1)).sum(dim=1)
+        made = made.reshape(*chosen.shape, -1) * shares.unsqueeze(-1)  # [T, k, D]
+        # One after the other: onnxruntime's sum adds six and more in an order that depends on T.
+        summed, *others = made.unbind(dim=1)
+        for other in others:
+            summed = summed + other
         return summed.unsqueeze(0)
 
 
