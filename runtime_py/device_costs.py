@@ -19,7 +19,8 @@ import numpy as np
 
 from runtime_py.backends import Backend, SessionOptions, default_num_threads
 from runtime_py.bundle import Bundle
-from runtime_py.draft_length import AutoDraftLength, Costs, DraftLength, FixedDraftLength
+from runtime_py.call_costs import Costs
+from runtime_py.draft_length import AutoDraftLength, DraftLength, FixedDraftLength
 from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
 from runtime_py.user_cache import processor, user_cache

@@ -14,7 +14,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from runtime_py.draft_length import AutoDraftLength, Costs
+from runtime_py.call_costs import Costs
+from runtime_py.draft_length import AutoDraftLength
 from runtime_py.errors import RunError
 from runtime_py.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
 from runtime_py.speculative import Session, Stops

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from runtime_py.call_costs import Costs
 from runtime_py.draft_length import (
     AutoDraftLength,
-    Costs,
     DraftLength,
     Outcome,
     Round,

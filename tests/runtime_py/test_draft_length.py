@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime_py.call_costs import Costs
 from runtime_py.draft_length import (
     EAGER,
     LOOK,
@@ -21,7 +22,6 @@ from runtime_py.draft_length import (
     MOST_REFRESH,
     Acceptance,
     AutoDraftLength,
-    Costs,
     FixedDraftLength,
     Outcome,
     Round,

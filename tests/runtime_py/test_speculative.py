@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime_py.draft_length import AutoDraftLength, Costs, Round
+from runtime_py.call_costs import Costs
+from runtime_py.draft_length import AutoDraftLength, Round
 from runtime_py.errors import RunError
 from runtime_py.sampling import GREEDY, SamplingLaw, choose
 from runtime_py.speculative import Session, Stops

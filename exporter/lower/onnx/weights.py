@@ -146,9 +146,9 @@ class StoredExperts(nn.Module):
         made = self.down_proj(gelu_tanh(gate) * up, counts)[operators.stable_order(order)]
         made = made.reshape(*chosen.shape, -1) * shares.unsqueeze(-1)  # [T, k, D]
         # One after the other: onnxruntime's sum adds six and more in an order that depends on T.
-        summed, *others = made.unbind(dim=1)
-        for other in others:
-            summed = summed + other
+        summed: Tensor = made[:, 0]
+        for index in range(1, chosen.shape[1]):
+            summed = summed + made[:, index]
         return summed.unsqueeze(0)
 
 

@@ -1,8 +1,9 @@
 /**
  * How many tokens to draft in the next round: the number that pays best by measured cost.
  *
- * runtime_py/draft_length.py has the mathematics and the reasons. This is the same double arithmetic
- * in the same order, so that the same outcomes lead to the same decisions, round by round.
+ * runtime_py/draft_length.py and call_costs.py have the mathematics and the reasons. This is the same
+ * double arithmetic in the same order, so that the same outcomes lead to the same decisions, round by
+ * round.
  */
 package dev.gemmaexport.loop
 
