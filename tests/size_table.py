@@ -161,7 +161,7 @@ def _measured(cell: Mapping[str, Any]) -> Sequence[str]:
     report = cell.get("check", {}).get("report")
     memory = cell.get("memory", {})
     kept = memory.get("second load", memory.get("as it is", {})).get("resident MB")
-    verdict = "" if report is None else ("passed" if report["passed"] else "failed")
+    verdict = "; ".join(report["failures"]) or "passed" if report else ""
 
     def figure(name: str, text: str) -> str:
         return f"{text} ({foreseen[name]:.2f})" if name in foreseen else text
