@@ -253,8 +253,8 @@ class AutoDraftLength:
                 self._look_at_decodes()
                 if self._gathered:
                     self._learn()
-                self._prospect = self._look_ahead()
-                self._num_decodes = self._decodes_to_a_probe()
+                else:
+                    self._look_anew()
             return
         self._look_at_decodes()
         self._num_drafting += 1
@@ -293,6 +293,9 @@ class AutoDraftLength:
         self._earn(self._gathered_s, lost_s)
         self._num_learnt += len(self._gathered)
         self._gathered, self._gathered_s, self._num_unseen = [], 0.0, 0
+        self._look_anew()
+
+    def _look_anew(self) -> None:
         self._prospect = self._look_ahead()
         self._num_decodes = self._decodes_to_a_probe()
 

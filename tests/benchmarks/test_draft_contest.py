@@ -45,12 +45,12 @@ def test_a_wrong_drafter_holds_auto_to_plain_and_any_other_to_the_best(
     assert len(found.misses) == num_misses
 
 
-@pytest.mark.parametrize(("always_wrong", "num_heats"), [(False, 2), (True, 0)])
-def test_everyone_is_timed_in_the_heats_the_finalists_in_the_finals(always_wrong, num_heats):
+@pytest.mark.parametrize(("always_wrong", "num_in_heats"), [(False, 3), (True, 0)])
+def test_everyone_is_timed_in_the_heats_the_finalists_in_the_finals(always_wrong, num_in_heats):
     found = hold(_contest(ScriptedBackend(), always_wrong), Repeats(heats=2, finals=4))
     heats = {key: len(values) for key, values in found.raw.items() if "heats" in key}
     finals = {key: len(values) for key, values in found.raw.items() if "heats" not in key}
-    assert list(heats.values()) == [2, 2, 2][: 3 * bool(num_heats)]
+    assert list(heats.values()) == num_in_heats * [2]
     assert {"x, plain: tokens/s", "x, auto: tokens/s"} <= set(finals)
     assert set(finals.values()) == {4}
     rounds = found.found["x: rounds of auto, by drafts"]
@@ -79,4 +79,8 @@ def test_the_script_of_a_prompt_is_played_before_its_generations():
 
     contest = _contest(drafter)
     hold(Contest(**{**contest.__dict__, "play": play}), Repeats(heats=1, finals=1))
-    assert played[:12] == 2 * (3 * [0] + 3 * [1])
+    heats, finals = played[:12], played[12:]
+    num_finalists = len(finals) // 4  # plain decoding may have been the best
+    assert num_finalists in {2, 3}
+    assert heats == 2 * (3 * [0] + 3 * [1])
+    assert finals == 2 * (num_finalists * [0] + num_finalists * [1])

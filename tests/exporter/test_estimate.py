@@ -61,12 +61,10 @@ def estimate_of(work: Work, *runtimes: str, prompt_lengths=(20,) * 8) -> Estimat
 def measured(cell) -> dict[str, float]:
     """The figures of a cell that an estimate has, too."""
     export = cell.get("export", {})
-    names = ("seconds", "peak MB", "disk MB", "bundle MB")
+    names = ("peak MB", "disk MB", "bundle MB")
     figures = {name: export[name] for name in names if name in export}
-    if "speed" in export:
+    if "speed" in export:  # seconds of a machine whose speed nobody knows say nothing
         figures["seconds"] = undisturbed_s(export)
-    else:
-        figures.pop("seconds", None)  # of a machine whose speed nobody knows
     memory = cell.get("memory", {})
     kept = memory.get("second load") or memory.get("as it is") or {}
     if "resident MB" in kept:

@@ -57,14 +57,12 @@ TABLES = {
     "ExecuTorch int4": CostTable(0.55, {1: 1, 2: 1.32, 4: 1.52, 8: 2.10}, tuple(range(1, 9))),
     "ONNX int8": CostTable(0.09, {1: 1, 2: 1.17, 4: 1.55, 8: 2.02}, tuple(range(1, 9))),
     "slow device": CostTable(0.20, {1: 1, 2: 2.0, 4: 3.9, 8: 7.7}, (1, 2, 4, 8)),
-    "tiny model": CostTable(0.70, {1: 1, 2: 1.19, 4: 1.35, 8: 1.64}, (1, 2, 4, 8)).taking(TINY_S),
-    "tiny LiteRT int8": CostTable(0.25, {1: 1, 2: 1.04, 4: 1.07, 8: 1.31}, (1, 2, 4, 8)).taking(
-        TINY_S
-    ),
     "tiny ONNX int8": CostTable(0.39, {1: 1, 2: 1.10, 4: 1.45, 8: 2.14}, tuple(range(1, 9))).taking(
         TINY_S
     ),
+    "tiny model": CostTable(0.70, {1: 1, 2: 1.19, 4: 1.35, 8: 1.64}, (1, 2, 4, 8)).taking(TINY_S),
 }
+TABLES["tiny LiteRT int8"] = TABLES["LiteRT int8"].taking(TINY_S)
 
 
 def _factor(rng: np.random.Generator, error: float) -> float:

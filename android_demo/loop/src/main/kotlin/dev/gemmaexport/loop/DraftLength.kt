@@ -225,9 +225,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
             decodesS += outcome.verifyS
             if (prospect.best.numDrafts > 0 || decodesS.size >= numDecodes) {
                 lookAtDecodes()
-                if (gathered.isNotEmpty()) learn()
-                prospect = lookAhead()
-                numDecodes = decodesToAProbe()
+                if (gathered.isNotEmpty()) learn() else lookAnew()
             }
             return
         }
@@ -274,6 +272,10 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         gathered.clear()
         gatheredS = 0.0
         numUnseen = 0
+        lookAnew()
+    }
+
+    private fun lookAnew() {
         prospect = lookAhead()
         numDecodes = decodesToAProbe()
     }
