@@ -6,10 +6,11 @@ Only sums, products, quotients and comparisons, in an order that is written out,
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-COMMON_RATE, OWN_RATE = 0.1, 0.03  # how fast costs follow what was measured
-NUM_MEASURED = 5.0  # calls that the costs of the beginning stand for
+COMMON_RATE, OWN_RATE = 0.3, 0.03  # how fast costs follow what was measured
+NUM_MEASURED = 5.0  # looks that the costs of the beginning stand for
 # Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
-OUTLIER = 1.2
+MOST = 1.2
+LEAST = 0.5  # a pause makes a call slow, but nothing makes it fast
 
 
 class Costs:
@@ -28,6 +29,7 @@ class Costs:
         ]
         self._draft = _Cost(draft)
         self._common = 1.0
+        self._known = 0.0  # how well decode's cost is, from just before: 0 .. 1
 
     @property
     def draft(self) -> float:
@@ -56,19 +58,30 @@ class Costs:
         return self._verify[min(num_tokens, len(self._verify) - 1)]
 
     def _follow(self, cost: "_Cost", seconds: float, num_calls: int) -> None:
-        ratio = seconds / (self._common * cost.seconds)
-        most = 1 + num_calls * (OUTLIER - 1)
-        change = min(max(ratio, 1 / most), most) - 1
-        common, own = num_calls * COMMON_RATE, num_calls * OWN_RATE
-        cost.num_seen += num_calls
-        self._common *= 1 + common / (1 + common) * change
-        cost.seconds *= 1 + max(own / (1 + own), num_calls / cost.num_seen) * change
+        """Most of a change is taken to be common to all calls: a machine that is busy or hot."""
+        most = 1 + num_calls * (MOST - 1)
+        change = min(max(seconds / (self._common * cost.seconds), LEAST), most) - 1
+        cost.num_looks += 1
+        own = max(OWN_RATE, 1 / cost.num_looks)
+        common = num_calls * COMMON_RATE / (1 + num_calls * COMMON_RATE)
+        decode = self._of(1)
+        if cost is decode:
+            self._common *= 1 + common * change
+            self._known = common
+        else:
+            # Where the decodes before it are well known, their change was not as common.
+            common += self._known * (own - common)
+            moved = 1 + common * change
+            self._common *= moved
+            decode.seconds *= 1 + self._known * (1 / moved - 1)
+            self._known /= 2
+        cost.seconds *= 1 + (1 - common) * own * change
 
 
 @dataclass(slots=True)
 class _Cost:
     seconds: float  # but for what all costs have in common
-    num_seen: float = NUM_MEASURED
+    num_looks: float = NUM_MEASURED
 
 
 def _between(measured: Sequence[tuple[int, float]], num_tokens: int) -> float:

@@ -42,11 +42,12 @@ class FixedDraftLength(numDrafts: Int) : DraftLength {
  *     two numbers costs what lies between, and more costs what the most costs.
  */
 class Costs(draft: Double, verify: Map<Int, Double>) {
-    private class Cost(var seconds: Double, var numSeen: Double = NUM_MEASURED) // but for `common`
+    private class Cost(var seconds: Double, var numLooks: Double = NUM_MEASURED) // but for `common`
 
     private val ofVerify: List<Cost>
     private val ofDraft = Cost(draft)
     private var common = 1.0
+    private var known = 0.0 // how well decode's cost is, from just before: 0 .. 1
 
     init {
         val measured = verify.toList().sortedBy { it.first }
@@ -72,15 +73,26 @@ class Costs(draft: Double, verify: Map<Int, Double>) {
 
     private fun of(numTokens: Int) = ofVerify[minOf(numTokens, ofVerify.size - 1)]
 
+    /** Most of a change is taken to be common to all calls: a machine that is busy or hot. */
     private fun follow(cost: Cost, seconds: Double, numCalls: Int) {
-        val ratio = seconds / (common * cost.seconds)
-        val most = 1 + numCalls * (OUTLIER - 1)
-        val change = minOf(maxOf(ratio, 1 / most), most) - 1
-        val ofCommon = numCalls * COMMON_RATE
-        val own = numCalls * OWN_RATE
-        cost.numSeen += numCalls
-        common *= 1 + ofCommon / (1 + ofCommon) * change
-        cost.seconds *= 1 + maxOf(own / (1 + own), numCalls / cost.numSeen) * change
+        val most = 1 + numCalls * (MOST - 1)
+        val change = minOf(maxOf(seconds / (common * cost.seconds), LEAST), most) - 1
+        cost.numLooks += 1
+        val own = maxOf(OWN_RATE, 1 / cost.numLooks)
+        var ofCommon = numCalls * COMMON_RATE / (1 + numCalls * COMMON_RATE)
+        val decode = of(1)
+        if (cost === decode) {
+            common *= 1 + ofCommon * change
+            known = ofCommon
+        } else {
+            // Where the decodes before it are well known, their change was not as common.
+            ofCommon += known * (own - ofCommon)
+            val moved = 1 + ofCommon * change
+            common *= moved
+            decode.seconds *= 1 + known * (1 / moved - 1)
+            known /= 2
+        }
+        cost.seconds *= 1 + (1 - ofCommon) * own * change
     }
 
     private fun between(measured: List<Pair<Int, Double>>, numTokens: Int): Double {
@@ -375,8 +387,9 @@ private const val REFRESH_COST = 0.01 // share of the time that the decodes betw
 private const val THOUGHT_S = 0.003 // of rounds with drafts that are learnt from together
 private const val EAGER = 8 // rounds with drafts, the first ones, that are learnt from one by one
 private const val LOOK = 32 // plain rounds in a row, at most, that are looked at together
-private const val COMMON_RATE = 0.1 // how fast costs follow what was measured
+private const val COMMON_RATE = 0.3 // how fast costs follow what was measured
 private const val OWN_RATE = 0.03
-private const val NUM_MEASURED = 5.0 // calls that the costs of the beginning stand for
+private const val NUM_MEASURED = 5.0 // looks that the costs of the beginning stand for
 // Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
-private const val OUTLIER = 1.2
+private const val MOST = 1.2
+private const val LEAST = 0.5 // a pause makes a call slow, but nothing makes it fast
