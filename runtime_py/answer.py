@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
-from runtime_py.device_costs import auto_draft_length
+from runtime_py.device_costs import auto_draft_length, remember
 from runtime_py.draft_length import DraftLength
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Step, Stops
@@ -50,12 +50,14 @@ def load(
     tokenizer = bundle.tokenizer()
     name = bundle.pick_runtime(runtime)
     with closing(bundle.backend(name, options)) as backend:
-        length = (
-            auto_draft_length(bundle, name, backend, options)
-            if draft_length == "auto"
-            else draft_length
-        )
-        yield Loaded(bundle.session(backend), tokenizer, sampling, stops, length)
+        if draft_length != "auto":
+            yield Loaded(bundle.session(backend), tokenizer, sampling, stops, draft_length)
+            return
+        policy = auto_draft_length(bundle, name, backend, options)
+        try:
+            yield Loaded(bundle.session(backend), tokenizer, sampling, stops, policy)
+        finally:
+            remember(policy)
 
 
 class Answer:

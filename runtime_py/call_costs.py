@@ -38,6 +38,10 @@ class Costs:
     def verify(self, num_tokens: int) -> float:
         return self._common * self._of(num_tokens).seconds
 
+    def usual(self, num_tokens: int) -> float:
+        """Of a verify, whatever the machine is busy with just now; 0 tokens: of a draft step."""
+        return (self._of(num_tokens) if num_tokens else self._draft).seconds
+
     def rounds(self, lengths: Sequence[int]) -> list[float]:
         """Seconds of a round with each number of drafts, all verified."""
         common, draft_s = self._common, self._draft.seconds

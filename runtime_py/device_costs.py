@@ -1,6 +1,7 @@
 """What the calls of a bundle cost on this device: measured once, then read from the user's cache.
 
-The cache holds nothing but milliseconds, and can be deleted at any time.
+The cache holds nothing but milliseconds and the share of drafts that were accepted, both kept up to
+date by every use, and can be deleted at any time.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,19 +26,20 @@ from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
 from runtime_py.user_cache import processor, user_cache
 
-MAX_SAMPLES = 9  # of each width, besides one that warms up
+MAX_SAMPLES = 18  # of each width, besides one that warms up; the later half counts
 IN_A_ROW = 3  # rounds alike
-ENOUGH_MS = 200.0  # all together: large models have one sample
+ENOUGH_MS = 400.0  # all together: large models have one sample
 _ABSURD_MS = 1e7
 _MOST_BYTES = 1 << 16  # of a cache file
 
 
 @dataclass(frozen=True)
 class CallMs:
-    """Milliseconds of each call."""
+    """Milliseconds of each call, and what they were good for."""
 
     draft: float
     verify: Mapping[int, float]  # by number of tokens
+    acceptance: float | None = None  # the share of drafts accepted so far, if there were any
 
     def costs(self, widths: Sequence[int]) -> Costs:
         """In seconds; tokens between two of these widths cost what the wider one does, padded."""
@@ -54,7 +56,8 @@ def auto_draft_length(
 ) -> DraftLength:
     """What decides the draft length of a bundle whose graphs were just loaded.
 
-    Its costs are read from the user's cache or measured, which writes to the KV buffer.
+    Its costs are read from the user's cache or measured, which writes to the KV buffer. `remember`
+    what it learnt when it has decided for the last time.
     """
     if not backend.has_drafter:
         return FixedDraftLength(0)
@@ -62,10 +65,30 @@ def auto_draft_length(
     digests = [bundle.manifest.files[name].sha256 for name in sorted(bundle.manifest.files)]
     threads = options.num_threads or default_num_threads()
     made_for = [runtime, entry.model, *digests, *options.providers, str(threads), processor()]
-    found = device_costs(backend, "\n".join(made_for), user_cache("costs"))
-    lengths = range(1, max(found.verify))
-    costs = found.costs(backend.verify_widths)
-    return AutoDraftLength(costs, lengths, pooled_acceptance(bundle.reference()))
+    key, folder = "\n".join(made_for), user_cache("costs")
+    found = device_costs(backend, key, folder)
+    prior = found.acceptance
+    if prior is None:
+        prior = pooled_acceptance(bundle.reference())
+    return _Remembered(found, backend.verify_widths, prior, _place(folder, key))
+
+
+class _Remembered(AutoDraftLength):
+    """Knows where to keep what it learns."""
+
+    def __init__(self, found: CallMs, widths: Sequence[int], prior: float, path: Path) -> None:
+        super().__init__(found.costs(widths), range(1, max(found.verify)), prior)
+        self._widths, self._path = list(found.verify), path
+
+    def remember(self) -> None:
+        verify = {width: 1000 * self.costs.usual(width) for width in self._widths}
+        _write(self._path, CallMs(1000 * self.costs.usual(0), verify, self.next_prior()))
+
+
+def remember(policy: DraftLength) -> None:
+    """Keep what it learnt in the user's cache, for the next time the bundle is loaded here."""
+    if isinstance(policy, _Remembered):
+        policy.remember()
 
 
 def pooled_acceptance(reference: Reference) -> float:
@@ -82,13 +105,17 @@ def device_costs(backend: Backend, key: str, folder: Path) -> CallMs:
         key: changes with whatever changes the costs: bundle, runtime, threads, processor.
         folder: of the cache; where it cannot be written, nothing is kept.
     """
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    path = _place(folder, key)
     widths = measured_widths(backend)
     found = _read(path, widths)
     if found is None:
         found = measure(backend, widths)
         _write(path, found)
     return found
+
+
+def _place(folder: Path, key: str) -> Path:
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def measured_widths(backend: Backend) -> list[int]:
@@ -102,7 +129,8 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
 
     As a generation does, drafts and then their verify, and where that is quick several such rounds
     in a row, of which the last counts: a call whose like ran before it finds its weights in the
-    processor's caches. The middle of each width's times counts.
+    processor's caches. The middle of the later half of each width's times counts: in the first 0.2 s
+    after loading, calls of LiteRT take up to 1.3 times as long as later.
     """
     hidden = np.zeros(backend.hidden_size, np.float32)
     draft = partial(backend.draft, 0, hidden, 1)
@@ -122,9 +150,10 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
         if 1000 * (time.perf_counter() - begun) > ENOUGH_MS:
             break
     middle = widths[len(widths) // 2]  # its drafts stand for those of any round
+    later = len(verify_ms[1]) // 2
     return CallMs(
-        median(draft_ms[middle]) if middle > 1 else _ms(draft),
-        {width: median(times) for width, times in verify_ms.items()},
+        median(draft_ms[middle][later:]) if middle > 1 else _ms(draft),
+        {width: median(times[later:]) for width, times in verify_ms.items()},
     )
 
 
@@ -140,10 +169,14 @@ def _read(path: Path, widths: list[int]) -> CallMs | None:
         with path.open("rb") as file:
             values = json.loads(file.read(_MOST_BYTES))
         verify = {int(width): float(ms) for width, ms in values["verify"].items()}
-        found = CallMs(float(values["draft"]), verify)
+        accepted = values.get("acceptance")
+        found = CallMs(
+            float(values["draft"]), verify, None if accepted is None else float(accepted)
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     sane = all(0 < ms < _ABSURD_MS for ms in (found.draft, *verify.values()))
+    sane = sane and (found.acceptance is None or 0 <= found.acceptance <= 1)
     return found if sane and sorted(verify) == widths else None
 
 
@@ -154,7 +187,7 @@ def _write(path: Path, found: CallMs) -> None:
         handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"draft": found.draft, "verify": found.verify}, file)
+                json.dump(asdict(found), file)
             Path(beside).replace(path)
         except BaseException:
             Path(beside).unlink(missing_ok=True)

@@ -44,10 +44,11 @@ from typing import NamedTuple, Protocol
 
 from runtime_py.call_costs import Costs
 
-HAZARD = 0.003  # probability that the text changes, per emitted token
+HAZARD = 0.004  # probability that the text changes, per emitted token
 MAX_STRETCHES = 6
 LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
 PRIOR_TRIES = 2.0  # what the prior counts for
+PRIOR_LASTS = 20.0  # tries that it counts for when the next one is made
 POOLING = 10.0  # tries for which all positions together count at each
 LEAST_PROBES, MOST_PROBES = 0.001, 0.012  # share of the time
 HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
@@ -56,7 +57,8 @@ PURSE = 4.0  # draft steps for which may be saved up
 CREDIT = 4.0  # decode calls that probes may lose before their time, while they hit
 WORTH_DRAFTING = 1.02  # times plain decoding: switching costs, too, and estimates are estimates
 WORTH_PROBING = 1.02  # times plain decoding, by a drafter that is always right
-MOST_REFRESH, LEAST_REFRESH = 50.0, 5.0  # rounds with drafts in a row
+REFRESH = 2  # decodes in a row; the first is slow, for it finds the caches full of other weights
+MOST_REFRESH, LEAST_REFRESH = 100.0, 8.0  # rounds with drafts in a row
 REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
 LOOK = 32  # plain rounds in a row, at most, that are looked at together
 THOUGHT_S = 0.003  # seconds of rounds with drafts that are learnt from together
@@ -117,6 +119,7 @@ class Acceptance:
         self._num_positions = num_positions
         self._prior = min(max(prior, LEAST_HOPE), 1 - LEAST_HOPE)
         self._stretches = [self._begin(1.0)]
+        self.num_hits = self.num_tries = 0  # of all drafts
         self.by_position = self._mean()  # a_1, a_2, ...: strictly between 0 and 1
 
     def observe(self, rounds: Sequence[Outcome], num_tokens: int) -> None:
@@ -133,6 +136,9 @@ class Acceptance:
             stretch.weight *= 1 - changed
         self._stretches.append(self._begin(changed))
         total = 0.0
+        for outcome in rounds:
+            self.num_hits += outcome.num_accepted
+            self.num_tries += min(outcome.num_drafted, outcome.num_accepted + 1)
         for stretch in self._stretches:
             stretch.observe(rounds)
             total += stretch.weight
@@ -215,6 +221,7 @@ class AutoDraftLength:
         self._lengths = sorted(set(lengths) - {0})
         longest = max(lengths, default=0)
         self._rounds = [Round(num_drafts) for num_drafts in range(longest + 1)]
+        self._prior = prior
         self._acceptance = Acceptance(longest, prior)
         self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
         self._prospect = self._look_ahead()
@@ -234,11 +241,17 @@ class AutoDraftLength:
         """The present estimate, by position."""
         return self._acceptance.by_position
 
+    def next_prior(self) -> float:
+        """The share of drafts that are accepted, as far as it is known after all this."""
+        seen = self._acceptance
+        return (PRIOR_LASTS * self._prior + seen.num_hits) / (PRIOR_LASTS + seen.num_tries)
+
     def next_round(self) -> Round:
         self._probing = False
         prospect = self._prospect
         if prospect.best.num_drafts:
-            return _PLAIN if self._num_drafting >= prospect.refresh else prospect.best
+            refreshing = self._decodes_s or self._num_drafting >= prospect.refresh
+            return _PLAIN if refreshing else prospect.best
         if self._decodes_s or prospect.most < WORTH_PROBING:
             return _PLAIN
         if self._purse_s + self._credit_s < prospect.probe_loss_s:
@@ -249,7 +262,7 @@ class AutoDraftLength:
     def observe(self, outcome: Outcome) -> None:
         if not outcome.num_drafted:
             self._decodes_s.append(outcome.verify_s)
-            if self._prospect.best.num_drafts or len(self._decodes_s) >= self._num_decodes:
+            if len(self._decodes_s) >= self._enough_decodes():
                 self._look_at_decodes()
                 if self._gathered:
                     self._learn()
@@ -264,10 +277,16 @@ class AutoDraftLength:
         if eager or self._gathered_s >= THOUGHT_S:
             self._learn()
 
+    def _enough_decodes(self) -> float:
+        if not self._prospect.best.num_drafts:
+            return self._num_decodes
+        return REFRESH if self._num_drafting else 1
+
     def _look_at_decodes(self) -> None:
         """Plain rounds are put aside until then, so that they are not slowed down."""
         if self._decodes_s:
-            self.costs.observe_decodes(self._decodes_s)
+            warm_s = self._decodes_s[1:] if self._num_drafting else self._decodes_s
+            self.costs.observe_decodes(warm_s or self._decodes_s)
             spent_s = 0.0
             for seconds in self._decodes_s:  # sum() rounds less from Python 3.12 on
                 spent_s += seconds
@@ -331,7 +350,7 @@ class AutoDraftLength:
             if round_s - plainly_s < probe_loss_s:
                 probe, probe_loss_s = self._rounds[length], max(round_s - plainly_s, 0.0)
             most = max(most, (length + 1) * plain_s / round_s)
-        refresh = min(max((speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
+        refresh = min(max(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
         return _Prospect(self._rounds[best], probe, probe_loss_s, most, refresh)
 
 

@@ -34,6 +34,7 @@ CHUNK_BYTES = 16 << 20
 SPREAD = 2.0  # of the integers that weights are made of
 CLUSTER_LENGTH = 128  # tokens per centroid of the drafter's head, as in E2B's
 TOKEN_ORDERING = "masked_embedding.token_ordering"
+DECIDED = 2.5  # how far a router's logits spread
 LAST_WORD = 16.0  # how much louder than the embedding the last layer's MLP is
 ADDED = (  # norms of what a layer adds to the residual stream
     "post_attention_layernorm.weight",
@@ -309,7 +310,9 @@ def _gains(shapes: Shapes) -> dict[str, float]:
 
     Else a residual stream of random weights is chaotic: what rounding does in the first layer, the
     last one shows, and a check could not tell it from a mistake. As the head is the embedding, the
-    next token would then be the last one again; so the last MLP has the last word.
+    next token would then be the last one again; so the last MLP has the last word. And routers have
+    an opinion, as trained ones do: with logits about alike, rounding would swap experts that count
+    for an eighth each.
     """
     added = [name for name in shapes if name.endswith(ADDED)]
     last = max(
@@ -317,7 +320,9 @@ def _gains(shapes: Shapes) -> dict[str, float]:
         key=lambda name: int(name.split(".")[1]),
         default="",
     )
-    return {name: len(added) ** -0.5 for name in added} | {last: LAST_WORD}
+    routers = {name: shape for name, shape in shapes.items() if name.endswith("router.scale")}
+    gains = {name: DECIDED * shape[0] ** 0.5 for name, shape in routers.items()}
+    return gains | {name: len(added) ** -0.5 for name in added} | {last: LAST_WORD}
 
 
 def _write_shard(file: BinaryIO, shapes: Shapes, gains: Mapping[str, float], seed: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from runtime_py.backends import Backend, SessionOptions
 from runtime_py.bundle import Bundle
-from runtime_py.device_costs import auto_draft_length
+from runtime_py.device_costs import auto_draft_length, remember
 from runtime_py.draft_length import DraftLength, FixedDraftLength, Outcome, Round
 from runtime_py.manifest import RuntimeName
 from runtime_py.sampling import SamplingLaw
@@ -202,6 +202,7 @@ def generate(
     start = time.perf_counter()
     later = list(steps)
     seconds = time.perf_counter() - start
+    remember(policy)
     emitted = [token_id for step in later for token_id in step.token_ids]
     kinds = Counter(
         f"{decided.num_drafts}" if decided.verified else f"{decided.num_drafts} compared"

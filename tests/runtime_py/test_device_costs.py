@@ -9,7 +9,7 @@ from runtime_py import device_costs as module
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.device_costs import CallMs, auto_draft_length, device_costs
-from runtime_py.draft_length import AutoDraftLength, FixedDraftLength
+from runtime_py.draft_length import AutoDraftLength, FixedDraftLength, Outcome
 from tests.runtime_py.bundles import VOCAB_SIZE, write_fake_bundle
 from tests.runtime_py.scripted_backend import ScriptedBackend
 
@@ -173,18 +173,19 @@ def test_without_a_drafter_nothing_is_measured(bundle):
     assert backend.num_calls["verify"] == 0
 
 
-def test_the_middle_of_several_times_counts(tmp_path, clock, monkeypatch):
+def test_the_middle_of_the_later_times_counts(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(module, "ENOUGH_MS", 1e9)
 
     class Interrupted(SleepingBackend):
         def draft(self, *arguments):
             super().draft(*arguments)
-            if 1 < self.num_calls["draft"] < 1 + 4 * 3 * (1 + 3 + 7):  # four of nine turns
+            turn = (self.num_calls["draft"] - 2) // (3 * (1 + 3 + 7))
+            if turn < 13:  # of 18: the first nine, and four of those that count
                 clock.now_s += 0.01
 
     backend = Interrupted()
     assert device_costs(backend, "key", tmp_path).draft == pytest.approx(1000 * DRAFT_S)
-    assert backend.num_calls["draft"] == 1 + 9 * 3 * (1 + 3 + 7)
+    assert backend.num_calls["draft"] == 1 + 18 * 3 * (1 + 3 + 7)
 
 
 def test_costs_are_seconds_and_padding_costs_what_tokens_do():
@@ -196,3 +197,35 @@ def test_costs_are_seconds_and_padding_costs_what_tokens_do():
     assert [1000 * costs.verify(n) for n in range(1, 9)] == pytest.approx(
         [4, 5, 5.5, 6, 6.5, 7, 7.5, 8]
     )
+
+
+def test_what_it_learnt_is_there_the_next_time(bundle):
+    """Costs and the share of accepted drafts of a use are what the next one begins with."""
+
+    def load() -> AutoDraftLength:
+        return auto_draft_length(bundle, "litert", SleepingBackend(), SessionOptions(1))
+
+    first = load()
+    for _ in range(40):  # drafts are wrong, and take twice their time
+        first.observe(Outcome(1, 0, 2 * DRAFT_S, CALL_S + 2 * TOKEN_S, 2))
+    for _ in range(40):  # a machine that got hot, which the next time it need not be
+        first.observe(Outcome(0, 0, 0.0, 2 * (CALL_S + TOKEN_S), 1))
+    module.remember(first)
+    second = load()
+    assert second.acceptance[0] == pytest.approx(max(0.1, first.next_prior()))
+    assert first.next_prior() < 0.4
+    assert second.costs.draft / second.costs.verify(2) > 1.6 * DRAFT_S / (CALL_S + 2 * TOKEN_S)
+    assert second.costs.verify(1) < 1.5 * (CALL_S + TOKEN_S)
+    module.remember(FixedDraftLength(3))  # has learnt nothing
+    assert load().costs.draft == second.costs.draft
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, "nan", [1]])
+def test_an_absurd_share_of_accepted_drafts_is_measured_again(tmp_path, share):
+    backend = SleepingBackend()
+    found = device_costs(backend, "key", tmp_path)
+    path = next(tmp_path.iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"acceptance": share}))
+    calls = dict(backend.num_calls)
+    assert device_costs(backend, "key", tmp_path) == found
+    assert backend.num_calls != calls

@@ -224,7 +224,8 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     override fun nextRound(): Round {
         probing = false
         if (prospect.best.numDrafts > 0) {
-            return if (numDrafting >= prospect.refresh) PLAIN else prospect.best
+            val refreshing = decodesS.isNotEmpty() || numDrafting >= prospect.refresh
+            return if (refreshing) PLAIN else prospect.best
         }
         if (decodesS.isNotEmpty() || prospect.most < WORTH_PROBING) return PLAIN
         if (purseS + creditS < prospect.probeLossS) return PLAIN
@@ -235,7 +236,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     override fun observe(outcome: Outcome) {
         if (outcome.numDrafted == 0) {
             decodesS += outcome.verifyS
-            if (prospect.best.numDrafts > 0 || decodesS.size >= numDecodes) {
+            if (decodesS.size >= enoughDecodes()) {
                 lookAtDecodes()
                 if (gathered.isNotEmpty()) learn() else lookAnew()
             }
@@ -248,10 +249,17 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         if (probing || numLearnt < EAGER || gatheredS >= THOUGHT_S) learn()
     }
 
+    private fun enoughDecodes(): Double = when {
+        prospect.best.numDrafts == 0 -> numDecodes
+        numDrafting > 0 -> REFRESH.toDouble()
+        else -> 1.0
+    }
+
     /** Plain rounds are put aside until then, so that they are not slowed down. */
     private fun lookAtDecodes() {
         if (decodesS.isEmpty()) return
-        costs.observeDecodes(decodesS)
+        val afterDrafts = numDrafting > 0 && decodesS.size > 1
+        costs.observeDecodes(if (afterDrafts) decodesS.drop(1) else decodesS)
         var spentS = 0.0
         for (seconds in decodesS) spentS += seconds
         earn(spentS, 0.0)
@@ -337,7 +345,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
             }
             most = maxOf(most, (length + 1) * plainS / roundS)
         }
-        val refresh = minOf(maxOf((speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
+        val refresh = minOf(maxOf(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
         return Prospect(Round(best), probe, probeLossS, most, refresh)
     }
 }
@@ -368,7 +376,7 @@ private fun expectedTokens(lengths: List<Int>, acceptance: DoubleArray): DoubleA
 private val PLAIN = Round(0)
 private val COMPARE = Round(1, verified = false)
 
-private const val HAZARD = 0.003 // probability that the text changes, per emitted token
+private const val HAZARD = 0.004 // probability that the text changes, per emitted token
 private const val MAX_STRETCHES = 6
 private const val LEAST_HOPE = 0.1 // a prior of 0 or 1 would have nothing to learn
 private const val PRIOR_TRIES = 2.0 // what the prior counts for
@@ -381,8 +389,9 @@ private const val PURSE = 4.0 // draft steps for which may be saved up
 private const val CREDIT = 4.0 // decode calls that probes may lose before their time, while they hit
 private const val WORTH_DRAFTING = 1.02 // times plain decoding: switching costs, too, and estimates are estimates
 private const val WORTH_PROBING = 1.02 // times plain decoding, by a drafter that is always right
-private const val MOST_REFRESH = 50.0 // rounds with drafts in a row
-private const val LEAST_REFRESH = 5.0
+private const val REFRESH = 2 // decodes in a row; the first is slow, for it finds the caches full of other weights
+private const val MOST_REFRESH = 100.0 // rounds with drafts in a row
+private const val LEAST_REFRESH = 8.0
 private const val REFRESH_COST = 0.01 // share of the time that the decodes between them may cost
 private const val THOUGHT_S = 0.003 // of rounds with drafts that are learnt from together
 private const val EAGER = 8 // rounds with drafts, the first ones, that are learnt from one by one
