@@ -129,8 +129,8 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
 
     As a generation does, drafts and then their verify, and where that is quick several such rounds
     in a row, of which the last counts: a call whose like ran before it finds its weights in the
-    processor's caches. The middle of the later half of each width's times counts: in the first 0.2 s
-    after loading, calls of LiteRT take up to 1.3 times as long as later.
+    processor's caches. The middle of the later half of each width's times counts: in the first
+    0.2 s after loading, calls of LiteRT take up to 1.3 times as long as later.
     """
     hidden = np.zeros(backend.hidden_size, np.float32)
     draft = partial(backend.draft, 0, hidden, 1)
