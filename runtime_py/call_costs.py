@@ -10,6 +10,7 @@ COMMON_RATE, OWN_RATE = 0.3, 0.03  # how fast costs follow what was measured
 NUM_MEASURED = 5.0  # looks that the costs of the beginning stand for
 # Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
 MOST = 1.2
+COLD = 1.05  # a call after others of another kind is slow: that it takes long says little
 LEAST = 0.5  # a pause makes a call slow, but nothing makes it fast
 
 
@@ -47,23 +48,24 @@ class Costs:
         common, draft_s = self._common, self._draft.seconds
         return [common * (length * draft_s + self._of(length + 1).seconds) for length in lengths]
 
-    def observe_draft(self, seconds: float) -> None:
-        self._follow(self._draft, seconds, 1)
+    def observe_draft(self, seconds: float, cold: bool) -> None:
+        """Cold: it follows plain rounds and finds the caches full of other weights."""
+        self._follow(self._draft, seconds, 1, COLD if cold else MOST)
 
-    def observe_verify(self, num_tokens: int, seconds: float) -> None:
-        self._follow(self._of(num_tokens), seconds, 1)
+    def observe_verify(self, num_tokens: int, seconds: float, cold: bool) -> None:
+        self._follow(self._of(num_tokens), seconds, 1, COLD if cold else MOST)
 
     def observe_decodes(self, seconds: Sequence[float]) -> None:
         """Several in a row: their middle counts, for as many as they are."""
         num_calls = len(seconds)
-        self._follow(self._of(1), sorted(seconds)[num_calls // 2], num_calls)
+        most = 1 + num_calls * (MOST - 1)
+        self._follow(self._of(1), sorted(seconds)[num_calls // 2], num_calls, most)
 
     def _of(self, num_tokens: int) -> "_Cost":
         return self._verify[min(num_tokens, len(self._verify) - 1)]
 
-    def _follow(self, cost: "_Cost", seconds: float, num_calls: int) -> None:
+    def _follow(self, cost: "_Cost", seconds: float, num_calls: int, most: float) -> None:
         """Most of a change is taken to be common to all calls: a machine that is busy or hot."""
-        most = 1 + num_calls * (MOST - 1)
         change = min(max(seconds / (self._common * cost.seconds), LEAST), most) - 1
         cost.num_looks += 1
         own = max(OWN_RATE, 1 / cost.num_looks)

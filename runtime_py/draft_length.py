@@ -50,7 +50,7 @@ LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
 PRIOR_TRIES = 2.0  # what the prior counts for
 PRIOR_LASTS = 20.0  # tries that it counts for when the next one is made
 POOLING = 10.0  # tries for which all positions together count at each
-LEAST_PROBES, MOST_PROBES = 0.001, 0.012  # share of the time
+LEAST_PROBES, MOST_PROBES = 0.001, 0.014  # share of the time
 HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
 PAUSE = 2.0  # times what a probe should take: no more of it counts as lost
 PURSE = 4.0  # draft steps for which may be saved up
@@ -228,6 +228,7 @@ class AutoDraftLength:
         self._purse_s = 0.0  # what probes may lose
         self._credit_s = 0.0
         self._probing = False  # what was decided last is a probe
+        self._cold = False  # the next round with drafts to learn from follows plain ones
         self._gathered: list[Outcome] = []  # rounds with drafts to learn from
         self._gathered_s = 0.0  # what they took
         self._decodes_s: list[float] = []  # plain rounds to look at
@@ -293,13 +294,15 @@ class AutoDraftLength:
             self._earn(spent_s, 0.0)
             self._num_unseen += len(self._decodes_s)
             self._num_drafting, self._credit_s, self._decodes_s = 0, 0.0, []
+            self._cold = True
 
     def _learn(self) -> None:
         """From the rounds with drafts that were put aside; a probe is one alone."""
         num_tokens = 0
         for outcome in self._gathered:
-            self.costs.observe_verify(outcome.num_verified, outcome.verify_s)
-            self.costs.observe_draft(outcome.draft_s / outcome.num_drafted)
+            self.costs.observe_verify(outcome.num_verified, outcome.verify_s, self._cold)
+            self.costs.observe_draft(outcome.draft_s / outcome.num_drafted, self._cold)
+            self._cold = False
             num_tokens += 1 + (outcome.num_accepted if outcome.num_verified > 1 else 0)
         self._acceptance.observe(self._gathered, self._num_unseen + num_tokens)
         self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)

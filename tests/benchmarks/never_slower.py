@@ -38,8 +38,9 @@ SETTINGS = {
     "threads": NUM_THREADS,
     "tokens": f"{NUM_TOKENS} after each of the bundle's first {NUM_PROMPTS} prompts, greedy; "
     "tokens/s from the first token on",
-    "auto": "as gemma-run has it: costs measured once at load, then read from the cache, where each "
-    "generation leaves what it learnt; a new policy for each, so that learning is part of the time",
+    "auto": "as gemma-run has it: costs measured once at load, then read from the cache, where "
+    "each generation leaves what it learnt; a new policy for each, so that learning takes part "
+    "of the time",
     "order": "heats of all contestants find the best fixed length, where the drafter is real; then "
     "plain decoding, the best and auto; each at each prompt of each repeat, in an order drawn anew",
     "wrong": "runs every real draft, then proposes the token after the one that the target is "

@@ -63,9 +63,9 @@ SETTINGS = {
         "changing": f"96 tokens of prose, {PROSE} of the drafts reached, then 96 of code, {CODE}; "
         "and again",
     },
-    "auto": "as gemma-run has it: costs measured once at load, then read from the cache, where each "
-    "generation leaves what it learnt; a new policy for each; its prior at first is E2B's profile, "
-    "which a bundle of E2B's would bring",
+    "auto": "as gemma-run has it: costs measured once at load, then read from the cache, where "
+    "each generation leaves what it learnt; a new policy for each; its prior at first is E2B's "
+    "profile, which a bundle of E2B's would bring",
     "order": "heats of all contestants find the best fixed length, where drafts may be right; then "
     "plain decoding, the best and auto; in each repeat in an order drawn anew",
     "rounds of auto": "decided after the first token; compared: drafted, and not verified",

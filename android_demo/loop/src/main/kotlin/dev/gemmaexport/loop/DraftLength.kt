@@ -63,19 +63,20 @@ class Costs(draft: Double, verify: Map<Int, Double>) {
         common * (lengths[it] * ofDraft.seconds + of(lengths[it] + 1).seconds)
     }
 
-    fun observeDraft(seconds: Double) = follow(ofDraft, seconds, 1)
+    /** Cold: it follows plain rounds and finds the caches full of other weights. */
+    fun observeDraft(seconds: Double, cold: Boolean) = follow(ofDraft, seconds, 1, if (cold) COLD else MOST)
 
-    fun observeVerify(numTokens: Int, seconds: Double) = follow(of(numTokens), seconds, 1)
+    fun observeVerify(numTokens: Int, seconds: Double, cold: Boolean) =
+        follow(of(numTokens), seconds, 1, if (cold) COLD else MOST)
 
     /** Several in a row: their middle counts, for as many as they are. */
     fun observeDecodes(seconds: List<Double>) =
-        follow(of(1), seconds.sorted()[seconds.size / 2], seconds.size)
+        follow(of(1), seconds.sorted()[seconds.size / 2], seconds.size, 1 + seconds.size * (MOST - 1))
 
     private fun of(numTokens: Int) = ofVerify[minOf(numTokens, ofVerify.size - 1)]
 
     /** Most of a change is taken to be common to all calls: a machine that is busy or hot. */
-    private fun follow(cost: Cost, seconds: Double, numCalls: Int) {
-        val most = 1 + numCalls * (MOST - 1)
+    private fun follow(cost: Cost, seconds: Double, numCalls: Int, most: Double) {
         val change = minOf(maxOf(seconds / (common * cost.seconds), LEAST), most) - 1
         cost.numLooks += 1
         val own = maxOf(OWN_RATE, 1 / cost.numLooks)
@@ -210,6 +211,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     private var purseS = 0.0 // what probes may lose
     private var creditS = 0.0
     private var probing = false // what was decided last is a probe
+    private var cold = false // the next round with drafts to learn from follows plain ones
     private val gathered = arrayListOf<Outcome>() // rounds with drafts, to learn from
     private var gatheredS = 0.0 // what they took
     private val decodesS = arrayListOf<Double>() // plain rounds to look at
@@ -267,14 +269,16 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         numDrafting = 0
         creditS = 0.0
         decodesS.clear()
+        cold = true
     }
 
     /** From the rounds with drafts that were put aside; a probe is one alone. */
     private fun learn() {
         var numTokens = 0
         for (outcome in gathered) {
-            costs.observeVerify(outcome.numVerified, outcome.verifyS)
-            costs.observeDraft(outcome.draftS / outcome.numDrafted)
+            costs.observeVerify(outcome.numVerified, outcome.verifyS, cold)
+            costs.observeDraft(outcome.draftS / outcome.numDrafted, cold)
+            cold = false
             numTokens += 1 + if (outcome.numVerified > 1) outcome.numAccepted else 0
         }
         estimate.observe(gathered, numUnseen + numTokens)
@@ -382,7 +386,7 @@ private const val LEAST_HOPE = 0.1 // a prior of 0 or 1 would have nothing to le
 private const val PRIOR_TRIES = 2.0 // what the prior counts for
 private const val POOLING = 10.0 // tries for which all positions together count at each
 private const val LEAST_PROBES = 0.001 // share of the time
-private const val MOST_PROBES = 0.012
+private const val MOST_PROBES = 0.014
 private const val HOPE_SHARE = 0.05 // of what a drafter that is always right would gain, if that is less
 private const val PAUSE = 2.0 // times what a probe should take: no more of it counts as lost
 private const val PURSE = 4.0 // draft steps for which may be saved up
@@ -401,4 +405,5 @@ private const val OWN_RATE = 0.03
 private const val NUM_MEASURED = 5.0 // looks that the costs of the beginning stand for
 // Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
 private const val MOST = 1.2
+private const val COLD = 1.05 // a call after others of another kind is slow: that it takes long says little
 private const val LEAST = 0.5 // a pause makes a call slow, but nothing makes it fast
