@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import click
+import numpy as np
 import torch
 
 from exporter.config import ExportConfig, GraphShapes, ModelSource, known_recipes, load_size
@@ -102,9 +103,10 @@ def examine(family: str, runtime: RuntimeName, recipe: str, folder: Path) -> dic
     }
 
 
-def two_bits(num_rows: int, width: int, generator: torch.Generator) -> torch.Tensor:
+def two_bits(num_rows: int, width: int, random: np.random.Generator) -> torch.Tensor:
     """Rows of length about 1, each a scale times -2, -1, 0 and 1."""
-    integers = torch.randn(num_rows, width, generator=generator).round_().clamp_(-2, 1)
+    normal = random.standard_normal((num_rows, width), np.float32)
+    integers = torch.from_numpy(normal).round_().clamp_(-2, 1)
     integers[:, 0] = -2
     return (integers / 2 ** round(math.log2(math.sqrt(width)))).to(torch.bfloat16)
 
