@@ -263,7 +263,7 @@ class AutoDraftLength:
     def observe(self, outcome: Outcome) -> None:
         if not outcome.num_drafted:
             self._decodes_s.append(outcome.verify_s)
-            if len(self._decodes_s) >= self._enough_decodes():
+            if len(self._decodes_s) >= self._num_decodes:
                 self._look_at_decodes()
                 if self._gathered:
                     self._learn()
@@ -277,11 +277,6 @@ class AutoDraftLength:
         eager = self._probing or self._num_learnt < EAGER
         if eager or self._gathered_s >= THOUGHT_S:
             self._learn()
-
-    def _enough_decodes(self) -> float:
-        if not self._prospect.best.num_drafts:
-            return self._num_decodes
-        return REFRESH if self._num_drafting else 1
 
     def _look_at_decodes(self) -> None:
         """Plain rounds are put aside until then, so that they are not slowed down."""
@@ -319,7 +314,8 @@ class AutoDraftLength:
 
     def _look_anew(self) -> None:
         self._prospect = self._look_ahead()
-        self._num_decodes = self._decodes_to_a_probe()
+        drafting = self._prospect.best.num_drafts
+        self._num_decodes = REFRESH if drafting else self._decodes_to_a_probe()
 
     def _decodes_to_a_probe(self) -> float:
         """Plain rounds until what they earn pays for one, or until LOOK."""

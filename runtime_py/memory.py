@@ -22,6 +22,9 @@ OVERHEAD_BYTES = 300_000_000
 # Resident matrices over stored ones, at most: tests/benchmarks/results/runtimes.json has 4 bits as
 # the worst case of each; onnxruntime's repacked form has scales of its own.
 REPACKED: dict[RuntimeName, float] = {"litert": 1.3, "executorch": 1.2, "onnx": 2.1}
+# Of experts in onnxruntime, each in a kernel of its own: 26B-A4B in full_size.json.
+EXPERTS_REPACKED = 1.6
+EXPERTS = "experts"  # the part that they are, in an inspection
 
 Verdict = Literal["fits", "tight", "too large"]
 
@@ -31,7 +34,8 @@ class Stored:
     """The weights of one size with one recipe."""
 
     file_bytes: int  # all of them
-    matrices_bytes: int  # of them, what every token is multiplied with
+    matrices_bytes: int  # of them, what tokens are multiplied with
+    experts_bytes: int  # of those
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,8 @@ class Size:
 
     def need_bytes(self, recipe: str, context_length: int) -> int:
         """Memory that it takes to run it, by the counted sizes."""
-        packed = REPACKED[self.runtime] * self.recipes[recipe].matrices_bytes
+        stored = self.recipes[recipe]
+        packed = _repacked_bytes(self.runtime, stored.matrices_bytes, stored.experts_bytes)
         return round(packed) + self.kv_bytes(context_length) + OVERHEAD_BYTES
 
     def kv_bytes(self, context_length: int) -> int:
@@ -77,12 +82,19 @@ def known_sizes() -> tuple[Size, ...]:
 def bundle_need_bytes(found: Findings, runtime: RuntimeName) -> int:
     """Memory that a bundle's runtime takes, by what its files hold."""
     need = float(OVERHEAD_BYTES)
+    experts = sum(weight.packed_bytes for weight in found.weights if weight.part == EXPERTS)
     for item in found.memory:
         if item.what.startswith("matrices"):
-            need += REPACKED[runtime] * item.size_bytes
+            need += _repacked_bytes(runtime, item.size_bytes, experts)
         elif item.what != TABLES:
             need += item.size_bytes
     return round(need)
+
+
+def _repacked_bytes(runtime: RuntimeName, matrices: int, experts: int) -> float:
+    if runtime != "onnx":
+        return REPACKED[runtime] * matrices
+    return REPACKED[runtime] * (matrices - experts) + EXPERTS_REPACKED * experts
 
 
 def verdict(need_bytes: int, device: Device) -> Verdict | None:

@@ -320,8 +320,11 @@ def _gains(shapes: Shapes) -> dict[str, float]:
         key=lambda name: int(name.split(".")[1]),
         default="",
     )
-    routers = {name: shape for name, shape in shapes.items() if name.endswith("router.scale")}
-    gains = {name: DECIDED * shape[0] ** 0.5 for name, shape in routers.items()}
+    gains = {
+        name: DECIDED * shape[0] ** 0.5
+        for name, shape in shapes.items()
+        if name.endswith("router.scale")
+    }
     return gains | {name: len(added) ** -0.5 for name in added} | {last: LAST_WORD}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from exporter.checkpoint_config import parse_drafter, parse_target
 from exporter.config import DEVICES
 from exporter.graph.drafter import Drafter
+from exporter.graph.experts import is_stack
 from exporter.graph.spec import KINDS, DrafterSpec, TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import expected_tensors
@@ -64,7 +65,11 @@ def count(name: str) -> Size:
         # The embedding is the head too: only the per-layer table is looked up and nothing else.
         looked_up = sum(size for name, size in stored if name.startswith("embed_tokens_per_layer"))
         total = sum(size for _, size in stored)
-        recipes[recipe_name] = Stored(file_bytes=total, matrices_bytes=total - looked_up)
+        recipes[recipe_name] = Stored(
+            file_bytes=total,
+            matrices_bytes=total - looked_up,
+            experts_bytes=sum(size for name, size in stored if is_stack(name)),
+        )
     return Size(
         name=name,
         runtime="litert" if all(layer.experts is None for layer in spec.layers) else "onnx",
@@ -88,6 +93,7 @@ def sizes_text(sizes: list[Size]) -> str:
                 f"[{size.name}.recipes.{recipe}]",
                 f"file_bytes = {stored.file_bytes}",
                 f"matrices_bytes = {stored.matrices_bytes}",
+                f"experts_bytes = {stored.experts_bytes}",
             ]
     return "\n".join(lines) + "\n"
 

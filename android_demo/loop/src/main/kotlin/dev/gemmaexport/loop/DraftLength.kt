@@ -238,7 +238,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     override fun observe(outcome: Outcome) {
         if (outcome.numDrafted == 0) {
             decodesS += outcome.verifyS
-            if (decodesS.size >= enoughDecodes()) {
+            if (decodesS.size >= numDecodes) {
                 lookAtDecodes()
                 if (gathered.isNotEmpty()) learn() else lookAnew()
             }
@@ -249,12 +249,6 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         gathered += outcome
         gatheredS += outcome.draftS + outcome.verifyS
         if (probing || numLearnt < EAGER || gatheredS >= THOUGHT_S) learn()
-    }
-
-    private fun enoughDecodes(): Double = when {
-        prospect.best.numDrafts == 0 -> numDecodes
-        numDrafting > 0 -> REFRESH.toDouble()
-        else -> 1.0
     }
 
     /** Plain rounds are put aside until then, so that they are not slowed down. */
@@ -301,7 +295,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
 
     private fun lookAnew() {
         prospect = lookAhead()
-        numDecodes = decodesToAProbe()
+        numDecodes = if (prospect.best.numDrafts > 0) REFRESH.toDouble() else decodesToAProbe()
     }
 
     /** Plain rounds until what they earn pays for one, or until LOOK. */
