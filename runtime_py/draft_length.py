@@ -232,7 +232,7 @@ class AutoDraftLength:
         self._gathered: list[Outcome] = []  # rounds with drafts to learn from
         self._gathered_s = 0.0  # what they took
         self._decodes_s: list[float] = []  # plain rounds to look at
-        self._num_decodes: float = LOOK  # when there are so many
+        self._num_decodes = 1.0  # when there are so many
         self._num_learnt = 0  # such rounds so far
         self._num_unseen = 0  # tokens since acceptance was observed
         self._num_drafting = 0  # rounds with drafts in a row

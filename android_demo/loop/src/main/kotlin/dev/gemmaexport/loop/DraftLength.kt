@@ -215,7 +215,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     private val gathered = arrayListOf<Outcome>() // rounds with drafts, to learn from
     private var gatheredS = 0.0 // what they took
     private val decodesS = arrayListOf<Double>() // plain rounds to look at
-    private var numDecodes = LOOK.toDouble() // when there are so many
+    private var numDecodes = 1.0 // when there are so many
     private var numLearnt = 0 // such rounds so far
     private var numUnseen = 0 // tokens since acceptance was observed
     private var numDrafting = 0 // rounds with drafts in a row
