@@ -61,7 +61,7 @@ REFRESH = 2  # decodes in a row; the first is slow, for it finds the caches full
 MOST_REFRESH, LEAST_REFRESH = 100.0, 8.0  # rounds with drafts in a row
 REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
 LOOK = 32  # plain rounds in a row, at most, that are looked at together
-THOUGHT_S = 0.003  # seconds of rounds with drafts that are learnt from together
+THOUGHT_S = 0.01  # seconds of rounds with drafts that are learnt from together
 EAGER = 8  # rounds with drafts, the first ones, that are learnt from one by one
 
 

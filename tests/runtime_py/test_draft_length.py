@@ -244,7 +244,7 @@ def test_probes_stay_within_their_share():
 
 def test_short_rounds_are_learnt_from_together():
     """So that learning, which takes its time, is rare; long ones and the first each at once."""
-    for decode_s, at_once in ((TINY_S, 5), (1.0, 1)):  # 5 x 0.4 ms x 1.82: above 3 ms
+    for decode_s, at_once in ((TINY_S, 14), (1.0, 1)):  # 14 x 0.4 ms x 1.82: above 10 ms
         table = TABLES["LiteRT int8"].taking(decode_s)
         policy = AutoDraftLength(Costs(table.draft, table.verify), [3])
         with patch.object(policy._acceptance, "observe") as learn:
