@@ -22,7 +22,7 @@ OVERHEAD_BYTES = 300_000_000
 # Resident matrices over stored ones, at most: tests/benchmarks/results/runtimes.json has 4 bits as
 # the worst case of each; onnxruntime's repacked form has scales of its own.
 REPACKED: dict[RuntimeName, float] = {"litert": 1.3, "executorch": 1.2, "onnx": 2.1}
-# Of experts in onnxruntime, each in a kernel of its own: 26B-A4B in full_size.json.
+# Of experts, which only onnxruntime runs, each in a kernel of its own: 26B-A4B, full_size.json.
 EXPERTS_REPACKED = 1.6
 EXPERTS = "experts"  # the part that they are, in an inspection
 
@@ -92,8 +92,6 @@ def bundle_need_bytes(found: Findings, runtime: RuntimeName) -> int:
 
 
 def _repacked_bytes(runtime: RuntimeName, matrices: int, experts: int) -> float:
-    if runtime != "onnx":
-        return REPACKED[runtime] * matrices
     return REPACKED[runtime] * (matrices - experts) + EXPERTS_REPACKED * experts
 
 
