@@ -6,8 +6,8 @@ Only sums, products, quotients and comparisons, in an order that is written out,
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-COMMON_RATE, OWN_RATE = 0.3, 0.03  # how fast costs follow what was measured
-NUM_MEASURED = 5.0  # looks that the costs of the beginning stand for
+COMMON_RATE, OWN_RATE = 0.3, 0.015  # how fast costs follow what was measured
+NUM_MEASURED = 5.0  # looks that a cost measured at load stands for
 # Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
 MOST = 1.2
 COLD = 1.05  # a call after others of another kind is slow: that it takes long says little
@@ -19,84 +19,93 @@ class Costs:
 
     Args:
         draft: one draft step, as measured.
-        verify: by the number of tokens of a target call, from 1, which is decode; what lies
-            between two numbers costs what lies between, and more costs what the most costs.
+        verify: a target call, by the width of its graph, of which the least is 1, which is decode:
+            tokens between two widths cost what the wider one does, padded.
+        looks: how many each of these stands for, by width, and of a draft step by 0; NUM_MEASURED
+            where nothing is said.
+        first: draft steps that the first of a round takes more, for it follows a target call and
+            finds the caches full of other weights.
     """
 
-    def __init__(self, draft: float, verify: Mapping[int, float]) -> None:
-        measured = sorted(verify.items())
-        self._verify = [
-            _Cost(_between(measured, num_tokens)) for num_tokens in range(measured[-1][0] + 1)
-        ]
-        self._draft = _Cost(draft)
+    def __init__(
+        self,
+        draft: float,
+        verify: Mapping[int, float],
+        looks: Mapping[int, float] | None = None,
+        first: float = 0.0,
+    ) -> None:
+        looks = looks or {}
+        self._first = first
+        self._draft = _Cost(draft, looks.get(0, NUM_MEASURED))
+        self._verify: list[_Cost] = []  # by number of tokens
+        for width in sorted(verify):
+            cost = _Cost(verify[width], looks.get(width, NUM_MEASURED))
+            self._verify += [cost] * (width + 1 - len(self._verify))
         self._common = 1.0
         self._known = 0.0  # how well decode's cost is, from just before: 0 .. 1
 
-    @property
-    def draft(self) -> float:
-        return self._common * self._draft.seconds
+    def drafts(self, num_drafts: int) -> float:
+        """All draft steps of a round, at least one."""
+        return self._common * ((num_drafts + self._first) * self._draft.seconds)
 
     def verify(self, num_tokens: int) -> float:
         return self._common * self._of(num_tokens).seconds
 
-    def usual(self, num_tokens: int) -> float:
-        """Of a verify, whatever the machine is busy with just now; 0 tokens: of a draft step."""
-        return (self._of(num_tokens) if num_tokens else self._draft).seconds
+    def usual(self, width: int) -> tuple[float, float]:
+        """Seconds whatever the machine is busy with just now, and looks; of a draft step by 0."""
+        cost = self._of(width) if width else self._draft
+        return cost.seconds, cost.num_looks
 
     def rounds(self, lengths: Sequence[int]) -> list[float]:
         """Seconds of a round with each number of drafts, all verified."""
-        common, draft_s = self._common, self._draft.seconds
-        return [common * (length * draft_s + self._of(length + 1).seconds) for length in lengths]
+        return [self.drafts(length) + self.verify(length + 1) for length in lengths]
 
-    def observe_draft(self, seconds: float, cold: bool) -> None:
-        """Cold: it follows plain rounds and finds the caches full of other weights."""
-        self._follow(self._draft, seconds, 1, COLD if cold else MOST)
+    def observe_drafts(self, num_drafts: int, seconds: Sequence[float], cold: bool = False) -> None:
+        """Rounds of so many; of several the middle counts, for as many as they are, as always.
 
-    def observe_verify(self, num_tokens: int, seconds: float, cold: bool) -> None:
-        self._follow(self._of(num_tokens), seconds, 1, COLD if cold else MOST)
+        Cold: they follow plain rounds and find the caches full of other weights.
+        """
+        num_steps = num_drafts + self._first
+        self._follow(
+            self._draft, [drafts_s / num_steps for drafts_s in seconds], COLD if cold else MOST
+        )
 
-    def observe_decodes(self, seconds: Sequence[float]) -> None:
-        """Several in a row: their middle counts, for as many as they are."""
-        num_calls = len(seconds)
-        most = 1 + num_calls * (MOST - 1)
-        self._follow(self._of(1), sorted(seconds)[num_calls // 2], num_calls, most)
+    def observe_verify(self, num_tokens: int, seconds: Sequence[float], cold: bool = False) -> None:
+        """One token is decode."""
+        self._follow(self._of(num_tokens), seconds, COLD if cold else MOST)
 
     def _of(self, num_tokens: int) -> "_Cost":
         return self._verify[min(num_tokens, len(self._verify) - 1)]
 
-    def _follow(self, cost: "_Cost", seconds: float, num_calls: int, most: float) -> None:
+    def _follow(self, cost: "_Cost", seconds: Sequence[float], most: float) -> None:
         """Most of a change is taken to be common to all calls: a machine that is busy or hot."""
-        change = min(max(seconds / (self._common * cost.seconds), LEAST), most) - 1
-        cost.num_looks += 1
-        own = max(OWN_RATE, 1 / cost.num_looks)
-        common = num_calls * COMMON_RATE / (1 + num_calls * COMMON_RATE)
+        num_calls = len(seconds)
+        middle = sorted(seconds)[num_calls // 2]
+        most = 1 + num_calls * (most - 1)
+        change = min(max(middle / (self._common * cost.seconds), LEAST), most) - 1
+        cost.num_looks += num_calls
+        own = max(_of_all(num_calls, OWN_RATE), num_calls / cost.num_looks)
+        common = _of_all(num_calls, COMMON_RATE)
         decode = self._of(1)
-        if cost is decode:
-            self._common *= 1 + common * change
-            self._known = common
-        else:
+        if cost is not decode:
             # Where the decodes before it are well known, their change was not as common.
             common += self._known * (own - common)
-            moved = 1 + common * change
-            self._common *= moved
+        moved = 1 + common * change
+        self._common *= moved
+        if cost is decode:
+            self._known = common
+        else:
             decode.seconds *= 1 + self._known * (1 / moved - 1)
             self._known /= 2
-        cost.seconds *= 1 + (1 - common) * own * change
+        cost.seconds *= 1 + own * ((1 + change) / moved - 1)
 
 
 @dataclass(slots=True)
 class _Cost:
     seconds: float  # but for what all costs have in common
-    num_looks: float = NUM_MEASURED
+    num_looks: float
 
 
-def _between(measured: Sequence[tuple[int, float]], num_tokens: int) -> float:
-    below = measured[0]
-    for above in measured:
-        if above[0] >= num_tokens:
-            if above[0] == below[0]:
-                return above[1]
-            share = (num_tokens - below[0]) / (above[0] - below[0])
-            return below[1] + share * (above[1] - below[1])
-        below = above
-    return below[1]
+def _of_all(num_calls: int, rate: float) -> float:
+    """What one call moves an estimate by, of several."""
+    return num_calls * rate / (1 + num_calls * rate)

@@ -1,7 +1,7 @@
 """What the calls of a bundle cost on this device: measured once, then read from the user's cache.
 
-The cache holds nothing but milliseconds and the share of drafts that were accepted, both kept up to
-date by every use, and can be deleted at any time.
+The cache holds nothing but milliseconds, how well each is known and the share of drafts that were
+accepted, kept up to date by every use, and can be deleted at any time.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime_py.backends import Backend, SessionOptions, default_num_threads
 from runtime_py.bundle import Bundle
-from runtime_py.call_costs import Costs
+from runtime_py.call_costs import NUM_MEASURED, Costs
 from runtime_py.draft_length import AutoDraftLength, DraftLength, FixedDraftLength
 from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
@@ -28,6 +28,7 @@ from runtime_py.user_cache import processor, user_cache
 
 MAX_SAMPLES = 18  # of each width, besides one that warms up; the later half counts
 IN_A_ROW = 3  # rounds alike
+MOST_FIRST = 0.5  # draft steps that the first of a round may take more
 ENOUGH_MS = 400.0  # all together: large models have one sample
 _ABSURD_MS = 1e7
 _MOST_BYTES = 1 << 16  # of a cache file
@@ -38,17 +39,15 @@ class CallMs:
     """Milliseconds of each call, and what they were good for."""
 
     draft: float
-    verify: Mapping[int, float]  # by number of tokens
+    verify: Mapping[int, float]  # by width
+    looks: Mapping[int, float]  # that each stands for, by width, and of a draft step by 0
+    first: float = 0.0  # draft steps that the first of a round takes more
     acceptance: float | None = None  # the share of drafts accepted so far, if there were any
 
-    def costs(self, widths: Sequence[int]) -> Costs:
-        """In seconds; tokens between two of these widths cost what the wider one does, padded."""
-        known, known_ms = list(self.verify), list(self.verify.values())
-        verify = {}
-        for num_tokens in range(1, known[-1] + 1):
-            width = next(width for width in widths if width >= num_tokens)
-            verify[num_tokens] = float(np.interp(width, known, known_ms))
-        return Costs(self.draft / 1000, {n: ms / 1000 for n, ms in verify.items()})
+    def costs(self) -> Costs:
+        """In seconds."""
+        verify = {width: ms / 1000 for width, ms in self.verify.items()}
+        return Costs(self.draft / 1000, verify, self.looks, self.first)
 
 
 def auto_draft_length(
@@ -70,19 +69,21 @@ def auto_draft_length(
     prior = found.acceptance
     if prior is None:
         prior = pooled_acceptance(bundle.reference())
-    return _Remembered(found, backend.verify_widths, prior, _place(folder, key))
+    return _Remembered(found, prior, _place(folder, key))
 
 
 class _Remembered(AutoDraftLength):
     """Knows where to keep what it learns."""
 
-    def __init__(self, found: CallMs, widths: Sequence[int], prior: float, path: Path) -> None:
-        super().__init__(found.costs(widths), range(1, max(found.verify)), prior)
-        self._widths, self._path = list(found.verify), path
+    def __init__(self, found: CallMs, prior: float, path: Path) -> None:
+        super().__init__(found.costs(), range(1, max(found.verify)), prior)
+        self._found, self._path = found, path
 
     def remember(self) -> None:
-        verify = {width: 1000 * self.costs.usual(width) for width in self._widths}
-        _write(self._path, CallMs(1000 * self.costs.usual(0), verify, self.next_prior()))
+        usual = {width: self.costs.usual(width) for width in (0, *self._found.verify)}
+        ms = {width: 1000 * seconds for width, (seconds, _) in usual.items()}
+        looks = {width: num_looks for width, (_, num_looks) in usual.items()}
+        _write(self._path, CallMs(ms.pop(0), ms, looks, self._found.first, self.next_prior()))
 
 
 def remember(policy: DraftLength) -> None:
@@ -106,7 +107,7 @@ def device_costs(backend: Backend, key: str, folder: Path) -> CallMs:
         folder: of the cache; where it cannot be written, nothing is kept.
     """
     path = _place(folder, key)
-    widths = measured_widths(backend)
+    widths = [width for width in backend.verify_widths if width <= backend.cache_length]
     found = _read(path, widths)
     if found is None:
         found = measure(backend, widths)
@@ -118,26 +119,24 @@ def _place(folder: Path, key: str) -> Path:
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def measured_widths(backend: Backend) -> list[int]:
-    """Those worth a call: what lies between them costs what lies between."""
-    widths = [width for width in backend.verify_widths if width <= backend.cache_length]
-    return [width for width in widths if width & (width - 1) == 0 or width == widths[-1]]
-
-
 def measure(backend: Backend, widths: list[int]) -> CallMs:
-    """Run rounds of every width a few times, at the beginning of the context.
+    """Run rounds of the widths a few times, at the beginning of the context.
+
+    Those that are powers of two, and the widest: others are taken to cost what lies between.
 
     As a generation does, drafts and then their verify, and where that is quick several such rounds
     in a row, of which the last counts: a call whose like ran before it finds its weights in the
     processor's caches. The middle of the later half of each width's times counts: in the first
     0.2 s after loading, calls of LiteRT take up to 1.3 times as long as later.
     """
+    everyone = widths
+    widths = [width for width in widths if width & (width - 1) == 0 or width == widths[-1]]
     hidden = np.zeros(backend.hidden_size, np.float32)
     draft = partial(backend.draft, 0, hidden, 1)
     verify = {width: partial(backend.verify, [0] * width, 0) for width in widths}
     first_ms = _ms(draft) + sum(map(_ms, verify.values()))  # warms up, too
     in_a_row = IN_A_ROW if first_ms < ENOUGH_MS / MAX_SAMPLES else 1
-    draft_ms: dict[int, list[float]] = {width: [] for width in widths}
+    drafts_ms: dict[int, list[float]] = {width: [] for width in widths}
     verify_ms: dict[int, list[float]] = {width: [] for width in widths}
     begun = time.perf_counter()
     for _ in range(MAX_SAMPLES):
@@ -145,16 +144,38 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
             for _ in range(in_a_row):
                 drafts = sum(_ms(draft) for _ in range(width - 1))
                 verified = _ms(verify[width])
-            draft_ms[width].append(drafts / max(1, width - 1))
+            drafts_ms[width].append(drafts)
             verify_ms[width].append(verified)
         if 1000 * (time.perf_counter() - begun) > ENOUGH_MS:
             break
-    middle = widths[len(widths) // 2]  # its drafts stand for those of any round
     later = len(verify_ms[1]) // 2
+    verify_middle = [median(times[later:]) for times in verify_ms.values()]
+    drafts_middle = {width - 1: median(times[later:]) for width, times in drafts_ms.items()}
+    del drafts_middle[0]
+    draft_ms, first = _draft_step(drafts_middle, in_a_row > 1)
     return CallMs(
-        median(draft_ms[middle][later:]) if middle > 1 else _ms(draft),
-        {width: median(times[later:]) for width, times in verify_ms.items()},
+        draft_ms or _ms(draft),
+        {width: float(np.interp(width, widths, verify_middle)) for width in everyone},
+        dict.fromkeys((0, *everyone), NUM_MEASURED),
+        first,
     )
+
+
+def _draft_step(drafts_ms: Mapping[int, float], quick: bool) -> tuple[float, float]:
+    """Of rounds by their number of drafts: one step, and what the first takes more, in steps.
+
+    Where calls are slow there is one sample, which says nothing about so small a difference; and
+    their weights fit no processor's caches.
+    """
+    lengths = list(drafts_ms)
+    if not lengths:
+        return 0.0, 0.0
+    first = 0.0
+    if quick and len(lengths) > 1:
+        rise = (drafts_ms[lengths[-1]] - drafts_ms[lengths[0]]) / (lengths[-1] - lengths[0])
+        first = min(max(drafts_ms[lengths[0]] / max(rise, 1e-6) - lengths[0], 0.0), MOST_FIRST)
+    middle = lengths[len(lengths) // 2]
+    return drafts_ms[middle] / (middle + first), first
 
 
 def _ms(call: Callable[[], object]) -> float:
@@ -169,15 +190,18 @@ def _read(path: Path, widths: list[int]) -> CallMs | None:
         with path.open("rb") as file:
             values = json.loads(file.read(_MOST_BYTES))
         verify = {int(width): float(ms) for width, ms in values["verify"].items()}
+        first = float(values["first"])
+        looks = {int(width): float(number) for width, number in values["looks"].items()}
         accepted = values.get("acceptance")
-        found = CallMs(
-            float(values["draft"]), verify, None if accepted is None else float(accepted)
-        )
+        accepted = None if accepted is None else float(accepted)
+        found = CallMs(float(values["draft"]), verify, looks, first, accepted)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     sane = all(0 < ms < _ABSURD_MS for ms in (found.draft, *verify.values()))
+    sane = sane and all(1 <= number < float("inf") for number in looks.values())
+    sane = sane and 0 <= first <= MOST_FIRST
     sane = sane and (found.acceptance is None or 0 <= found.acceptance <= 1)
-    return found if sane and sorted(verify) == widths else None
+    return found if sane and sorted(verify) == widths and sorted(looks) == [0, *widths] else None
 
 
 def _write(path: Path, found: CallMs) -> None:

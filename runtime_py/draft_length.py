@@ -20,9 +20,9 @@ stretch's weight is multiplied by the probability that it gave the outcome. The 
 over the stretches; the lightest is dropped when there are too many. Within a stretch, position k
 was a_k = (hits_k + POOLING * pool) / (tries_k + POOLING), where the pool is the same over all
 positions and falls back on a prior: positions not tried yet are taken to be like those that were.
-Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few;
-and plain rounds are looked at together. Thinking takes tens of microseconds here, more after a call
-that emptied the processor's caches, and a round of the tiny model takes some hundreds.
+Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few,
+and sooner after MISSES; and plain rounds are looked at together. Thinking takes 0.1 to 0.2 ms here,
+what the calls after it take longer included; and a round of the tiny model takes 1 to 3 ms.
 
 At K = 0 nothing would be learnt. Now and then a round is a probe: one token is drafted and compared
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
@@ -47,7 +47,7 @@ from runtime_py.call_costs import Costs
 HAZARD = 0.004  # probability that the text changes, per emitted token
 MAX_STRETCHES = 6
 LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
-PRIOR_TRIES = 2.0  # what the prior counts for
+PRIOR_TRIES = 4.0  # what the prior counts for
 PRIOR_LASTS = 20.0  # tries that it counts for when the next one is made
 POOLING = 10.0  # tries for which all positions together count at each
 LEAST_PROBES, MOST_PROBES = 0.001, 0.014  # share of the time
@@ -61,8 +61,9 @@ REFRESH = 2  # decodes in a row; the first is slow, for it finds the caches full
 MOST_REFRESH, LEAST_REFRESH = 100.0, 8.0  # rounds with drafts in a row
 REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
 LOOK = 32  # plain rounds in a row, at most, that are looked at together
-THOUGHT_S = 0.01  # seconds of rounds with drafts that are learnt from together
-EAGER = 8  # rounds with drafts, the first ones, that are learnt from one by one
+THOUGHT_S = 0.02  # seconds of rounds with drafts that are learnt from together
+MISSES = 3  # or rounds of which no draft was accepted
+EAGER = 4  # rounds with drafts, the first ones, that are learnt from one by one
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,30 @@ class Acceptance:
         for stretch in self._stretches:
             stretch.weight *= 1 - changed
         self._stretches.append(self._begin(changed))
+        hits, misses = self._count(rounds)
         total = 0.0
-        for outcome in rounds:
-            self.num_hits += outcome.num_accepted
-            self.num_tries += min(outcome.num_drafted, outcome.num_accepted + 1)
         for stretch in self._stretches:
-            stretch.observe(rounds)
+            stretch.observe(hits, misses)
             total += stretch.weight
         for stretch in self._stretches:
             stretch.weight /= total
         self.by_position = self._mean()
+
+    def _count(self, rounds: Sequence[Outcome]) -> tuple[list[int], list[int]]:
+        """Hits and misses by position, up to the last that was tried."""
+        hits, misses = [0] * self._num_positions, [0] * self._num_positions
+        last = 0
+        for outcome in rounds:
+            num_hits = num_tries = min(outcome.num_accepted, self._num_positions)
+            for position in range(num_hits):
+                hits[position] += 1
+            if num_hits < min(outcome.num_drafted, self._num_positions):
+                misses[num_hits] += 1
+                num_tries += 1
+            last = max(last, num_tries)
+            self.num_hits += num_hits
+            self.num_tries += num_tries
+        return hits[:last], misses[:last]
 
     def _begin(self, weight: float) -> "_Stretch":
         num, prior = self._num_positions, self._prior
@@ -174,22 +189,22 @@ class _Stretch:
     shares: list[float]  # what follows from hits and tries
     prior: float
 
-    def observe(self, rounds: Sequence[Outcome]) -> None:
-        for outcome in rounds:
-            num_accepted = outcome.num_accepted
-            for position in range(min(outcome.num_drafted, num_accepted + 1, len(self.shares))):
-                share = self.shares[position]
-                self.tries[position] += 1
-                if position < num_accepted:
-                    self.hits[position] += 1
-                    self.weight *= share
-                else:
-                    self.weight *= 1 - share
-        hits, tries = PRIOR_TRIES * self.prior, PRIOR_TRIES
+    def observe(self, hits: Sequence[int], misses: Sequence[int]) -> None:
+        weight = self.weight
+        for position, (num_hits, num_misses) in enumerate(zip(hits, misses, strict=True)):
+            share = self.shares[position]
+            for _ in range(num_hits):
+                weight *= share
+            for _ in range(num_misses):
+                weight *= 1 - share
+            self.hits[position] += num_hits
+            self.tries[position] += num_hits + num_misses
+        self.weight = weight
+        all_hits, all_tries = PRIOR_TRIES * self.prior, PRIOR_TRIES
         for hit, tried in zip(self.hits, self.tries, strict=True):
-            hits += hit
-            tries += tried
-        pooled = POOLING * (hits / tries)
+            all_hits += hit
+            all_tries += tried
+        pooled = POOLING * (all_hits / all_tries)
         self.shares = [
             (hit + pooled) / (tried + POOLING)
             for hit, tried in zip(self.hits, self.tries, strict=True)
@@ -233,6 +248,7 @@ class AutoDraftLength:
         self._gathered_s = 0.0  # what they took
         self._decodes_s: list[float] = []  # plain rounds to look at
         self._num_decodes = 1.0  # when there are so many
+        self._num_missed = 0  # of them, those of which no draft was accepted
         self._num_learnt = 0  # such rounds so far
         self._num_unseen = 0  # tokens since acceptance was observed
         self._num_drafting = 0  # rounds with drafts in a row
@@ -274,7 +290,8 @@ class AutoDraftLength:
         self._num_drafting += 1
         self._gathered.append(outcome)
         self._gathered_s += outcome.draft_s + outcome.verify_s
-        eager = self._probing or self._num_learnt < EAGER
+        self._num_missed += not outcome.num_accepted
+        eager = self._probing or self._num_learnt < EAGER or self._num_missed >= MISSES
         if eager or self._gathered_s >= THOUGHT_S:
             self._learn()
 
@@ -282,7 +299,7 @@ class AutoDraftLength:
         """Plain rounds are put aside until then, so that they are not slowed down."""
         if self._decodes_s:
             warm_s = self._decodes_s[1:] if self._num_drafting else self._decodes_s
-            self.costs.observe_decodes(warm_s or self._decodes_s)
+            self.costs.observe_verify(1, warm_s or self._decodes_s)
             spent_s = 0.0
             for seconds in self._decodes_s:  # sum() rounds less from Python 3.12 on
                 spent_s += seconds
@@ -293,12 +310,11 @@ class AutoDraftLength:
 
     def _learn(self) -> None:
         """From the rounds with drafts that were put aside; a probe is one alone."""
-        num_tokens = 0
+        self._follow_costs()
+        num_tokens = len(self._gathered)
         for outcome in self._gathered:
-            self.costs.observe_verify(outcome.num_verified, outcome.verify_s, self._cold)
-            self.costs.observe_draft(outcome.draft_s / outcome.num_drafted, self._cold)
-            self._cold = False
-            num_tokens += 1 + (outcome.num_accepted if outcome.num_verified > 1 else 0)
+            if outcome.num_verified > 1:
+                num_tokens += outcome.num_accepted
         self._acceptance.observe(self._gathered, self._num_unseen + num_tokens)
         self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
         lost_s = self._credit_s = 0.0
@@ -310,7 +326,27 @@ class AutoDraftLength:
         self._earn(self._gathered_s, lost_s)
         self._num_learnt += len(self._gathered)
         self._gathered, self._gathered_s, self._num_unseen = [], 0.0, 0
+        self._num_missed = 0
         self._look_anew()
+
+    def _follow_costs(self) -> None:
+        """Of the rounds that were put aside those count that are like the last, as nearly all are.
+
+        The first one after plain rounds does not, unless it is the only one.
+        """
+        last = self._gathered[-1]
+        alike = [
+            outcome
+            for outcome in self._gathered
+            if outcome.num_drafted == last.num_drafted and outcome.num_verified == last.num_verified
+        ]
+        alone = len(alike) == 1
+        if self._cold and not alone:
+            del alike[0]
+        cold = self._cold and alone
+        self._cold = False
+        self.costs.observe_verify(last.num_verified, [outcome.verify_s for outcome in alike], cold)
+        self.costs.observe_drafts(last.num_drafted, [outcome.draft_s for outcome in alike], cold)
 
     def _look_anew(self) -> None:
         self._prospect = self._look_ahead()
@@ -331,15 +367,14 @@ class AutoDraftLength:
 
     def _earn(self, spent_s: float, lost_s: float) -> None:
         earned_s = self._probe_share() * spent_s
-        self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.draft)
+        self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.drafts(1))
 
     def _seconds(self, outcome: Outcome) -> float:
         """What the round costs; what was measured may hold a pause of the machine."""
-        drafts_s = outcome.num_drafted * self.costs.draft
-        return drafts_s + self.costs.verify(outcome.num_verified)
+        return self.costs.drafts(outcome.num_drafted) + self.costs.verify(outcome.num_verified)
 
     def _look_ahead(self) -> _Prospect:
-        plain_s, probe_loss_s = self.costs.verify(1), self.costs.draft
+        plain_s, probe_loss_s = self.costs.verify(1), self.costs.drafts(1)
         best, probe, speed, most = 0, _COMPARE, WORTH_DRAFTING, 1.0
         seconds = self.costs.rounds(self._lengths)
         for length, tokens, round_s in zip(self._lengths, self._tokens, seconds, strict=True):

@@ -11,7 +11,7 @@ from tests.golden_traces.backend import TICK, hashed_logits
 
 _NUM_ROUNDS = 150
 _SHORT = TICK / 32  # then several rounds are learnt from together
-# Ticks of draft and verify by tokens; acceptance in percent before and after the text changes;
+# Ticks of draft, and of verify by width; acceptance in percent before and after the text changes;
 # lengths; prior; seconds of a tick.
 _DEVICES: list[dict[str, Any]] = [
     {"draft": 100, "verify": {1: 1000, 2: 1040, 4: 1070, 8: 1310}, "shares": (85, 20)},
@@ -21,7 +21,13 @@ _DEVICES: list[dict[str, Any]] = [
     {"draft": 500, "verify": {1: 1000, 2: 1500, 3: 1600, 8: 2500}, "shares": (95, 0)},
     {"draft": 400, "verify": {1: 1000, 2: 1700, 4: 1900}, "shares": (55, 75), "prior": 0.99},
     {"draft": 100, "verify": {1: 1000, 2: 1040, 8: 1310}, "shares": (85, 20), "tick": _SHORT},
-    {"draft": 700, "verify": {1: 1000, 2: 1190, 8: 1640}, "shares": (80, 95), "tick": _SHORT},
+    {
+        "draft": 700,
+        "verify": {1: 1000, 2: 1190, 8: 1640},
+        "shares": (80, 95),
+        "tick": _SHORT,
+        "first": 0.25,
+    },
 ]
 
 
@@ -33,7 +39,8 @@ def recorded_decisions() -> Iterator[dict[str, Any]]:
         prior = device.get("prior", 0.7)
         tick = device.get("tick", TICK)
         seconds = {num_tokens: ticks * tick for num_tokens, ticks in verify.items()}
-        policy = AutoDraftLength(Costs(draft * tick, seconds), lengths, prior)
+        first = device.get("first", 0.0)
+        policy = AutoDraftLength(Costs(draft * tick, seconds, first=first), lengths, prior)
         rounds = []
         for index in range(_NUM_ROUNDS):
             share = device["shares"][index >= _NUM_ROUNDS // 2]
@@ -48,6 +55,7 @@ def recorded_decisions() -> Iterator[dict[str, Any]]:
             "tick": tick,
             "draft": draft,
             "verify": list(verify.items()),
+            "first": first,
             "lengths": lengths,
             "prior": prior,
             "rounds": rounds,

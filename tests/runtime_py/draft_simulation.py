@@ -41,9 +41,7 @@ class CostTable:
 
     def measured(self, rng: np.random.Generator, error: float) -> Costs:
         """As a device measures itself at load: each call a few percent off."""
-        factors = {self.call(width): _factor(rng, error) for width in self.widths}
-        calls = {num_tokens: self.call(num_tokens) for num_tokens in range(1, LONGEST + 2)}
-        verify = {num_tokens: cost * factors[cost] for num_tokens, cost in calls.items()}
+        verify = {width: self.call(width) * _factor(rng, error) for width in self.widths}
         return Costs(self.draft * _factor(rng, error), verify)
 
 

@@ -48,7 +48,7 @@ def found(tmp_path_factory):
         patch.setattr(device_costs, "user_cache", lambda part: folder / part)
         patch.setattr(module.official, "can_run", lambda _: False)
         # What is measured would draft before anything is committed.
-        call_ms = device_costs.CallMs(0.1, {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0})
+        call_ms = device_costs.CallMs(0.1, {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, {})
         patch.setattr(device_costs, "measure", lambda *_: call_ms)
         bundle = Bundle.open(write_fake_bundle(folder / "bundle"))
         done: list[int] = []

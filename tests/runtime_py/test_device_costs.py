@@ -8,6 +8,7 @@ import pytest
 from runtime_py import device_costs as module
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
+from runtime_py.call_costs import NUM_MEASURED
 from runtime_py.device_costs import CallMs, auto_draft_length, device_costs
 from runtime_py.draft_length import AutoDraftLength, FixedDraftLength, Outcome
 from tests.runtime_py.bundles import VOCAB_SIZE, write_fake_bundle
@@ -85,35 +86,59 @@ def test_a_call_costs_what_it_costs_after_its_like(tmp_path, monkeypatch):
     found = device_costs(Caching(), "key", tmp_path)
     assert found.verify[1] == pytest.approx(1000 * (CALL_S + TOKEN_S))
     assert found.verify[4] == pytest.approx(1000 * (CALL_S + 4 * TOKEN_S) + 1)
-    assert found.draft == pytest.approx(1000 * DRAFT_S + 1 / 3)  # the first of three
+    assert found.draft == pytest.approx(1000 * DRAFT_S)
+    assert found.first == pytest.approx(1 / (1000 * DRAFT_S))  # which here takes 1 ms more
 
 
 def test_widths_past_the_context_are_left_out(tmp_path):
     assert list(device_costs(SleepingBackend(cache_length=7), "key", tmp_path).verify) == [1, 2, 4]
 
 
+WHOLE = {"1": 1, "2": 1, "4": 1, "8": 1}
+LOOKS = {"0": 5, "1": 5, "2": 5, "4": 5, "8": 5}
+
+
+def damaged(verify, **values) -> bytes:
+    return json.dumps(
+        {"draft": 1, "verify": verify, "looks": LOOKS, "first": 0.2} | values
+    ).encode()
+
+
+def test_a_whole_cache_is_read(tmp_path):
+    device_costs(SleepingBackend(), "key", tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(damaged(WHOLE))
+    assert device_costs(SleepingBackend(), "key", tmp_path).verify == {1: 1, 2: 1, 4: 1, 8: 1}
+
+
 @pytest.mark.parametrize(
-    "damaged",
+    "content",
     [
         b"",
         b"\xff\xfe\x00",
         b"[1, 2]",
         b"{}",
-        b'{"draft": 1, "verify": {"1": 1, "2": 1, "4": 1}}',
-        b'{"draft": 1, "verify": {"1": 1, "2": 1, "4": 1, "8": 1, "16": 1}}',
-        b'{"draft": -1, "verify": {"1": 1, "2": 1, "4": 1, "8": 1}}',
-        b'{"draft": NaN, "verify": {"1": 1, "2": 1, "4": 1, "8": 1}}',
-        b'{"draft": 1, "verify": {"1": Infinity, "2": 1, "4": 1, "8": 1}}',
-        b'{"draft": 1, "verify": {"one": 1, "2": 1, "4": 1, "8": 1}}',
-        b'{"draft": 1, "verify": [1, 1, 1, 1]}',
+        damaged({"1": 1, "2": 1, "4": 1}),
+        damaged({"1": 1, "2": 1, "4": 1, "8": 1, "16": 1}),
+        damaged(WHOLE, draft=-1),
+        damaged(WHOLE, draft=float("nan")),
+        damaged(WHOLE | {"1": float("inf")}),
+        damaged({"one": 1, "2": 1, "4": 1, "8": 1}),
+        damaged([1, 1, 1, 1]),
+        damaged(WHOLE, looks={"0": 5, "1": 5}),
+        damaged(WHOLE, looks=LOOKS | {"8": 0}),
+        damaged(WHOLE, first=-0.1),
+        damaged(WHOLE, first=float("inf")),
+        damaged(WHOLE, looks=LOOKS | {"8": float("inf")}),
+        b'{"draft": 1, "verify": {"1": 1, "2": 1, "4": 1, "8": 1}}',
         b'{"draft": 1' + b"[" * 60_000,
         b"[" * 200_000,
     ],
 )
-def test_a_damaged_cache_is_measured_again_and_replaced(tmp_path, damaged):
+def test_a_damaged_cache_is_measured_again_and_replaced(tmp_path, content):
     found = device_costs(SleepingBackend(), "key", tmp_path)
     (path,) = tmp_path.iterdir()
-    path.write_bytes(damaged)
+    path.write_bytes(content)
     backend = SleepingBackend()
     again = device_costs(backend, "key", tmp_path)
     assert backend.num_calls["draft"]
@@ -189,13 +214,23 @@ def test_the_middle_of_the_later_times_counts(tmp_path, clock, monkeypatch):
 
 
 def test_costs_are_seconds_and_padding_costs_what_tokens_do():
-    call_ms = CallMs(2.0, {1: 4.0, 2: 5.0, 4: 6.0, 8: 8.0})
-    costs = call_ms.costs((1, 2, 4, 8))
-    assert costs.draft == 0.002
-    assert [1000 * costs.verify(n) for n in range(1, 9)] == pytest.approx([4, 5, 6, 6, 8, 8, 8, 8])
-    costs = call_ms.costs(range(1, 9))  # a graph for each, some measured
-    assert [1000 * costs.verify(n) for n in range(1, 9)] == pytest.approx(
-        [4, 5, 5.5, 6, 6.5, 7, 7.5, 8]
+    call_ms = CallMs(2.0, {1: 4.0, 2: 5.0, 4: 6.0, 8: 8.0}, {0: 1.0, 4: 3.0}, first=0.5)
+    costs = call_ms.costs()
+    assert [costs.drafts(n) for n in (1, 3)] == pytest.approx([0.003, 0.007])
+    assert [1000 * costs.verify(n) for n in range(1, 10)] == pytest.approx(
+        [4, 5, 6, 6, 8, 8, 8, 8, 8]
+    )
+    assert [costs.usual(width)[1] for width in (0, 1, 4)] == [1, NUM_MEASURED, 3]
+
+
+def test_a_width_between_measured_ones_is_guessed(tmp_path):
+    """A graph for each number of tokens, some of them measured."""
+    backend = SleepingBackend()
+    backend.verify_widths = tuple(range(1, 9))
+    found = device_costs(backend, "key", tmp_path)
+    assert backend.num_calls["verify"] % 4 == 0
+    assert found.verify == pytest.approx(
+        {width: 1000 * (CALL_S + TOKEN_S * width) for width in range(1, 9)}
     )
 
 
@@ -214,10 +249,11 @@ def test_what_it_learnt_is_there_the_next_time(bundle):
     second = load()
     assert second.acceptance[0] == pytest.approx(max(0.1, first.next_prior()))
     assert first.next_prior() < 0.4
-    assert second.costs.draft / second.costs.verify(2) > 1.6 * DRAFT_S / (CALL_S + 2 * TOKEN_S)
+    assert second.costs.drafts(1) / second.costs.verify(2) > 1.6 * DRAFT_S / (CALL_S + 2 * TOKEN_S)
     assert second.costs.verify(1) < 1.5 * (CALL_S + TOKEN_S)
+    assert [second.costs.usual(width)[1] for width in (0, 1, 4)] == [45, 45, 5]
     module.remember(FixedDraftLength(3))  # has learnt nothing
-    assert load().costs.draft == second.costs.draft
+    assert load().costs.drafts(1) == second.costs.drafts(1)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, "nan", [1]])

@@ -20,9 +20,7 @@ fun measuredPolicy(
     val verify = widths.associateWith { width -> fastest(clock) { backend.verify(List(width) { 0 }, 0) } }
     val hidden = backend.verify(listOf(0), 0).hiddens[0].copyOf()
     val draft = fastest(clock) { backend.draft(0, hidden, 1) }
-    // Tokens between two widths cost what the wider one does, padded.
-    val padded = (1..widths.last()).associateWith { size -> verify.getValue(widths.first { it >= size }) }
-    return AutoDraftLength(Costs(draft, padded), (1 until widths.last()).toList(), prior)
+    return AutoDraftLength(Costs(draft, verify), (1 until widths.last()).toList(), prior)
 }
 
 /** Of all drafts that the original's target judged, the share that it accepted. */

@@ -38,76 +38,77 @@ class FixedDraftLength(numDrafts: Int) : DraftLength {
  * Seconds per call, as they are now.
  *
  * @param draft one draft step, as measured.
- * @param verify by the number of tokens of a target call, from 1, which is decode; what lies between
- *     two numbers costs what lies between, and more costs what the most costs.
+ * @param verify a target call, by the width of its graph, of which the least is 1, which is decode:
+ *     tokens between two widths cost what the wider one does, padded.
+ * @param first draft steps that the first of a round takes more, for it follows a target call and
+ *     finds the caches full of other weights.
  */
-class Costs(draft: Double, verify: Map<Int, Double>) {
+class Costs(draft: Double, verify: Map<Int, Double>, private val first: Double = 0.0) {
     private class Cost(var seconds: Double, var numLooks: Double = NUM_MEASURED) // but for `common`
 
-    private val ofVerify: List<Cost>
+    private val ofVerify = arrayListOf<Cost>() // by number of tokens
     private val ofDraft = Cost(draft)
     private var common = 1.0
     private var known = 0.0 // how well decode's cost is, from just before: 0 .. 1
 
     init {
-        val measured = verify.toList().sortedBy { it.first }
-        ofVerify = (0..measured.last().first).map { Cost(between(measured, it)) }
+        for ((width, seconds) in verify.toSortedMap()) {
+            val cost = Cost(seconds)
+            while (ofVerify.size <= width) ofVerify += cost
+        }
     }
 
-    val draft: Double get() = common * ofDraft.seconds
+    /** All draft steps of a round, at least one. */
+    fun drafts(numDrafts: Int): Double = common * ((numDrafts + first) * ofDraft.seconds)
 
     fun verify(numTokens: Int): Double = common * of(numTokens).seconds
 
     /** Seconds of a round with each number of drafts, all verified. */
     fun rounds(lengths: List<Int>): DoubleArray = DoubleArray(lengths.size) {
-        common * (lengths[it] * ofDraft.seconds + of(lengths[it] + 1).seconds)
+        drafts(lengths[it]) + verify(lengths[it] + 1)
     }
 
-    /** Cold: it follows plain rounds and finds the caches full of other weights. */
-    fun observeDraft(seconds: Double, cold: Boolean) = follow(ofDraft, seconds, 1, if (cold) COLD else MOST)
+    /**
+     * Rounds of so many; of several the middle counts, for as many as they are, as always.
+     *
+     * @param cold they follow plain rounds and find the caches full of other weights.
+     */
+    fun observeDrafts(numDrafts: Int, seconds: List<Double>, cold: Boolean = false) {
+        val numSteps = numDrafts + first
+        follow(ofDraft, seconds.map { it / numSteps }, if (cold) COLD else MOST)
+    }
 
-    fun observeVerify(numTokens: Int, seconds: Double, cold: Boolean) =
-        follow(of(numTokens), seconds, 1, if (cold) COLD else MOST)
-
-    /** Several in a row: their middle counts, for as many as they are. */
-    fun observeDecodes(seconds: List<Double>) =
-        follow(of(1), seconds.sorted()[seconds.size / 2], seconds.size, 1 + seconds.size * (MOST - 1))
+    /** One token is decode. */
+    fun observeVerify(numTokens: Int, seconds: List<Double>, cold: Boolean = false) =
+        follow(of(numTokens), seconds, if (cold) COLD else MOST)
 
     private fun of(numTokens: Int) = ofVerify[minOf(numTokens, ofVerify.size - 1)]
 
     /** Most of a change is taken to be common to all calls: a machine that is busy or hot. */
-    private fun follow(cost: Cost, seconds: Double, numCalls: Int, most: Double) {
-        val change = minOf(maxOf(seconds / (common * cost.seconds), LEAST), most) - 1
-        cost.numLooks += 1
-        val own = maxOf(OWN_RATE, 1 / cost.numLooks)
-        var ofCommon = numCalls * COMMON_RATE / (1 + numCalls * COMMON_RATE)
+    private fun follow(cost: Cost, seconds: List<Double>, mostOfOne: Double) {
+        val numCalls = seconds.size
+        val middle = seconds.sorted()[numCalls / 2]
+        val most = 1 + numCalls * (mostOfOne - 1)
+        val change = minOf(maxOf(middle / (common * cost.seconds), LEAST), most) - 1
+        cost.numLooks += numCalls
+        val own = maxOf(ofAll(numCalls, OWN_RATE), numCalls / cost.numLooks)
+        var ofCommon = ofAll(numCalls, COMMON_RATE)
         val decode = of(1)
+        // Where the decodes before it are well known, their change was not as common.
+        if (cost !== decode) ofCommon += known * (own - ofCommon)
+        val moved = 1 + ofCommon * change
+        common *= moved
         if (cost === decode) {
-            common *= 1 + ofCommon * change
             known = ofCommon
         } else {
-            // Where the decodes before it are well known, their change was not as common.
-            ofCommon += known * (own - ofCommon)
-            val moved = 1 + ofCommon * change
-            common *= moved
             decode.seconds *= 1 + known * (1 / moved - 1)
             known /= 2
         }
-        cost.seconds *= 1 + (1 - ofCommon) * own * change
+        cost.seconds *= 1 + own * ((1 + change) / moved - 1)
     }
 
-    private fun between(measured: List<Pair<Int, Double>>, numTokens: Int): Double {
-        var below = measured[0]
-        for (above in measured) {
-            if (above.first >= numTokens) {
-                if (above.first == below.first) return above.second
-                val share = (numTokens - below.first).toDouble() / (above.first - below.first)
-                return below.second + share * (above.second - below.second)
-            }
-            below = above
-        }
-        return below.second
-    }
+    /** What one call moves an estimate by, of several. */
+    private fun ofAll(numCalls: Int, rate: Double) = numCalls * rate / (1 + numCalls * rate)
 }
 
 /**
@@ -135,9 +136,16 @@ class Acceptance(private val numPositions: Int, prior: Double) {
         val changed = HAZARD * numTokens / (1 + HAZARD * numTokens)
         for (stretch in stretches) stretch.weight *= 1 - changed
         stretches.add(begin(changed))
+        val hits = IntArray(numPositions)
+        val misses = IntArray(numPositions)
+        for (round in rounds) {
+            val numHits = minOf(round.numAccepted, numPositions)
+            for (position in 0 until numHits) hits[position] += 1
+            if (numHits < minOf(round.numDrafted, numPositions)) misses[numHits] += 1
+        }
         var total = 0.0
         for (stretch in stretches) {
-            stretch.observe(rounds)
+            stretch.observe(hits, misses)
             total += stretch.weight
         }
         for (stretch in stretches) stretch.weight /= total
@@ -170,18 +178,13 @@ private class Stretch(var weight: Double, numPositions: Int, private val prior: 
     private val tries = DoubleArray(numPositions)
     val shares = DoubleArray(numPositions) { prior } // what follows from hits and tries
 
-    fun observe(rounds: List<Outcome>) {
-        for (round in rounds) {
-            for (position in 0 until minOf(round.numDrafted, round.numAccepted + 1, shares.size)) {
-                val share = shares[position]
-                tries[position] += 1.0
-                if (position < round.numAccepted) {
-                    hits[position] += 1.0
-                    weight *= share
-                } else {
-                    weight *= 1 - share
-                }
-            }
+    fun observe(newHits: IntArray, newMisses: IntArray) {
+        for (position in shares.indices) {
+            val share = shares[position]
+            repeat(newHits[position]) { weight *= share }
+            repeat(newMisses[position]) { weight *= 1 - share }
+            hits[position] += newHits[position].toDouble()
+            tries[position] += (newHits[position] + newMisses[position]).toDouble()
         }
         var allHits = PRIOR_TRIES * prior
         var allTries = PRIOR_TRIES
@@ -214,6 +217,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     private var cold = false // the next round with drafts to learn from follows plain ones
     private val gathered = arrayListOf<Outcome>() // rounds with drafts, to learn from
     private var gatheredS = 0.0 // what they took
+    private var numMissed = 0 // of them, those of which no draft was accepted
     private val decodesS = arrayListOf<Double>() // plain rounds to look at
     private var numDecodes = 1.0 // when there are so many
     private var numLearnt = 0 // such rounds so far
@@ -248,14 +252,16 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         numDrafting += 1
         gathered += outcome
         gatheredS += outcome.draftS + outcome.verifyS
-        if (probing || numLearnt < EAGER || gatheredS >= THOUGHT_S) learn()
+        if (outcome.numAccepted == 0) numMissed += 1
+        val eager = probing || numLearnt < EAGER || numMissed >= MISSES
+        if (eager || gatheredS >= THOUGHT_S) learn()
     }
 
     /** Plain rounds are put aside until then, so that they are not slowed down. */
     private fun lookAtDecodes() {
         if (decodesS.isEmpty()) return
         val afterDrafts = numDrafting > 0 && decodesS.size > 1
-        costs.observeDecodes(if (afterDrafts) decodesS.drop(1) else decodesS)
+        costs.observeVerify(1, if (afterDrafts) decodesS.drop(1) else decodesS)
         var spentS = 0.0
         for (seconds in decodesS) spentS += seconds
         earn(spentS, 0.0)
@@ -268,13 +274,9 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
 
     /** From the rounds with drafts that were put aside; a probe is one alone. */
     private fun learn() {
-        var numTokens = 0
-        for (outcome in gathered) {
-            costs.observeVerify(outcome.numVerified, outcome.verifyS, cold)
-            costs.observeDraft(outcome.draftS / outcome.numDrafted, cold)
-            cold = false
-            numTokens += 1 + if (outcome.numVerified > 1) outcome.numAccepted else 0
-        }
+        followCosts()
+        var numTokens = gathered.size
+        for (outcome in gathered) if (outcome.numVerified > 1) numTokens += outcome.numAccepted
         estimate.observe(gathered, numUnseen + numTokens)
         tokens = expectedTokens(lengths, estimate.byPosition)
         var lostS = 0.0
@@ -289,8 +291,24 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         numLearnt += gathered.size
         gathered.clear()
         gatheredS = 0.0
+        numMissed = 0
         numUnseen = 0
         lookAnew()
+    }
+
+    /**
+     * Of the rounds that were put aside those count that are like the last, as nearly all are.
+     *
+     * The first one after plain rounds does not, unless it is the only one.
+     */
+    private fun followCosts() {
+        val last = gathered.last()
+        var alike = gathered.filter { it.numDrafted == last.numDrafted && it.numVerified == last.numVerified }
+        val alone = alike.size == 1
+        if (cold && !alone) alike = alike.drop(1)
+        costs.observeVerify(last.numVerified, alike.map { it.verifyS }, cold && alone)
+        costs.observeDrafts(last.numDrafted, alike.map { it.draftS }, cold && alone)
+        cold = false
     }
 
     private fun lookAnew() {
@@ -313,18 +331,16 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
 
     private fun earn(spentS: Double, lostS: Double) {
         val earnedS = probeShare() * spentS
-        purseS = minOf(purseS + earnedS - lostS, PURSE * costs.draft)
+        purseS = minOf(purseS + earnedS - lostS, PURSE * costs.drafts(1))
     }
 
     /** What the round costs; what was measured may hold a pause of the machine. */
-    private fun seconds(outcome: Outcome): Double {
-        val draftsS = outcome.numDrafted * costs.draft
-        return draftsS + costs.verify(outcome.numVerified)
-    }
+    private fun seconds(outcome: Outcome): Double =
+        costs.drafts(outcome.numDrafted) + costs.verify(outcome.numVerified)
 
     private fun lookAhead(): Prospect {
         val plainS = costs.verify(1)
-        var probeLossS = costs.draft
+        var probeLossS = costs.drafts(1)
         var best = 0
         var probe = COMPARE
         var speed = WORTH_DRAFTING
@@ -377,7 +393,7 @@ private val COMPARE = Round(1, verified = false)
 private const val HAZARD = 0.004 // probability that the text changes, per emitted token
 private const val MAX_STRETCHES = 6
 private const val LEAST_HOPE = 0.1 // a prior of 0 or 1 would have nothing to learn
-private const val PRIOR_TRIES = 2.0 // what the prior counts for
+private const val PRIOR_TRIES = 4.0 // what the prior counts for
 private const val POOLING = 10.0 // tries for which all positions together count at each
 private const val LEAST_PROBES = 0.001 // share of the time
 private const val MOST_PROBES = 0.014
@@ -391,11 +407,12 @@ private const val REFRESH = 2 // decodes in a row; the first is slow, for it fin
 private const val MOST_REFRESH = 100.0 // rounds with drafts in a row
 private const val LEAST_REFRESH = 8.0
 private const val REFRESH_COST = 0.01 // share of the time that the decodes between them may cost
-private const val THOUGHT_S = 0.01 // of rounds with drafts that are learnt from together
-private const val EAGER = 8 // rounds with drafts, the first ones, that are learnt from one by one
+private const val THOUGHT_S = 0.02 // of rounds with drafts that are learnt from together
+private const val MISSES = 3 // or rounds of which no draft was accepted
+private const val EAGER = 4 // rounds with drafts, the first ones, that are learnt from one by one
 private const val LOOK = 32 // plain rounds in a row, at most, that are looked at together
 private const val COMMON_RATE = 0.3 // how fast costs follow what was measured
-private const val OWN_RATE = 0.03
+private const val OWN_RATE = 0.015
 private const val NUM_MEASURED = 5.0 // looks that the costs of the beginning stand for
 // Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
 private const val MOST = 1.2

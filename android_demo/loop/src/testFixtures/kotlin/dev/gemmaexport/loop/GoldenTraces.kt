@@ -64,7 +64,8 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
     private fun decisions(recorded: Map<*, *>): String? {
         val tick = recorded["tick"] as Double
         val verify = recorded.list("verify").map { longs(it) }
-        val costs = Costs(recorded.int("draft") * tick, verify.associate { it[0].toInt() to it[1] * tick })
+        val ofWidths = verify.associate { it[0].toInt() to it[1] * tick }
+        val costs = Costs(recorded.int("draft") * tick, ofWidths, recorded["first"] as Double)
         val policy = AutoDraftLength(costs, recorded.ints("lengths"), recorded["prior"] as Double)
         for ((index, round) in recorded.list("rounds").withIndex()) {
             val (wanted, outcome) = round as List<*>
