@@ -256,6 +256,24 @@ def test_what_it_learnt_is_there_the_next_time(bundle):
     assert load().costs.drafts(1) == second.costs.drafts(1)
 
 
+def test_what_it_learnt_of_a_width_that_was_not_measured_is_there_too(bundle):
+    def load() -> AutoDraftLength:
+        backend = SleepingBackend()
+        backend.verify_widths = tuple(range(1, 9))
+        return auto_draft_length(bundle, "litert", backend, SessionOptions(1))
+
+    first = load()
+    for num_drafts in (2, 1) * 100:  # three tokens are as cheap as two
+        for _ in range(2):  # learnt from together
+            drafts_s = num_drafts * DRAFT_S
+            outcome = Outcome(num_drafts, 1, drafts_s, CALL_S + 2 * TOKEN_S, num_drafts + 1)
+            first.observe(outcome)
+    assert first.costs.verify(3) == pytest.approx(first.costs.verify(2), rel=0.03)
+    module.remember(first)
+    again = load()
+    assert again.costs.verify(3) == pytest.approx(again.costs.verify(2), rel=0.03)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.5, "nan", [1]])
 def test_an_absurd_share_of_accepted_drafts_is_measured_again(tmp_path, share):
     backend = SleepingBackend()

@@ -339,6 +339,16 @@ def test_tokens_between_two_widths_cost_what_the_wider_one_does():
     assert costs.verify(4) / costs.verify(2) > 1.53
 
 
+def test_that_a_first_draft_is_cold_does_not_make_long_drafts_look_dear():
+    """Rounds with one draft, then, say nothing else about those with three."""
+    costs = Costs(0.3, {1: 1.0, 2: 1.1, 4: 1.2}, first=0.25)
+    assert costs.rounds([1, 3]) == pytest.approx([1.25 * 0.3 + 1.1, 3.25 * 0.3 + 1.2])
+    for _ in range(100):
+        costs.observe_verify(2, [1.1])
+        costs.observe_drafts(1, [1.25 * 0.3])
+    assert costs.rounds([1, 3]) == pytest.approx([1.25 * 0.3 + 1.1, 3.25 * 0.3 + 1.2])
+
+
 seconds = st.floats(0, 1e6)
 outcomes = st.lists(
     st.tuples(st.integers(0, 9), st.integers(0, 9), seconds, seconds, st.booleans()), max_size=60
