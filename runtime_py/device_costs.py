@@ -150,11 +150,10 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
             break
     later = len(verify_ms[1]) // 2
     verify_middle = [median(times[later:]) for times in verify_ms.values()]
-    drafts_middle = {width - 1: median(times[later:]) for width, times in drafts_ms.items()}
-    del drafts_middle[0]
-    draft_ms, first = _draft_step(drafts_middle, in_a_row > 1)
+    drafts_middle = {width - 1: median(drafts_ms[width][later:]) for width in widths[1:]}
+    draft_ms, first = _draft_step(drafts_middle or {1: _ms(draft)}, in_a_row > 1)
     return CallMs(
-        draft_ms or _ms(draft),
+        draft_ms,
         {width: float(np.interp(width, widths, verify_middle)) for width in everyone},
         dict.fromkeys((0, *everyone), NUM_MEASURED),
         first,
@@ -168,8 +167,6 @@ def _draft_step(drafts_ms: Mapping[int, float], quick: bool) -> tuple[float, flo
     their weights fit no processor's caches.
     """
     lengths = list(drafts_ms)
-    if not lengths:
-        return 0.0, 0.0
     first = 0.0
     if quick and len(lengths) > 1:
         rise = (drafts_ms[lengths[-1]] - drafts_ms[lengths[0]]) / (lengths[-1] - lengths[0])
