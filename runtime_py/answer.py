@@ -9,7 +9,7 @@ from typing import Any, Literal
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.device_costs import auto_draft_length, remember
-from runtime_py.draft_length import DraftLength
+from runtime_py.rounds import DraftLength
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Step, Stops
 from runtime_py.tokenizer import TextStream, Tokenizer

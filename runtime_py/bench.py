@@ -7,7 +7,7 @@ from statistics import median
 from typing import Literal
 
 from runtime_py.backends import Backend, FloatArray
-from runtime_py.draft_length import DraftLength
+from runtime_py.rounds import DraftLength
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Step, Stops
 

@@ -18,8 +18,8 @@ from runtime_py.bench import (
 )
 from runtime_py.bundle import Bundle
 from runtime_py.device_costs import auto_draft_length
-from runtime_py.draft_length import DraftLength
 from runtime_py.manifest import RuntimeName
+from runtime_py.rounds import DraftLength
 
 
 def bench_bundle(

@@ -1,8 +1,10 @@
 """Seconds per call, as they are now: what draft_length.py decides by.
 
-Only sums, products, quotients and comparisons, in an order that is written out, as there.
+Only sums, products, quotients, square roots and comparisons, in an order that is written out, as
+there.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,7 @@ NUM_MEASURED = 5.0  # looks that a cost measured at load stands for
 MOST = 1.2
 COLD = 1.05  # a call after others of another kind is slow: that it takes long says little
 LEAST = 0.5  # a pause makes a call slow, but nothing makes it fast
+DOUBT = 0.2  # of a cost that was looked at once: it may be so much lower; by the root of looks
 
 
 class Costs:
@@ -60,6 +63,11 @@ class Costs:
         """Seconds of a round with each number of drafts, all verified."""
         return [self.drafts(length) + self.verify(length + 1) for length in lengths]
 
+    def doubts(self, lengths: Sequence[int]) -> list[float]:
+        """Seconds of such rounds that may be an error: of calls that were seldom looked at."""
+        calls = [self._of(length + 1) for length in lengths]
+        return [self._common * (cost.seconds * cost.doubt) for cost in calls]
+
     def observe_drafts(self, num_drafts: int, seconds: Sequence[float], cold: bool = False) -> None:
         """Rounds of so many; of several the middle counts, for as many as they are, as always.
 
@@ -104,6 +112,11 @@ class Costs:
 class _Cost:
     seconds: float  # but for what all costs have in common
     num_looks: float
+
+    @property
+    def doubt(self) -> float:
+        """The share that it may be too high by; what changes is never quite certain."""
+        return DOUBT / math.sqrt(min(self.num_looks, 1 / OWN_RATE))
 
 
 def _of_all(num_calls: int, rate: float) -> float:

@@ -21,9 +21,10 @@ import numpy as np
 from runtime_py.backends import Backend, SessionOptions, default_num_threads
 from runtime_py.bundle import Bundle
 from runtime_py.call_costs import NUM_MEASURED, Costs
-from runtime_py.draft_length import AutoDraftLength, DraftLength, FixedDraftLength
+from runtime_py.draft_length import AutoDraftLength
 from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
+from runtime_py.rounds import DraftLength, FixedDraftLength
 from runtime_py.user_cache import processor, user_cache
 
 MAX_SAMPLES = 18  # of each width, besides one that warms up; the later half counts
@@ -122,7 +123,8 @@ def _place(folder: Path, key: str) -> Path:
 def measure(backend: Backend, widths: list[int]) -> CallMs:
     """Run rounds of the widths a few times, at the beginning of the context.
 
-    Those that are powers of two, and the widest: others are taken to cost what lies between.
+    Those that are powers of two, and the widest: others are taken to cost what lies between, which
+    is as good as one look.
 
     As a generation does, drafts and then their verify, and where that is quick several such rounds
     in a row, of which the last counts: a call whose like ran before it finds its weights in the
@@ -149,13 +151,14 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
         if 1000 * (time.perf_counter() - begun) > ENOUGH_MS:
             break
     later = len(verify_ms[1]) // 2
+    looks = min(float(len(verify_ms[1]) - later), NUM_MEASURED)
     verify_middle = [median(times[later:]) for times in verify_ms.values()]
     drafts_middle = {width - 1: median(drafts_ms[width][later:]) for width in widths[1:]}
     draft_ms, first = _draft_step(drafts_middle or {1: _ms(draft)}, in_a_row > 1)
     return CallMs(
         draft_ms,
         {width: float(np.interp(width, widths, verify_middle)) for width in everyone},
-        dict.fromkeys((0, *everyone), NUM_MEASURED),
+        dict.fromkeys((0, *everyone), 1.0) | dict.fromkeys((0, *widths), looks),
         first,
     )
 

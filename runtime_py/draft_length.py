@@ -11,15 +11,10 @@ slower than that for longer than it takes to find out.
 Costs are measured when the bundle is loaded and followed from call to call: what all calls have in
 common (a processor that gets hot) and each call's own, the faster the fewer times it was seen. Now
 and then a decode keeps the yardstick right: the sooner, the less better than that drafting seems.
+Whether to draft goes by these costs; how long, by what they may be at best, where they were seldom
+looked at: a length that was measured too dear would never be tried again else.
 
-Acceptance changes with the text. Each supposed beginning of the present stretch of text has its own
-counts of hits and tries by position, and a weight: the probability, given all outcomes, that the
-text changed there and not since. Per emitted token the text changes with probability HAZARD, so
-that before each outcome a share of all weight goes to a stretch that begins now; then every
-stretch's weight is multiplied by the probability that it gave the outcome. The estimate is the mean
-over the stretches; the lightest is dropped when there are too many. Within a stretch, position k
-was a_k = (hits_k + POOLING * pool) / (tries_k + POOLING), where the pool is the same over all
-positions and falls back on a prior: positions not tried yet are taken to be like those that were.
+Acceptance changes with the text: acceptance.py estimates a_1, a_2, ... from what became of drafts.
 Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few,
 and sooner after MISSES; and plain rounds are looked at together. Thinking takes 0.1 to 0.2 ms here,
 what the calls after it take longer included; and a round of the tiny model takes 1 to 3 ms.
@@ -31,25 +26,21 @@ MOST_PROBES of the time, and less where there is little to gain; after one that 
 may follow at once, on credit. There are none where not even a drafter that is always right would
 pay.
 
-Only sums, products, quotients and comparisons, in an order that is written out: a port with the
-same double arithmetic takes the same decisions from the same outcomes.
+Only sums, products, quotients, roots and comparisons, in an order that is written out: a port with
+the same double arithmetic takes the same decisions from the same outcomes.
 
 Sources: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding", section
-3.1, for E(K); Adams and MacKay 2007, "Bayesian Online Changepoint Detection", for the stretches.
+3.1, for E(K); Auer et al. 2002, "Finite-time Analysis of the Multiarmed Bandit Problem", for costs
+at best.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
+from runtime_py.acceptance import PRIOR_LASTS, Acceptance
 from runtime_py.call_costs import Costs
+from runtime_py.rounds import Outcome, Round
 
-HAZARD = 0.004  # probability that the text changes, per emitted token
-MAX_STRETCHES = 6
-LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
-PRIOR_TRIES = 4.0  # what the prior counts for
-PRIOR_LASTS = 20.0  # tries that it counts for when the next one is made
-POOLING = 10.0  # tries for which all positions together count at each
 LEAST_PROBES, MOST_PROBES = 0.001, 0.014  # share of the time
 HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
 PAUSE = 2.0  # times what a probe should take: no more of it counts as lost
@@ -65,150 +56,8 @@ THOUGHT_S = 0.02  # seconds of rounds with drafts that are learnt from together
 MISSES = 3  # or rounds of which no draft was accepted
 EAGER = 4  # rounds with drafts, the first ones, that are learnt from one by one
 
-
-@dataclass(frozen=True)
-class Round:
-    """What to do next: draft, then verify the drafts; or, if not verified, decode and compare."""
-
-    num_drafts: int
-    verified: bool = True
-
-
 _PLAIN = Round(0)
 _COMPARE = Round(1, verified=False)
-
-
-class Outcome(NamedTuple):
-    """What became of a round; a tuple, which is made faster than other frozen objects."""
-
-    num_drafted: int
-    num_accepted: int  # of a draft that was not verified: 1 if decode chose the same
-    draft_s: float  # of all its drafts together
-    verify_s: float
-    num_verified: int  # tokens of the target call; 1 is decode
-
-
-class DraftLength(Protocol):
-    """Decides before each round; sees what became of it, if anything did."""
-
-    def next_round(self) -> Round: ...
-    def observe(self, outcome: Outcome) -> None: ...
-
-
-class FixedDraftLength:
-    """The same number in every round."""
-
-    def __init__(self, num_drafts: int) -> None:
-        self._round = Round(num_drafts)
-
-    def next_round(self) -> Round:
-        return self._round
-
-    def observe(self, outcome: Outcome) -> None:
-        pass
-
-
-class Acceptance:
-    """The share of drafts that are accepted, by position, as it is now.
-
-    Args:
-        num_positions: the longest draft.
-        prior: the share at any position, as far as is known beforehand.
-    """
-
-    def __init__(self, num_positions: int, prior: float) -> None:
-        self._num_positions = num_positions
-        self._prior = min(max(prior, LEAST_HOPE), 1 - LEAST_HOPE)
-        self._stretches = [self._begin(1.0)]
-        self.num_hits = self.num_tries = 0  # of all drafts
-        self.by_position = self._mean()  # a_1, a_2, ...: strictly between 0 and 1
-
-    def observe(self, rounds: Sequence[Outcome], num_tokens: int) -> None:
-        """Position k was tried if all before it were accepted.
-
-        Args:
-            rounds: of which the drafted and the accepted tokens count.
-            num_tokens: emitted since the last time.
-        """
-        if len(self._stretches) == MAX_STRETCHES:
-            del self._stretches[self._lightest()]
-        changed = HAZARD * num_tokens / (1 + HAZARD * num_tokens)
-        for stretch in self._stretches:
-            stretch.weight *= 1 - changed
-        self._stretches.append(self._begin(changed))
-        hits, misses = self._count(rounds)
-        total = 0.0
-        for stretch in self._stretches:
-            stretch.observe(hits, misses)
-            total += stretch.weight
-        for stretch in self._stretches:
-            stretch.weight /= total
-        self.by_position = self._mean()
-
-    def _count(self, rounds: Sequence[Outcome]) -> tuple[list[int], list[int]]:
-        """Hits and misses by position, up to the last that was tried."""
-        hits, misses = [0] * self._num_positions, [0] * self._num_positions
-        last = 0
-        for outcome in rounds:
-            num_hits = num_tries = min(outcome.num_accepted, self._num_positions)
-            for position in range(num_hits):
-                hits[position] += 1
-            if num_hits < min(outcome.num_drafted, self._num_positions):
-                misses[num_hits] += 1
-                num_tries += 1
-            last = max(last, num_tries)
-            self.num_hits += num_hits
-            self.num_tries += num_tries
-        return hits[:last], misses[:last]
-
-    def _begin(self, weight: float) -> "_Stretch":
-        num, prior = self._num_positions, self._prior
-        return _Stretch(weight, [0.0] * num, [0.0] * num, [prior] * num, prior)
-
-    def _lightest(self) -> int:
-        """But not the last: it has had one outcome to prove itself."""
-        weights = [stretch.weight for stretch in self._stretches[:-1]]
-        return weights.index(min(weights))
-
-    def _mean(self) -> list[float]:
-        means = [0.0] * self._num_positions
-        for stretch in self._stretches:
-            weight = stretch.weight
-            for position, share in enumerate(stretch.shares):
-                means[position] += weight * share
-        return means
-
-
-@dataclass(slots=True)
-class _Stretch:
-    """Text since a supposed change: what was tried there, and how likely the supposition is."""
-
-    weight: float
-    hits: list[float]
-    tries: list[float]
-    shares: list[float]  # what follows from hits and tries
-    prior: float
-
-    def observe(self, hits: Sequence[int], misses: Sequence[int]) -> None:
-        weight = self.weight
-        for position, (num_hits, num_misses) in enumerate(zip(hits, misses, strict=True)):
-            share = self.shares[position]
-            for _ in range(num_hits):
-                weight *= share
-            for _ in range(num_misses):
-                weight *= 1 - share
-            self.hits[position] += num_hits
-            self.tries[position] += num_hits + num_misses
-        self.weight = weight
-        all_hits, all_tries = PRIOR_TRIES * self.prior, PRIOR_TRIES
-        for hit, tried in zip(self.hits, self.tries, strict=True):
-            all_hits += hit
-            all_tries += tried
-        pooled = POOLING * (all_hits / all_tries)
-        self.shares = [
-            (hit + pooled) / (tried + POOLING)
-            for hit, tried in zip(self.hits, self.tries, strict=True)
-        ]
 
 
 @dataclass(slots=True)
@@ -375,17 +224,19 @@ class AutoDraftLength:
 
     def _look_ahead(self) -> _Prospect:
         plain_s, probe_loss_s = self.costs.verify(1), self.costs.drafts(1)
-        best, probe, speed, most = 0, _COMPARE, WORTH_DRAFTING, 1.0
-        seconds = self.costs.rounds(self._lengths)
-        for length, tokens, round_s in zip(self._lengths, self._tokens, seconds, strict=True):
-            plainly_s = tokens * plain_s
-            if plainly_s > speed * round_s:
-                best, speed = length, plainly_s / round_s
+        best, probe, speed, hope, most = 0, _COMPARE, WORTH_DRAFTING, 0.0, 1.0
+        seconds, doubts = self.costs.rounds(self._lengths), self.costs.doubts(self._lengths)
+        for index, length in enumerate(self._lengths):
+            plainly_s, round_s = self._tokens[index] * plain_s, seconds[index]
+            speed = max(speed, plainly_s / round_s)
+            if plainly_s > hope * (round_s - doubts[index]):
+                best, hope = length, plainly_s / (round_s - doubts[index])
             if round_s - plainly_s < probe_loss_s:
                 probe, probe_loss_s = self._rounds[length], max(round_s - plainly_s, 0.0)
             most = max(most, (length + 1) * plain_s / round_s)
         refresh = min(max(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
-        return _Prospect(self._rounds[best], probe, probe_loss_s, most, refresh)
+        best_round = self._rounds[best if speed > WORTH_DRAFTING else 0]
+        return _Prospect(best_round, probe, probe_loss_s, most, refresh)
 
 
 def _expected_tokens(lengths: Sequence[int], acceptance: Sequence[float]) -> list[float]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from runtime_py.accept import accept
 from runtime_py.backends import Backend, FloatArray
-from runtime_py.draft_length import DraftLength, FixedDraftLength, Outcome
 from runtime_py.errors import RunError
+from runtime_py.rounds import DraftLength, FixedDraftLength, Outcome
 from runtime_py.sampling import SamplingLaw, choose
 
 

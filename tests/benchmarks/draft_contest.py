@@ -18,8 +18,8 @@ from typing import Any
 from runtime_py.backends import Backend, SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.device_costs import auto_draft_length, remember
-from runtime_py.draft_length import DraftLength, FixedDraftLength, Outcome, Round
 from runtime_py.manifest import RuntimeName
+from runtime_py.rounds import DraftLength, FixedDraftLength, Outcome, Round
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
 from runtime_py.user_cache import user_cache

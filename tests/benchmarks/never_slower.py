@@ -12,7 +12,7 @@ import click
 
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
-from runtime_py.draft_length import FixedDraftLength
+from runtime_py.rounds import FixedDraftLength
 from runtime_py.speculative import Session
 from tests.benchmarks.contestants import NAMES
 from tests.benchmarks.draft_contest import (

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from runtime_py.draft_length import FixedDraftLength
+from runtime_py.rounds import FixedDraftLength
 from tests.benchmarks.draft_contest import AUTO, PLAIN, Contest, Repeats, _judge, _Race, hold
 from tests.benchmarks.played import PlayedDrafter, Script
 from tests.runtime_py.scripted_backend import ScriptedBackend

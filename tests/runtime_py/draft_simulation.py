@@ -6,12 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from runtime_py.call_costs import Costs
-from runtime_py.draft_length import (
-    AutoDraftLength,
-    DraftLength,
-    Outcome,
-    Round,
-)
+from runtime_py.draft_length import AutoDraftLength
+from runtime_py.rounds import DraftLength, Outcome, Round
 
 LONGEST = 7
 PRIOR = 0.75  # what the pool of E2B's .84 .70 .66 is: wrong for most of the traces

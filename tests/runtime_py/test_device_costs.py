@@ -10,7 +10,8 @@ from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.call_costs import NUM_MEASURED
 from runtime_py.device_costs import CallMs, auto_draft_length, device_costs
-from runtime_py.draft_length import AutoDraftLength, FixedDraftLength, Outcome
+from runtime_py.draft_length import AutoDraftLength
+from runtime_py.rounds import FixedDraftLength, Outcome
 from tests.runtime_py.bundles import VOCAB_SIZE, write_fake_bundle
 from tests.runtime_py.scripted_backend import ScriptedBackend
 
@@ -246,6 +247,14 @@ def test_a_width_between_measured_ones_is_guessed(tmp_path):
     assert found.verify == pytest.approx(
         {width: 1000 * (CALL_S + TOKEN_S * width) for width in range(1, 9)}
     )
+    assert {width for width, looks in found.looks.items() if looks > 1} == {0, 1, 2, 4, 8}
+
+
+@pytest.mark.parametrize(("enough_ms", "looks"), [(0, 1), (1e9, NUM_MEASURED)])
+def test_what_was_sampled_once_counts_as_one_look(tmp_path, monkeypatch, enough_ms, looks):
+    monkeypatch.setattr(module, "ENOUGH_MS", enough_ms)
+    found = device_costs(SleepingBackend(), "key", tmp_path)
+    assert set(found.looks.values()) == {looks}
 
 
 def test_what_it_learnt_is_there_the_next_time(bundle):
@@ -255,6 +264,7 @@ def test_what_it_learnt_is_there_the_next_time(bundle):
         return auto_draft_length(bundle, "litert", SleepingBackend(), SessionOptions(1))
 
     first = load()
+    looks = first.costs.usual(4)[1]
     for _ in range(40):  # drafts are wrong, and take twice their time
         first.observe(Outcome(1, 0, 2 * DRAFT_S, CALL_S + 2 * TOKEN_S, 2))
     for _ in range(40):  # a machine that got hot, which the next time it need not be
@@ -265,7 +275,7 @@ def test_what_it_learnt_is_there_the_next_time(bundle):
     assert first.next_prior() < 0.4
     assert second.costs.drafts(1) / second.costs.verify(2) > 1.6 * DRAFT_S / (CALL_S + 2 * TOKEN_S)
     assert second.costs.verify(1) < 1.5 * (CALL_S + TOKEN_S)
-    assert [second.costs.usual(width)[1] for width in (0, 1, 4)] == [45, 45, 5]
+    assert [second.costs.usual(width)[1] for width in (0, 1, 4)] == [40 + looks, 40 + looks, looks]
     module.remember(FixedDraftLength(3))  # has learnt nothing
     assert load().costs.drafts(1) == second.costs.drafts(1)
 

@@ -16,19 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime_py.acceptance import Acceptance
 from runtime_py.call_costs import Costs
-from runtime_py.draft_length import (
-    EAGER,
-    LOOK,
-    MOST_PROBES,
-    MOST_REFRESH,
-    REFRESH,
-    Acceptance,
-    AutoDraftLength,
-    FixedDraftLength,
-    Outcome,
-    Round,
-)
+from runtime_py.draft_length import EAGER, LOOK, MOST_PROBES, MOST_REFRESH, REFRESH, AutoDraftLength
+from runtime_py.rounds import FixedDraftLength, Outcome, Round
 from tests.runtime_py.draft_simulation import (
     LONGEST,
     TABLES,
@@ -211,6 +202,17 @@ def test_a_decode_measured_wrongly_at_load_is_found_out(wrongly, accepted):
         cost = simulate(right, table, AutoDraftLength(costs, table.lengths), rng)
         found.append(regret(cost, fixed_costs(right, table), slice(100, None)))
     assert mean(found) < 0.05
+
+
+@pytest.mark.parametrize(("measured", "longest"), [(1.4, 3), (1.9, 3), (2.6, 1)])
+def test_a_length_measured_too_dear_is_tried_again(measured, longest):
+    """Three drafts are best; their verify, seldom looked at, may cost a seventh less, not half."""
+    table, rng = CostTable(0.1, {1: 1.0, 2: 1.04, 4: 1.4}, (1, 2, 4)), np.random.default_rng(0)
+    looks = dict.fromkeys((0, *table.widths), 2.0)
+    policy = AutoDraftLength(Costs(table.draft, table.verify | {4: measured}, looks), table.lengths)
+    right = trace(rng, (1000, ACCEPTED["code"]))
+    simulate(right, table, policy, rng, Noise(error=0, jitter=0.1, pauses=0))
+    assert policy.next_round().num_drafts == longest
 
 
 def test_a_processor_that_gets_hot_changes_nothing():

@@ -3,8 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py.call_costs import Costs
-from runtime_py.draft_length import AutoDraftLength, Round
+from runtime_py.draft_length import AutoDraftLength
 from runtime_py.errors import RunError
+from runtime_py.rounds import Round
 from runtime_py.sampling import GREEDY, SamplingLaw, choose
 from runtime_py.speculative import Session, Stops
 from tests.runtime_py.scripted_backend import Adversary, ForgetfulBackend, ScriptedBackend

@@ -1,11 +1,13 @@
 /**
  * How many tokens to draft in the next round: the number that pays best by measured cost.
  *
- * runtime_py/draft_length.py and call_costs.py have the mathematics and the reasons. This is the same
- * double arithmetic in the same order, so that the same outcomes lead to the same decisions, round by
- * round.
+ * runtime_py/draft_length.py, acceptance.py and call_costs.py have the mathematics and the reasons.
+ * This is the same double arithmetic in the same order, so that the same outcomes lead to the same
+ * decisions, round by round.
  */
 package dev.gemmaexport.loop
+
+import kotlin.math.sqrt
 
 /** What to do next: draft, then verify the drafts; or, if not verified, decode and compare. */
 data class Round(val numDrafts: Int, val verified: Boolean = true)
@@ -44,7 +46,10 @@ class FixedDraftLength(numDrafts: Int) : DraftLength {
  *     finds the caches full of other weights.
  */
 class Costs(draft: Double, verify: Map<Int, Double>, private val first: Double = 0.0) {
-    private class Cost(var seconds: Double, var numLooks: Double = NUM_MEASURED) // but for `common`
+    private class Cost(var seconds: Double, var numLooks: Double = NUM_MEASURED) { // but for `common`
+        /** The share that it may be too high by; what changes is never quite certain. */
+        val doubt get() = DOUBT / sqrt(minOf(numLooks, 1 / OWN_RATE))
+    }
 
     private val ofVerify = arrayListOf<Cost>() // by number of tokens
     private val ofDraft = Cost(draft)
@@ -66,6 +71,12 @@ class Costs(draft: Double, verify: Map<Int, Double>, private val first: Double =
     /** Seconds of a round with each number of drafts, all verified. */
     fun rounds(lengths: List<Int>): DoubleArray = DoubleArray(lengths.size) {
         drafts(lengths[it]) + verify(lengths[it] + 1)
+    }
+
+    /** Seconds of such rounds that may be an error: of calls that were seldom looked at. */
+    fun doubts(lengths: List<Int>): DoubleArray = DoubleArray(lengths.size) {
+        val cost = of(lengths[it] + 1)
+        common * (cost.seconds * cost.doubt)
     }
 
     /**
@@ -344,14 +355,17 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         var best = 0
         var probe = COMPARE
         var speed = WORTH_DRAFTING
+        var hope = 0.0
         var most = 1.0
         val seconds = costs.rounds(lengths)
+        val doubts = costs.doubts(lengths)
         for ((index, length) in lengths.withIndex()) {
             val roundS = seconds[index]
             val plainlyS = tokens[index] * plainS
-            if (plainlyS > speed * roundS) {
+            speed = maxOf(speed, plainlyS / roundS)
+            if (plainlyS > hope * (roundS - doubts[index])) {
                 best = length
-                speed = plainlyS / roundS
+                hope = plainlyS / (roundS - doubts[index])
             }
             if (roundS - plainlyS < probeLossS) {
                 probe = Round(length)
@@ -359,6 +373,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
             }
             most = maxOf(most, (length + 1) * plainS / roundS)
         }
+        if (speed == WORTH_DRAFTING) best = 0
         val refresh = minOf(maxOf(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
         return Prospect(Round(best), probe, probeLossS, most, refresh)
     }
@@ -413,6 +428,7 @@ private const val EAGER = 4 // rounds with drafts, the first ones, that are lear
 private const val LOOK = 32 // plain rounds in a row, at most, that are looked at together
 private const val COMMON_RATE = 0.3 // how fast costs follow what was measured
 private const val OWN_RATE = 0.015
+private const val DOUBT = 0.2 // of a cost that was looked at once: it may be so much lower; by the root of looks
 private const val NUM_MEASURED = 5.0 // looks that the costs of the beginning stand for
 // Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
 private const val MOST = 1.2
