@@ -4,6 +4,7 @@ Heats find the best fixed length, where the drafter may be right; the finals alo
 the best is not the one that was luckiest when it was compared, and few have to take many turns.
 """
 
+import math
 import os
 import random
 import shutil
@@ -77,6 +78,9 @@ class Contest:
         name: of bundle and drafter, as it stands in the results.
         play: told which prompt comes next, before every generation.
         always_wrong: the drafter; then auto is held to plain decoding, else to the best length.
+        turn: tokens that each makes until the next one goes on: the shorter, the more alike is the
+            machine for all. Then they write to the same KV rows, so the text must be a played one.
+            None: all tokens of a prompt.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Contest:
     policies: Mapping[str, MakePolicy]
     play: Callable[[int], None] = lambda _: None
     always_wrong: bool = False
+    turn: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,16 +178,14 @@ class _Race:
 
 
 def _race(contest: Contest, order: Sequence[str], num_repeats: int) -> _Race:
-    session = Session(contest.backend, contest.backend.cache_length)
     shuffle = random.Random(0)
     race = _Race({name: [] for name in order})
     for repeat in range(num_repeats + 1):
         runs: dict[str, list[Generation]] = {name: [] for name in order}
         for index, prompt in enumerate(contest.prompts):
-            for name in shuffle.sample(order, len(order)):
-                contest.play(index)
-                policy = contest.policies[name]()
-                runs[name].append(generate(session, prompt, policy, contest.num_tokens))
+            contest.play(index)
+            for name, run in _take_turns(contest, prompt, order, shuffle).items():
+                runs[name].append(run)
         race.others |= {name for name in order if _text(runs[name]) != _text(runs[PLAIN])}
         if repeat:
             for name, made in runs.items():
@@ -191,24 +194,66 @@ def _race(contest: Contest, order: Sequence[str], num_repeats: int) -> _Race:
     return race
 
 
+def _take_turns(
+    contest: Contest, prompt: Sequence[int], order: Sequence[str], shuffle: random.Random
+) -> dict[str, Generation]:
+    """One prompt's generations."""
+    running = {
+        name: _Generating(contest.backend, prompt, contest.policies[name](), contest.num_tokens)
+        for name in order
+    }
+    waiting = list(order)
+    while waiting:
+        for name in shuffle.sample(waiting, len(waiting)):
+            if not running[name].go_on(contest.turn):
+                waiting.remove(name)
+    return {name: run.made() for name, run in running.items()}
+
+
 def generate(
-    session: Session, prompt: Sequence[int], policy: DraftLength, num_tokens: int
+    backend: Backend, prompt: Sequence[int], policy: DraftLength, num_tokens: int
 ) -> Generation:
     """From a fresh sequence; stop tokens are ignored."""
-    session.committed.clear()
-    watched = Watched(policy)
-    steps = session.generate(prompt, SamplingLaw(), Stops(max_new_tokens=num_tokens), watched)
-    first = next(steps)
-    start = time.perf_counter()
-    later = list(steps)
-    seconds = time.perf_counter() - start
-    remember(policy)
-    emitted = [token_id for step in later for token_id in step.token_ids]
-    kinds = Counter(
-        f"{decided.num_drafts}" if decided.verified else f"{decided.num_drafts} compared"
-        for decided in watched.rounds[1:]
-    )
-    return Generation([*first.token_ids, *emitted], len(emitted), seconds, kinds)
+    running = _Generating(backend, prompt, policy, num_tokens)
+    running.go_on(None)
+    return running.made()
+
+
+class _Generating:
+    """From a fresh sequence; stop tokens are ignored."""
+
+    def __init__(
+        self, backend: Backend, prompt: Sequence[int], policy: DraftLength, num_tokens: int
+    ) -> None:
+        self._policy, self._watched = policy, Watched(policy)
+        session = Session(backend, backend.cache_length)
+        stops = Stops(max_new_tokens=num_tokens)
+        self._steps = session.generate(prompt, SamplingLaw(), stops, self._watched)
+        self._token_ids: list[int] = []
+        self._seconds = 0.0
+
+    def go_on(self, num_tokens: int | None) -> bool:
+        """For so many tokens, or to the end: may there be more to come?"""
+        if not self._token_ids:  # what is timed begins after it
+            self._token_ids += next(self._steps).token_ids
+        enough = len(self._token_ids) + num_tokens if num_tokens else math.inf
+        more = False
+        start = time.perf_counter()
+        for step in self._steps:
+            self._token_ids += step.token_ids
+            if len(self._token_ids) >= enough:
+                more = True
+                break
+        self._seconds += time.perf_counter() - start
+        return more
+
+    def made(self) -> Generation:
+        remember(self._policy)
+        kinds = Counter(
+            f"{decided.num_drafts}" if decided.verified else f"{decided.num_drafts} compared"
+            for decided in self._watched.rounds[1:]
+        )
+        return Generation(self._token_ids, len(self._token_ids) - 1, self._seconds, kinds)
 
 
 def _text(runs: Sequence[Generation]) -> list[list[int]]:

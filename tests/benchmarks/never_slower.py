@@ -13,7 +13,6 @@ import click
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.rounds import FixedDraftLength
-from runtime_py.speculative import Session
 from tests.benchmarks.contestants import NAMES
 from tests.benchmarks.draft_contest import (
     LEAST_OF_BEST,
@@ -81,8 +80,7 @@ def measure(bundle: Bundle, name: str, repeats: Repeats) -> Found:
 
 def _plain_text(backend: PlayedDrafter, prompt: list[int]) -> list[int]:
     """The prompt and what the target says after it."""
-    session = Session(backend, backend.cache_length)
-    return [*prompt, *generate(session, prompt, FixedDraftLength(0), NUM_TOKENS).token_ids]
+    return [*prompt, *generate(backend, prompt, FixedDraftLength(0), NUM_TOKENS).token_ids]
 
 
 @click.command(help=__doc__)

@@ -69,7 +69,6 @@ class PlayedDrafter:
         self._backend = backend
         self._logits = np.zeros(backend.vocab_size, np.float32)
         self._winner = 0
-        self._position = -1  # of the round
         self._num_drafted = 0  # in the round
         self.script: Script | None = None  # None: the real drafter
 
@@ -82,8 +81,7 @@ class PlayedDrafter:
         logits, projected = self._backend.draft(token_id, hidden, position)
         if self.script is None:
             return logits, projected
-        self._num_drafted = self._num_drafted + 1 if position == self._position else 1
-        self._position = position
+        self._num_drafted += 1
         text, hits = self.script.text, self.script.hits
         # Past the end of a recorded text any draft is as good as any other.
         right = text[min(position + self._num_drafted, len(text) - 1)]
@@ -92,6 +90,10 @@ class PlayedDrafter:
         self._winner = right if hit else (right + 1) % len(self._logits)
         self._logits[self._winner] = 1.0
         return self._logits, projected
+
+    def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
+        self._num_drafted = 0
+        return self._backend.verify(token_ids, position)
 
 
 class PlayedTarget:

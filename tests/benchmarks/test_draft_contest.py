@@ -1,12 +1,14 @@
 """The contest of draft lengths: what is held to what, and that all say the same."""
 
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from runtime_py.rounds import FixedDraftLength
-from tests.benchmarks.draft_contest import AUTO, PLAIN, Contest, Repeats, _judge, _Race, hold
-from tests.benchmarks.played import PlayedDrafter, Script
+from tests.benchmarks.draft_contest import AUTO, PLAIN, Contest, Repeats, _judge, _Race, _race, hold
+from tests.benchmarks.played import PlayedDrafter, PlayedTarget, Script
 from tests.runtime_py.scripted_backend import ScriptedBackend
 
 POLICIES = {
@@ -79,8 +81,26 @@ def test_the_script_of_a_prompt_is_played_before_its_generations():
 
     contest = _contest(drafter)
     hold(Contest(**{**contest.__dict__, "play": play}), Repeats(heats=1, finals=1))
-    heats, finals = played[:12], played[12:]
-    num_finalists = len(finals) // 4  # plain decoding may have been the best
-    assert num_finalists in {2, 3}
-    assert heats == 2 * (3 * [0] + 3 * [1])
-    assert finals == 2 * (num_finalists * [0] + num_finalists * [1])
+    assert played == 4 * [0, 1]
+
+
+def test_contestants_take_turns_within_a_prompt():
+    """With drafts that are wrong, a round makes one token: nobody is ahead by more than a turn."""
+    turn, ahead, num_rounds = 5, [0], Counter()
+
+    class Counted(FixedDraftLength):
+        def next_round(self):
+            num_rounds[self] += 1
+            if len(num_rounds) == len(POLICIES):
+                ahead.append(max(num_rounds.values()) - min(num_rounds.values()))
+            return super().next_round()
+
+    target = PlayedTarget(ScriptedBackend())
+    drafter, text = PlayedDrafter(target), [*range(60)]
+    target.text, drafter.script = text, Script(text, None)
+    policies = {name: partial(Counted, made.args[0]) for name, made in POLICIES.items()}
+    contest = replace(_contest(drafter), prompts=[text[:8]], policies=policies, turn=turn)
+    race = _race(contest, list(policies), 1)
+    assert not race.others
+    assert 0 < max(ahead) <= turn + 1  # whose first turn is one longer
+    assert set(num_rounds.values()) == {contest.num_tokens}
