@@ -65,8 +65,14 @@ class Costs:
 
     def doubts(self, lengths: Sequence[int]) -> list[float]:
         """Seconds of such rounds that may be an error: of calls that were seldom looked at."""
-        calls = [self._of(length + 1) for length in lengths]
-        return [self._common * (cost.seconds * cost.doubt) for cost in calls]
+        step = self._draft.seconds * self._draft.doubt
+        doubts = []
+        for length in lengths:
+            cost = self._of(length + 1)
+            doubts.append(
+                self._common * ((length + self._first) * step + cost.seconds * cost.doubt)
+            )
+        return doubts
 
     def observe_drafts(self, num_drafts: int, seconds: Sequence[float], cold: bool = False) -> None:
         """Rounds of so many; of several the middle counts, for as many as they are, as always.

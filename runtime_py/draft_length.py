@@ -11,8 +11,8 @@ slower than that for longer than it takes to find out.
 Costs are measured when the bundle is loaded and followed from call to call: what all calls have in
 common (a processor that gets hot) and each call's own, the faster the fewer times it was seen. Now
 and then a decode keeps the yardstick right: the sooner, the less better than that drafting seems.
-Whether to draft goes by these costs; how long, by what they may be at best, where they were seldom
-looked at: a length that was measured too dear would never be tried again else.
+Whether to draft goes by these costs; all else by what they may be at best, where they were seldom
+looked at: what was measured too dear would never be tried again else.
 
 Acceptance changes with the text: acceptance.py estimates a_1, a_2, ... from what became of drafts.
 Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few,
@@ -23,7 +23,7 @@ At K = 0 nothing would be learnt. Now and then a round is a probe: one token is 
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
 lose less against plain decoding: near the break-even point next to nothing. Probes may lose
 MOST_PROBES of the time, and less where there is little to gain; after one that hits all, another
-may follow at once, on credit. There are none where not even a drafter that is always right would
+may follow at once, on credit. There are none where not even a drafter that is always right could
 pay.
 
 Only sums, products, quotients, roots and comparisons, in an order that is written out: a port with
@@ -227,10 +227,11 @@ class AutoDraftLength:
         best, probe, speed, hope, most = 0, _COMPARE, WORTH_DRAFTING, 0.0, 1.0
         seconds, doubts = self.costs.rounds(self._lengths), self.costs.doubts(self._lengths)
         for index, length in enumerate(self._lengths):
-            plainly_s, round_s = self._tokens[index] * plain_s, seconds[index]
-            speed = max(speed, plainly_s / round_s)
-            if plainly_s > hope * (round_s - doubts[index]):
-                best, hope = length, plainly_s / (round_s - doubts[index])
+            plainly_s = self._tokens[index] * plain_s
+            speed = max(speed, plainly_s / seconds[index])
+            round_s = seconds[index] - doubts[index]
+            if plainly_s > hope * round_s:
+                best, hope = length, plainly_s / round_s
             if round_s - plainly_s < probe_loss_s:
                 probe, probe_loss_s = self._rounds[length], max(round_s - plainly_s, 0.0)
             most = max(most, (length + 1) * plain_s / round_s)

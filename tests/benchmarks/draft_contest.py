@@ -76,7 +76,7 @@ class Contest:
 
     Attributes:
         name: of bundle and drafter, as it stands in the results.
-        play: told which prompt comes next, before every generation.
+        play: told which prompt comes next, before its generations.
         always_wrong: the drafter; then auto is held to plain decoding, else to the best length.
         turn: tokens that each makes until the next one goes on: the shorter, the more alike is the
             machine for all. Then they write to the same KV rows, so the text must be a played one.

@@ -215,6 +215,18 @@ def test_a_length_measured_too_dear_is_tried_again(measured, longest):
     assert policy.next_round().num_drafts == longest
 
 
+@pytest.mark.parametrize(("too_dear", "longest"), [(1.0, 7), (1.2, 7), (1.6, 0)])
+def test_a_drafter_measured_too_dear_ever_to_pay_is_tried_while_that_is_doubtful(too_dear, longest):
+    """Eight tokens for 6.8 decodes; where that seemed to be above 8, drafts were never made."""
+    table, rng = CostTable(0.5, {1: 1.0, 8: 3.3}, (1, 8)), np.random.default_rng(0)
+    dear = {1: 1.0, 8: too_dear * 3.3}
+    costs = Costs(too_dear * table.draft, dear, dict.fromkeys((0, *table.widths), 2.0))
+    policy = AutoDraftLength(costs, table.lengths)
+    right = np.ones((2000, LONGEST), bool)
+    simulate(right, table, policy, rng, Noise(error=0, jitter=0.05, pauses=0))
+    assert policy._prospect.best.num_drafts == longest
+
+
 def test_a_processor_that_gets_hot_changes_nothing():
     """All calls take twice as long from the 300th token on: the decisions stay the same."""
     table = TABLES["ONNX int8"]

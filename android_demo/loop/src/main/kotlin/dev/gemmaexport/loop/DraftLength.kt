@@ -74,9 +74,12 @@ class Costs(draft: Double, verify: Map<Int, Double>, private val first: Double =
     }
 
     /** Seconds of such rounds that may be an error: of calls that were seldom looked at. */
-    fun doubts(lengths: List<Int>): DoubleArray = DoubleArray(lengths.size) {
-        val cost = of(lengths[it] + 1)
-        common * (cost.seconds * cost.doubt)
+    fun doubts(lengths: List<Int>): DoubleArray {
+        val step = ofDraft.seconds * ofDraft.doubt
+        return DoubleArray(lengths.size) {
+            val cost = of(lengths[it] + 1)
+            common * ((lengths[it] + first) * step + cost.seconds * cost.doubt)
+        }
     }
 
     /**
@@ -360,12 +363,12 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         val seconds = costs.rounds(lengths)
         val doubts = costs.doubts(lengths)
         for ((index, length) in lengths.withIndex()) {
-            val roundS = seconds[index]
             val plainlyS = tokens[index] * plainS
-            speed = maxOf(speed, plainlyS / roundS)
-            if (plainlyS > hope * (roundS - doubts[index])) {
+            speed = maxOf(speed, plainlyS / seconds[index])
+            val roundS = seconds[index] - doubts[index]
+            if (plainlyS > hope * roundS) {
                 best = length
-                hope = plainlyS / (roundS - doubts[index])
+                hope = plainlyS / roundS
             }
             if (roundS - plainlyS < probeLossS) {
                 probe = Round(length)
