@@ -22,7 +22,7 @@ from runtime_py.rounds import Outcome
 
 HAZARD = 0.004  # probability that the text changes, per emitted token
 MAX_STRETCHES = 6
-LEAST_HOPE = 0.1  # a prior of 0 or 1 would have nothing to learn
+LEAST_HOPE, MOST_HOPE = 0.1, 0.98  # a prior of 0 or 1 would have nothing to learn
 PRIOR_TRIES = 4.0  # what the prior counts for
 PRIOR_LASTS = 20.0  # tries that it counts for when the next one is made
 POOLING = 10.0  # tries for which all positions together count at each
@@ -38,7 +38,7 @@ class Acceptance:
 
     def __init__(self, num_positions: int, prior: float) -> None:
         self._num_positions = num_positions
-        self._prior = min(max(prior, LEAST_HOPE), 1 - LEAST_HOPE)
+        self._prior = min(max(prior, LEAST_HOPE), MOST_HOPE)
         self._stretches = [self._begin(1.0)]
         self.num_hits = self.num_tries = 0  # of all drafts
         self.by_position = self._mean()  # a_1, a_2, ...: strictly between 0 and 1

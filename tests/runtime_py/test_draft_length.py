@@ -189,6 +189,15 @@ def test_where_no_drafter_could_pay_nothing_is_drafted():
     assert simulate(right, table, auto(table, rng, quiet), rng, quiet).sum() == NUM_TOKENS
 
 
+def test_a_drafter_known_to_be_right_drafts_where_one_a_little_worse_would_not_pay():
+    """Eight tokens for 7.2 decodes; what the last use left was believed up to 0.9 only."""
+    table, rng = CostTable(0.55, {1: 1.0, 8: 3.35}, (1, 8)), np.random.default_rng(0)
+    policy = AutoDraftLength(Costs(table.draft, table.verify), table.lengths, prior=0.999)
+    right = np.ones((200, LONGEST), bool)
+    cost = simulate(right, table, policy, rng, Noise(error=0, jitter=0.05, pauses=0))
+    assert regret(cost, fixed_costs(right, table), slice(None)) < 0.01
+
+
 @pytest.mark.parametrize("wrongly", [0.75, 1.6], ids=["too cheap", "too dear"])
 @pytest.mark.parametrize("accepted", ["prose", "code"])
 def test_a_decode_measured_wrongly_at_load_is_found_out(wrongly, accepted):

@@ -132,7 +132,7 @@ class Costs(draft: Double, verify: Map<Int, Double>, private val first: Double =
  * @param prior the share at any position, as far as is known beforehand.
  */
 class Acceptance(private val numPositions: Int, prior: Double) {
-    private val prior = minOf(maxOf(prior, LEAST_HOPE), 1 - LEAST_HOPE)
+    private val prior = minOf(maxOf(prior, LEAST_HOPE), MOST_HOPE)
     private val stretches = arrayListOf(begin(1.0))
 
     /** a_1, a_2, …: strictly between 0 and 1. */
@@ -411,6 +411,7 @@ private val COMPARE = Round(1, verified = false)
 private const val HAZARD = 0.004 // probability that the text changes, per emitted token
 private const val MAX_STRETCHES = 6
 private const val LEAST_HOPE = 0.1 // a prior of 0 or 1 would have nothing to learn
+private const val MOST_HOPE = 0.98
 private const val PRIOR_TRIES = 4.0 // what the prior counts for
 private const val POOLING = 10.0 // tries for which all positions together count at each
 private const val LEAST_PROBES = 0.001 // share of the time
