@@ -213,7 +213,7 @@ def _take_turns(
 def generate(
     backend: Backend, prompt: Sequence[int], policy: DraftLength, num_tokens: int
 ) -> Generation:
-    """From a fresh sequence; stop tokens are ignored."""
+    """All at once, by one contestant."""
     running = _Generating(backend, prompt, policy, num_tokens)
     running.go_on(None)
     return running.made()

@@ -80,7 +80,7 @@ def test_the_script_of_a_prompt_is_played_before_its_generations():
         drafter.script = Script([0] * 128, None)
 
     contest = _contest(drafter)
-    hold(Contest(**{**contest.__dict__, "play": play}), Repeats(heats=1, finals=1))
+    hold(replace(contest, play=play), Repeats(heats=1, finals=1))
     assert played == 4 * [0, 1]
 
 

@@ -376,9 +376,8 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
             }
             most = maxOf(most, (length + 1) * plainS / roundS)
         }
-        if (speed == WORTH_DRAFTING) best = 0
         val refresh = minOf(maxOf(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
-        return Prospect(Round(best), probe, probeLossS, most, refresh)
+        return Prospect(Round(if (speed > WORTH_DRAFTING) best else 0), probe, probeLossS, most, refresh)
     }
 }
 
