@@ -4,7 +4,6 @@ Heats find the best fixed length, where the drafter may be right; the finals alo
 the best is not the one that was luckiest when it was compared, and few have to take many turns.
 """
 
-import math
 import os
 import random
 import shutil
@@ -16,7 +15,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from runtime_py.backends import Backend, SessionOptions
+from runtime_py.backends import Backend, FloatArray, SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.device_costs import auto_draft_length, remember
 from runtime_py.manifest import RuntimeName
@@ -76,11 +75,12 @@ class Contest:
 
     Attributes:
         name: of bundle and drafter, as it stands in the results.
+        turn: tokens that each makes until the next one goes on: the shorter, the more alike is the
+            machine for all. Between them the others write to the same KV rows.
+        recall: before a turn, and not timed, write those rows anew. Needless where the text is a
+            played one, which rows do not decide.
         play: told which prompt comes next, before its generations.
         always_wrong: the drafter; then auto is held to plain decoding, else to the best length.
-        turn: tokens that each makes until the next one goes on: the shorter, the more alike is the
-            machine for all. Then they write to the same KV rows, so the text must be a played one.
-            None: all tokens of a prompt.
     """
 
     name: str
@@ -88,9 +88,10 @@ class Contest:
     prompts: Sequence[list[int]]
     num_tokens: int  # after each prompt
     policies: Mapping[str, MakePolicy]
+    turn: int
+    recall: bool = True
     play: Callable[[int], None] = lambda _: None
     always_wrong: bool = False
-    turn: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +185,14 @@ def _race(contest: Contest, order: Sequence[str], num_repeats: int) -> _Race:
         runs: dict[str, list[Generation]] = {name: [] for name in order}
         for index, prompt in enumerate(contest.prompts):
             contest.play(index)
-            for name, run in _take_turns(contest, prompt, order, shuffle).items():
-                runs[name].append(run)
+            policies = {name: contest.policies[name]() for name in order}
+            running = {
+                name: _Generating(contest.backend, prompt, policy, contest.num_tokens)
+                for name, policy in policies.items()
+            }
+            _take_turns(contest, running, shuffle)
+            for name, run in running.items():
+                runs[name].append(run.made())
         race.others |= {name for name in order if _text(runs[name]) != _text(runs[PLAIN])}
         if repeat:
             for name, made in runs.items():
@@ -195,19 +202,17 @@ def _race(contest: Contest, order: Sequence[str], num_repeats: int) -> _Race:
 
 
 def _take_turns(
-    contest: Contest, prompt: Sequence[int], order: Sequence[str], shuffle: random.Random
-) -> dict[str, Generation]:
-    """One prompt's generations."""
-    running = {
-        name: _Generating(contest.backend, prompt, contest.policies[name](), contest.num_tokens)
-        for name in order
-    }
-    waiting = list(order)
+    contest: Contest, running: Mapping[str, "_Generating"], shuffle: random.Random
+) -> None:
+    """To the end of one prompt's generations."""
+    waiting, due = list(running), 0
     while waiting:
+        due += contest.turn
         for name in shuffle.sample(waiting, len(waiting)):
-            if not running[name].go_on(contest.turn):
+            if contest.recall:
+                running[name].write_anew(contest.turn)
+            if not running[name].go_on(due):
                 waiting.remove(name)
-    return {name: run.made() for name, run in running.items()}
 
 
 def generate(
@@ -215,8 +220,22 @@ def generate(
 ) -> Generation:
     """All at once, by one contestant."""
     running = _Generating(backend, prompt, policy, num_tokens)
-    running.go_on(None)
+    running.go_on(num_tokens)
     return running.made()
+
+
+class _Kept:
+    """A backend whose hidden states outlast the calls of others."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
+        logits, hidden = self._backend.verify(token_ids, position)
+        return logits, hidden.copy()
 
 
 class _Generating:
@@ -226,26 +245,32 @@ class _Generating:
         self, backend: Backend, prompt: Sequence[int], policy: DraftLength, num_tokens: int
     ) -> None:
         self._policy, self._watched = policy, Watched(policy)
-        session = Session(backend, backend.cache_length)
+        self._backend = backend
+        self._session = Session(_Kept(backend), backend.cache_length)
         stops = Stops(max_new_tokens=num_tokens)
-        self._steps = session.generate(prompt, SamplingLaw(), stops, self._watched)
+        self._steps = self._session.generate(prompt, SamplingLaw(), stops, self._watched)
         self._token_ids: list[int] = []
         self._seconds = 0.0
 
-    def go_on(self, num_tokens: int | None) -> bool:
-        """For so many tokens, or to the end: may there be more to come?"""
+    def write_anew(self, turn: int) -> None:
+        """The KV rows that others may have written to since, who began a turn behind at most."""
+        end = self._session.kv_length
+        begin = max(end - turn - self._backend.verify_widths[-1], self._backend.resumable_from)
+        if begin < end:
+            self._backend.prefill(self._session.committed[begin:], begin)
+
+    def go_on(self, num_tokens: int) -> bool:
+        """Until there are so many, or to the end: may there be more to come?"""
         if not self._token_ids:  # what is timed begins after it
             self._token_ids += next(self._steps).token_ids
-        enough = len(self._token_ids) + num_tokens if num_tokens else math.inf
-        more = False
         start = time.perf_counter()
-        for step in self._steps:
-            self._token_ids += step.token_ids
-            if len(self._token_ids) >= enough:
-                more = True
+        while len(self._token_ids) < num_tokens:
+            step = next(self._steps, None)
+            if step is None:
                 break
+            self._token_ids += step.token_ids
         self._seconds += time.perf_counter() - start
-        return more
+        return len(self._token_ids) >= num_tokens
 
     def made(self) -> Generation:
         remember(self._policy)

@@ -124,6 +124,7 @@ def measure(bundle: Bundle, runtime: str, effort: Effort) -> Found:
                 policies=contestants,
                 always_wrong=name == WRONG,
                 turn=TURN,
+                recall=False,
             )
             found.add(hold(contest, effort.repeats))
     return found

@@ -16,6 +16,7 @@ POLICIES = {
     "K = 1": partial(FixedDraftLength, 1),
     AUTO: partial(FixedDraftLength, 3),
 }
+PADDED = POLICIES | {"K = 2": partial(FixedDraftLength, 2)}  # writes a row behind its tokens, too
 
 
 def _contest(backend, always_wrong: bool = False) -> Contest:
@@ -25,6 +26,7 @@ def _contest(backend, always_wrong: bool = False) -> Contest:
         prompts=[[3, 1, 4], [1, 5]],
         num_tokens=20,
         policies=POLICIES,
+        turn=5,
         always_wrong=always_wrong,
     )
 
@@ -104,3 +106,17 @@ def test_contestants_take_turns_within_a_prompt():
     assert not race.others
     assert 0 < max(ahead) <= turn + 1  # whose first turn is one longer
     assert set(num_rounds.values()) == {contest.num_tokens}
+
+
+@pytest.mark.parametrize("turn", [1, 3, 20])
+def test_rows_that_others_wrote_to_are_written_anew(turn):
+    contest = replace(_contest(ScriptedBackend()), num_tokens=100, turn=turn)
+    contest = replace(contest, policies=PADDED)
+    assert not _race(contest, list(PADDED), 1).others
+
+
+def test_rows_that_are_not_written_anew_are_noticed():
+    contest = replace(_contest(ScriptedBackend()), num_tokens=100, turn=3, recall=False)
+    contest = replace(contest, policies=PADDED)
+    with pytest.raises(AssertionError):  # by the backend: hidden states are of other rows
+        _race(contest, list(PADDED), 1)
