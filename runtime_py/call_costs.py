@@ -59,20 +59,16 @@ class Costs:
         cost = self._of(width) if width else self._draft
         return cost.seconds, cost.num_looks
 
-    def rounds(self, lengths: Sequence[int]) -> list[float]:
-        """Seconds of a round with each number of drafts, all verified."""
-        return [self.drafts(length) + self.verify(length + 1) for length in lengths]
-
-    def doubts(self, lengths: Sequence[int]) -> list[float]:
-        """Seconds of such rounds that may be an error: of calls that were seldom looked at."""
-        step = self._draft.seconds * self._draft.doubt
-        doubts = []
+    def rounds(self, lengths: Sequence[int]) -> list[tuple[float, float]]:
+        """Seconds of a round with each number of drafts, all verified; and what it may be at best,
+        of calls that were seldom looked at."""
+        step_at_best = 1 - self._draft.doubt
+        found = []
         for length in lengths:
-            cost = self._of(length + 1)
-            doubts.append(
-                self._common * ((length + self._first) * step + cost.seconds * cost.doubt)
-            )
-        return doubts
+            drafts_s, verify_s = self.drafts(length), self.verify(length + 1)
+            verify_at_best = 1 - self._of(length + 1).doubt
+            found.append((drafts_s + verify_s, drafts_s * step_at_best + verify_s * verify_at_best))
+        return found
 
     def observe_drafts(self, num_drafts: int, seconds: Sequence[float], cold: bool = False) -> None:
         """Rounds of so many; of several the middle counts, for as many as they are, as always.

@@ -225,16 +225,17 @@ class AutoDraftLength:
     def _look_ahead(self) -> _Prospect:
         plain_s, probe_loss_s = self.costs.verify(1), self.costs.drafts(1)
         best, probe, speed, hope, most = 0, _COMPARE, WORTH_DRAFTING, 0.0, 1.0
-        seconds, doubts = self.costs.rounds(self._lengths), self.costs.doubts(self._lengths)
-        for index, length in enumerate(self._lengths):
-            plainly_s = self._tokens[index] * plain_s
-            speed = max(speed, plainly_s / seconds[index])
-            round_s = seconds[index] - doubts[index]
-            if plainly_s > hope * round_s:
-                best, hope = length, plainly_s / round_s
-            if round_s - plainly_s < probe_loss_s:
-                probe, probe_loss_s = self._rounds[length], max(round_s - plainly_s, 0.0)
-            most = max(most, (length + 1) * plain_s / round_s)
+        costs = self.costs.rounds(self._lengths)
+        for length, tokens, (round_s, least_s) in zip(
+            self._lengths, self._tokens, costs, strict=True
+        ):
+            plainly_s = tokens * plain_s
+            speed = max(speed, plainly_s / round_s)
+            if plainly_s > hope * least_s:
+                best, hope = length, plainly_s / least_s
+            if least_s - plainly_s < probe_loss_s:
+                probe, probe_loss_s = self._rounds[length], max(least_s - plainly_s, 0.0)
+            most = max(most, (length + 1) * plain_s / least_s)
         refresh = min(max(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
         best_round = self._rounds[best if speed > WORTH_DRAFTING else 0]
         return _Prospect(best_round, probe, probe_loss_s, most, refresh)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py.acceptance import Acceptance
-from runtime_py.call_costs import Costs
+from runtime_py.call_costs import DOUBT, Costs
 from runtime_py.draft_length import EAGER, LOOK, MOST_PROBES, MOST_REFRESH, REFRESH, AutoDraftLength
 from runtime_py.rounds import FixedDraftLength, Outcome, Round
 from tests.runtime_py.draft_simulation import (
@@ -365,11 +365,21 @@ def test_tokens_between_two_widths_cost_what_the_wider_one_does():
 def test_that_a_first_draft_is_cold_does_not_make_long_drafts_look_dear():
     """Rounds with one draft, then, say nothing else about those with three."""
     costs = Costs(0.3, {1: 1.0, 2: 1.1, 4: 1.2}, first=0.25)
-    assert costs.rounds([1, 3]) == pytest.approx([1.25 * 0.3 + 1.1, 3.25 * 0.3 + 1.2])
+    wanted = [pytest.approx(1.25 * 0.3 + 1.1), pytest.approx(3.25 * 0.3 + 1.2)]
+    assert [round_s for round_s, _ in costs.rounds([1, 3])] == wanted
     for _ in range(100):
         costs.observe_verify(2, [1.1])
         costs.observe_drafts(1, [1.25 * 0.3])
-    assert costs.rounds([1, 3]) == pytest.approx([1.25 * 0.3 + 1.1, 3.25 * 0.3 + 1.2])
+    assert [round_s for round_s, _ in costs.rounds([1, 3])] == wanted
+
+
+def test_at_best_a_round_is_faster_by_the_root_of_the_looks_at_its_calls():
+    costs = Costs(0.3, {1: 1.0, 2: 1.1, 4: 1.2}, looks={0: 4, 1: 4, 2: 1, 4: 16})
+    at_best = [least_s for _, least_s in costs.rounds([1, 3])]
+    draft_s = 0.3 * (1 - DOUBT / 2)
+    assert at_best == pytest.approx(
+        [draft_s + 1.1 * (1 - DOUBT), 3 * draft_s + 1.2 * (1 - DOUBT / 4)]
+    )
 
 
 seconds = st.floats(0, 1e6)

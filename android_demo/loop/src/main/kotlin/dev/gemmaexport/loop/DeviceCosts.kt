@@ -20,7 +20,8 @@ fun measuredPolicy(
     val verify = widths.associateWith { width -> fastest(clock) { backend.verify(List(width) { 0 }, 0) } }
     val hidden = backend.verify(listOf(0), 0).hiddens[0].copyOf()
     val draft = fastest(clock) { backend.draft(0, hidden, 1) }
-    return AutoDraftLength(Costs(draft, verify), (1 until widths.last()).toList(), prior)
+    val costs = Costs(draft, verify, looks = NUM_TIMED.toDouble())
+    return AutoDraftLength(costs, (1 until widths.last()).toList(), prior)
 }
 
 /** Of all drafts that the original's target judged, the share that it accepted. */
@@ -30,13 +31,15 @@ fun pooledAcceptance(reference: Reference): Double {
     return reached.sum() / (1 + reached.dropLast(1).sum())
 }
 
-/** The faster of two calls, after one that warms up. */
+/** The fastest of NUM_TIMED calls, after one that warms up. */
 private fun fastest(clock: () -> Double, call: () -> Unit): Double {
     call()
-    val seconds = List(2) {
+    val seconds = List(NUM_TIMED) {
         val begun = clock()
         call()
         clock() - begun
     }
-    return maxOf(minOf(seconds[0], seconds[1]), 1e-9) // a clock may be coarse
+    return maxOf(seconds.sorted().first(), 1e-9) // a clock may be coarse
 }
+
+private const val NUM_TIMED = 2

@@ -44,21 +44,27 @@ class FixedDraftLength(numDrafts: Int) : DraftLength {
  *     tokens between two widths cost what the wider one does, padded.
  * @param first draft steps that the first of a round takes more, for it follows a target call and
  *     finds the caches full of other weights.
+ * @param looks how many each of these stands for.
  */
-class Costs(draft: Double, verify: Map<Int, Double>, private val first: Double = 0.0) {
-    private class Cost(var seconds: Double, var numLooks: Double = NUM_MEASURED) { // but for `common`
+class Costs(
+    draft: Double,
+    verify: Map<Int, Double>,
+    private val first: Double = 0.0,
+    looks: Double = NUM_MEASURED
+) {
+    private class Cost(var seconds: Double, var numLooks: Double) { // but for `common`
         /** The share that it may be too high by; what changes is never quite certain. */
         val doubt get() = DOUBT / sqrt(minOf(numLooks, 1 / OWN_RATE))
     }
 
     private val ofVerify = arrayListOf<Cost>() // by number of tokens
-    private val ofDraft = Cost(draft)
+    private val ofDraft = Cost(draft, looks)
     private var common = 1.0
     private var known = 0.0 // how well decode's cost is, from just before: 0 .. 1
 
     init {
         for ((width, seconds) in verify.toSortedMap()) {
-            val cost = Cost(seconds)
+            val cost = Cost(seconds, looks)
             while (ofVerify.size <= width) ofVerify += cost
         }
     }
@@ -68,19 +74,12 @@ class Costs(draft: Double, verify: Map<Int, Double>, private val first: Double =
 
     fun verify(numTokens: Int): Double = common * of(numTokens).seconds
 
-    /** Seconds of a round with each number of drafts, all verified. */
-    fun rounds(lengths: List<Int>): DoubleArray = DoubleArray(lengths.size) {
-        drafts(lengths[it]) + verify(lengths[it] + 1)
-    }
+    /** Seconds of a round with so many drafts, all verified. */
+    fun round(numDrafts: Int): Double = drafts(numDrafts) + verify(numDrafts + 1)
 
-    /** Seconds of such rounds that may be an error: of calls that were seldom looked at. */
-    fun doubts(lengths: List<Int>): DoubleArray {
-        val step = ofDraft.seconds * ofDraft.doubt
-        return DoubleArray(lengths.size) {
-            val cost = of(lengths[it] + 1)
-            common * ((lengths[it] + first) * step + cost.seconds * cost.doubt)
-        }
-    }
+    /** What that may be at best: of calls that were seldom looked at. */
+    fun roundAtBest(numDrafts: Int): Double =
+        drafts(numDrafts) * (1 - ofDraft.doubt) + verify(numDrafts + 1) * (1 - of(numDrafts + 1).doubt)
 
     /**
      * Rounds of so many; of several the middle counts, for as many as they are, as always.
@@ -360,21 +359,19 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         var speed = WORTH_DRAFTING
         var hope = 0.0
         var most = 1.0
-        val seconds = costs.rounds(lengths)
-        val doubts = costs.doubts(lengths)
         for ((index, length) in lengths.withIndex()) {
             val plainlyS = tokens[index] * plainS
-            speed = maxOf(speed, plainlyS / seconds[index])
-            val roundS = seconds[index] - doubts[index]
-            if (plainlyS > hope * roundS) {
+            speed = maxOf(speed, plainlyS / costs.round(length))
+            val leastS = costs.roundAtBest(length)
+            if (plainlyS > hope * leastS) {
                 best = length
-                hope = plainlyS / roundS
+                hope = plainlyS / leastS
             }
-            if (roundS - plainlyS < probeLossS) {
+            if (leastS - plainlyS < probeLossS) {
                 probe = Round(length)
-                probeLossS = maxOf(roundS - plainlyS, 0.0)
+                probeLossS = maxOf(leastS - plainlyS, 0.0)
             }
-            most = maxOf(most, (length + 1) * plainS / roundS)
+            most = maxOf(most, (length + 1) * plainS / leastS)
         }
         val refresh = minOf(maxOf(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
         return Prospect(Round(if (speed > WORTH_DRAFTING) best else 0), probe, probeLossS, most, refresh)
