@@ -48,15 +48,23 @@ class LoadedModel:
         where = f"{bundle}: {section.model_type}"
         environment()  # says what is missing before anything is read
         self._model: CompiledModel | None = None
+        self._cache = cache
         try:
             self._range = MappedRange(bundle, section.begin, section.end)
         except (OSError, ValueError) as error:  # ValueError: the file has become shorter
+            if cache is not None:
+                cache.close()
             raise RunError(f"{where}: cannot map it: {error}") from error
         try:
             content = self._range.data.data
             check_tflite(content)
             self._model = CompiledModel(self._range.data, num_threads, cache.path if cache else "")
             specs = {spec.name: spec for spec in self._read_signatures(self._model, content)}
+            if cache is not None and (packed := cache.commit()):
+                # XNNPACK packs in a buffer as large as the largest weight, and keeps it: 0.2 GB
+                # for E2B's head. What was packed is there at once.
+                self._model.close()
+                self._model = CompiledModel(self._range.data, num_threads, packed)
         except (FlatbufferError, LiteRtError) as error:
             traceback.clear_frames(error.__traceback__)  # they refer to the mapped bytes
             self.close()
@@ -64,8 +72,6 @@ class LoadedModel:
                 cache.discard()
             raise RunError(f"{where}: does not load: {error}; copy the file again") from error
         self.signatures = Signatures(where, specs)
-        if cache is not None:
-            cache.commit()
 
     def bind(self, spec: SignatureSpec, shared: Mapping[str, Array]) -> "BoundSignature":
         """`shared` has the arrays of tensors that are not the signature's own, by name."""
@@ -82,6 +88,9 @@ class LoadedModel:
             self._model.close()
         self._model = None
         self._range.close()
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
 
     def _read_signatures(
         self, model: CompiledModel, content: memoryview

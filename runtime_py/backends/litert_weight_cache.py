@@ -18,7 +18,8 @@ from pathlib import Path
 from runtime_py.litertlm import Section
 from runtime_py.user_cache import processor
 
-IN_MEMORY = ":memory"  # XNNPACK's name for an anonymous file: shared by the signatures, not kept
+# XNNPACK's name for an anonymous file: shared by the signatures, not kept, never to be read again.
+UNNAMED = ":memory"
 _SPARE_BYTES = 64 << 20
 _STALE_S = 24 * 3600.0
 _HEAD_BYTES = 1 << 20
@@ -32,11 +33,19 @@ class WeightCache:
 
     path: str
     final: Path | None = None  # set while the file is being written under a temporary name
+    descriptor: int | None = None  # of an anonymous file, which the path leads to
 
-    def commit(self) -> None:
-        """Give a freshly written file its name, and remove the ones it replaces."""
+    def commit(self) -> str | None:
+        """Give a freshly written file its name, and remove the ones it replaces.
+
+        Returns:
+            Where the weights can be read that were packed just now; None: they were packed before,
+            or they are where only the model that packed them has them.
+        """
+        if self.descriptor is not None:
+            return self.path
         if self.final is None:
-            return
+            return None
         written = Path(self.path)
         try:
             descriptor = os.open(written, os.O_RDWR)
@@ -46,15 +55,35 @@ class WeightCache:
                 os.close(descriptor)
             written.replace(self.final)
         except OSError:
-            return  # the model keeps the file it has open; the next load packs again
+            return None  # the model keeps the file it has open; the next load packs again
         place = self.final.name.rpartition("-")[0]
         for other in self.final.parent.glob(f"{place}-*.xnnpack"):
             if other != self.final:
                 _remove(other)
+        return self.final.as_posix()
+
+    def close(self) -> None:
+        """When the model is closed."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
     def discard(self) -> None:
+        """What was written for a model that did not load."""
         if self.final is not None:
             _remove(Path(self.path))
+            _remove(self.final)
+
+
+def in_memory() -> WeightCache:
+    """Weights that are packed once and not kept."""
+    if hasattr(os, "memfd_create"):  # Linux
+        with contextlib.suppress(OSError):
+            descriptor = os.memfd_create("packed weights")
+            path = f"/proc/self/fd/{descriptor}"
+            if os.path.exists(path):
+                return WeightCache(path, descriptor=descriptor)
+            os.close(descriptor)
+    return WeightCache(UNNAMED)
 
 
 def weight_cache(directory: Path, bundle: Path, section: Section) -> WeightCache:
@@ -63,16 +92,16 @@ def weight_cache(directory: Path, bundle: Path, section: Section) -> WeightCache
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         final = directory / _file_name(bundle, section)
         if set('"\\') & set(final.as_posix()):  # LiteRT writes the path into TOML unescaped
-            return WeightCache(IN_MEMORY)
+            return in_memory()
         if final.exists():
             return WeightCache(final.as_posix())
         _remove_abandoned(directory)
         free_bytes = shutil.disk_usage(directory).free
     except OSError:
-        return WeightCache(IN_MEMORY)
+        return in_memory()
     enough = free_bytes >= section.size_bytes * 5 // 4 + _SPARE_BYTES
     if not enough or not os.access(directory, os.W_OK):
-        return WeightCache(IN_MEMORY)
+        return in_memory()
     writing = final.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
     return WeightCache(writing.as_posix(), final)
 

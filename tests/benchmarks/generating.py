@@ -67,7 +67,7 @@ def _weight_caches(weight_cache: str) -> Path:
     from runtime_py.backends import litert, litert_weight_cache
 
     modes: dict[str, Callable[..., Any]] = {
-        "memory": lambda *_: litert_weight_cache.WeightCache(litert_weight_cache.IN_MEMORY),
+        "memory": lambda *_: litert_weight_cache.in_memory(),
         "none": lambda *_: None,
     }
     if weight_cache in modes:

@@ -1,10 +1,13 @@
 """What only the LiteRT backend has; test_backends.py holds the laws of every backend."""
 
+import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runtime_py.backends import litert, litert_model, litert_weight_cache
 from runtime_py.backends.litert import LiteRTBackend
 from runtime_py.errors import RunError
 
@@ -140,6 +143,34 @@ def test_the_second_load_finds_the_repacked_weights(open_bundle, cache_dir):
     assert {path.name: path.stat().st_mtime_ns for path in cache_dir.iterdir()} == names
     logits, _ = again.verify(TOKEN_IDS[:1], 0)
     np.testing.assert_allclose(logits[0], REFERENCE["logits"][0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_what_was_packed_is_loaded_by_a_model_that_did_not_pack(tmp_path, monkeypatch, in_memory):
+    """The one that packs keeps a buffer as large as the largest weight."""
+    paths = []
+
+    class Noted(litert_model.CompiledModel):
+        def __init__(self, content, num_threads, weight_cache_path):
+            super().__init__(content, num_threads, weight_cache_path)
+            paths.append(weight_cache_path)
+
+    monkeypatch.setattr(litert_model, "CompiledModel", Noted)
+    if in_memory:
+        monkeypatch.setattr(litert, "weight_cache", lambda *_: litert_weight_cache.in_memory())
+    num_open = len(os.listdir("/proc/self/fd"))
+    with closing(LiteRTBackend(BUNDLE, num_threads=1, cache_dir=tmp_path)) as backend:
+        cached = [path for path in paths if path]  # of target and drafter; no embedder has one
+        logits, _ = backend.verify(TOKEN_IDS[:1], 0)
+    np.testing.assert_allclose(logits[0], REFERENCE["logits"][0], **TOLERANCE)
+    assert len(cached) == 4
+    if in_memory:
+        assert cached[0::2] == cached[1::2]
+    else:
+        assert all(path.endswith(".tmp") for path in cached[0::2])
+        assert {*map(Path, cached[1::2])} == {*tmp_path.iterdir()}
+    del backend
+    assert len(os.listdir("/proc/self/fd")) == num_open
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime_py.backends import litert_weight_cache
-from runtime_py.backends.litert_weight_cache import IN_MEMORY, weight_cache
+from runtime_py.backends.litert_weight_cache import UNNAMED, in_memory, weight_cache
 from runtime_py.litertlm import Section
 
 pytest.importorskip("ai_edge_litert")  # its version is part of the name
@@ -32,7 +31,7 @@ def build(directory, bundle):
     cache = weight_cache(directory, bundle, SECTION)
     with open(cache.path, "wb") as file:
         file.write(b"packed")
-    cache.commit()
+    assert cache.commit() == cache.final.as_posix()
     return cache
 
 
@@ -43,6 +42,7 @@ def test_a_new_file_gets_its_name_only_when_complete(directory, bundle):
     assert build(directory, bundle).final == cache.final
     again = weight_cache(directory, bundle, SECTION)
     assert (again.path, again.final) == (cache.final.as_posix(), None)
+    assert again.commit() is None
 
 
 def test_a_load_that_failed_leaves_nothing(directory, bundle):
@@ -81,18 +81,38 @@ def test_another_section_of_the_same_file_stays(directory, bundle):
     assert set(directory.iterdir()) == {first, cache.final}
 
 
-def test_without_room_the_weights_stay_in_memory(directory, bundle, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50 << 20))
-    assert weight_cache(directory, bundle, SECTION) == litert_weight_cache.WeightCache(IN_MEMORY)
+@pytest.fixture
+def no_anonymous_files(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
 
 
-def test_a_directory_that_cannot_be_made_is_no_error(bundle, tmp_path):
-    (tmp_path / "taken").write_bytes(b"")
-    assert weight_cache(tmp_path / "taken" / "cache", bundle, SECTION).path == IN_MEMORY
+@pytest.mark.usefixtures("no_anonymous_files")
+class TestWithoutFile:
+    def test_without_room_the_weights_stay_in_memory(self, directory, bundle, monkeypatch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50 << 20))
+        assert weight_cache(directory, bundle, SECTION).path == UNNAMED
+
+    def test_a_directory_that_cannot_be_made_is_no_error(self, bundle, tmp_path):
+        (tmp_path / "taken").write_bytes(b"")
+        assert weight_cache(tmp_path / "taken" / "cache", bundle, SECTION).path == UNNAMED
+
+    def test_a_path_that_toml_would_misread_is_not_used(self, bundle, tmp_path):
+        assert weight_cache(tmp_path / 'a"b', bundle, SECTION).path == UNNAMED
+
+    def test_what_has_no_name_cannot_be_read_again(self):
+        assert in_memory().commit() is None
 
 
-def test_a_path_that_toml_would_misread_is_not_used(bundle, tmp_path):
-    assert weight_cache(tmp_path / 'a"b', bundle, SECTION).path == IN_MEMORY
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux")
+def test_weights_in_memory_can_be_read_again_until_the_model_is_closed():
+    cache = in_memory()
+    with open(cache.path, "wb") as file:
+        file.write(b"packed")
+    assert cache.commit() == cache.path
+    with open(cache.path, "rb") as file:
+        assert file.read() == b"packed"
+    cache.close()
+    assert not os.path.exists(cache.path)
 
 
 def test_abandoned_files_are_removed_after_a_day(directory, bundle):
