@@ -74,7 +74,7 @@ def choose(logits: FloatArray, law: SamplingLaw, position: int) -> int:
         A token id; the lowest id wins a tie.
     """
     if law.greedy:
-        return int(np.argmax(logits))
+        return int(logits.argmax())
     token_ids, scaled = surviving_tokens(logits, law)
     if token_ids.size > _NUM_RANKED:
         # Noise is dear: leave out the tokens that no noise could lift above the likeliest one.
