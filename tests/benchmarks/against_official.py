@@ -15,11 +15,9 @@ import click
 from runtime_py.backends import SessionOptions
 from runtime_py.bench import Run, TimedBackend, timed_run
 from runtime_py.bundle import Bundle
-from runtime_py.device_costs import remember
 from runtime_py.official import OfficialEngine
 from runtime_py.sampling import SamplingLaw
-from runtime_py.speculative import Stops
-from tests.benchmarks.draft_contest import AUTO, Watched, fixed, measure_costs_anew, policies
+from tests.benchmarks.draft_contest import AUTO, fixed, generate, measure_costs_anew, policies
 from tests.benchmarks.graph_clock import GraphClock
 from tests.benchmarks.inputs import Work, num_threads
 from tests.benchmarks.record import RESULTS, Raw, Result, alternate, describe_machine, finish, ratio
@@ -62,14 +60,13 @@ class Contest:
     event: Event
     bundle: Bundle
     runs: dict[str, list[Run]] = field(default_factory=dict)  # ours, of the last clocked pass
-    rounds: Counter[int] = field(default_factory=Counter)  # of auto, by drafts
+    rounds: Counter[str] = field(default_factory=Counter)  # of auto, by drafts
     texts: dict[tuple[str, str], str] = field(default_factory=dict)  # (who, prompt) -> text
 
     def __post_init__(self) -> None:
         threads, bundle = self.event.num_threads, self.bundle
         model, options = bundle.model_path("litert"), SessionOptions(threads)
         self.backend = bundle.backend("litert", options)
-        self.session = bundle.session(self.backend)
         self.policies = policies(
             bundle, "litert", self.backend, options, (1, OFFICIAL_DRAFT_LENGTH)
         )
@@ -116,21 +113,12 @@ class Contest:
     def _run_ours(self, name: str) -> float:
         num_tokens, total_s = 0, 0.0
         for prompt, prompt_ids in self.prompts.items():
-            policy = self.policies[name]()
-            watched = Watched(policy)
-            self.session.committed.clear()
-            steps = self.session.generate(
-                prompt_ids, SamplingLaw(), Stops(max_new_tokens=self.event.num_tokens), watched
-            )
-            next(steps)
-            start = time.perf_counter()
-            num_tokens += sum(len(step.token_ids) for step in steps)
-            total_s += time.perf_counter() - start
-            remember(policy)
+            run = generate(self.backend, prompt_ids, self.policies[name](), self.event.num_tokens)
+            num_tokens += run.num_timed
+            total_s += run.seconds
+            self.texts[name, prompt] = self.tokenizer.decode(run.token_ids)
             if name == AUTO:
-                self.rounds.update(decided.num_drafts for decided in watched.rounds[1:])
-            committed = self.session.committed[len(prompt_ids) :]
-            self.texts[name, prompt] = self.tokenizer.decode(committed)
+                self.rounds.update(run.rounds)
         return num_tokens / total_s
 
     def clock(self) -> Raw:

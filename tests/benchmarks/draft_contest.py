@@ -181,13 +181,14 @@ class _Race:
 def _race(contest: Contest, order: Sequence[str], num_repeats: int) -> _Race:
     shuffle = random.Random(0)
     race = _Race({name: [] for name in order})
+    backend = _Kept(contest.backend)
     for repeat in range(num_repeats + 1):
         runs: dict[str, list[Generation]] = {name: [] for name in order}
         for index, prompt in enumerate(contest.prompts):
             contest.play(index)
             policies = {name: contest.policies[name]() for name in order}
             running = {
-                name: _Generating(contest.backend, prompt, policy, contest.num_tokens)
+                name: _Generating(backend, prompt, policy, contest.num_tokens)
                 for name, policy in policies.items()
             }
             _take_turns(contest, running, shuffle)
@@ -246,7 +247,7 @@ class _Generating:
     ) -> None:
         self._policy, self._watched = policy, Watched(policy)
         self._backend = backend
-        self._session = Session(_Kept(backend), backend.cache_length)
+        self._session = Session(backend, backend.cache_length)
         stops = Stops(max_new_tokens=num_tokens)
         self._steps = self._session.generate(prompt, SamplingLaw(), stops, self._watched)
         self._token_ids: list[int] = []

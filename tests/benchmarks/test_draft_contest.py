@@ -110,13 +110,13 @@ def test_contestants_take_turns_within_a_prompt():
 
 @pytest.mark.parametrize("turn", [1, 3, 20])
 def test_rows_that_others_wrote_to_are_written_anew(turn):
-    contest = replace(_contest(ScriptedBackend()), num_tokens=100, turn=turn)
-    contest = replace(contest, policies=PADDED)
+    contest = _contest(ScriptedBackend())
+    contest = replace(contest, num_tokens=100, turn=turn, policies=PADDED)
     assert not _race(contest, list(PADDED), 1).others
 
 
 def test_rows_that_are_not_written_anew_are_noticed():
-    contest = replace(_contest(ScriptedBackend()), num_tokens=100, turn=3, recall=False)
-    contest = replace(contest, policies=PADDED)
+    contest = _contest(ScriptedBackend())
+    contest = replace(contest, num_tokens=100, turn=3, policies=PADDED, recall=False)
     with pytest.raises(AssertionError):  # by the backend: hidden states are of other rows
         _race(contest, list(PADDED), 1)
