@@ -45,10 +45,11 @@ _TYPES = {
     19: "int2",
     20: "uint4",
 }
-_DEQUANTIZE, _EMBEDDING_LOOKUP, _FULLY_CONNECTED = 6, 7, 9
-_USES: Mapping[tuple[int, int], Use] = {
-    (_EMBEDDING_LOOKUP, 1): "lookup",
-    (_FULLY_CONNECTED, 1): "matmul",
+_DEQUANTIZE, _EMBEDDING_LOOKUP, _FULLY_CONNECTED, _GATHER = 6, 7, 9, 36
+_USES: Mapping[int, tuple[int, Use]] = {  # operator -> which input of it, and what for
+    _EMBEDDING_LOOKUP: (1, "lookup"),
+    _FULLY_CONNECTED: (1, "matmul"),
+    _GATHER: (0, "lookup"),
 }
 _KV_NAME = re.compile(r"kv_cache_([kv])_\d+")
 _DRAFTER = "tf_lite_mtp_drafter"
@@ -148,7 +149,8 @@ def _read_model(
             entry = stored[place]
             entry.scale_bytes.update(_scale_bytes(tensor, section.begin))
             entry.used_by[where] = None
-            entry.uses.update(dict.fromkeys(uses.get(number, ())))
+            if len(entry.shape) > 1:  # scales of rows are looked up, too
+                entry.uses.update(dict.fromkeys(uses.get(number, ())))
     signatures += _signatures(model, graphs, section.model_type)
 
 
@@ -195,9 +197,10 @@ def _uses(graph: Table, codes: list[int]) -> dict[int, set[Use]]:
         inputs = operator.numbers(1, "<i", _MAX_ARGUMENTS)
         if code == _DEQUANTIZE and inputs:
             copies.update(dict.fromkeys(operator.numbers(2, "<i", 1), inputs[0]))
-        use = _USES.get((code, 1))
+        position, use = _USES.get(code, (0, None))
         if use and len(inputs) > 1:
-            uses.setdefault(copies.get(inputs[1], inputs[1]), set()).add(use)
+            weight = inputs[position]
+            uses.setdefault(copies.get(weight, weight), set()).add(use)
     return uses
 
 

@@ -17,6 +17,7 @@ import torch
 
 from exporter.errors import ExportError
 from exporter.lower.litert.float16 import widen
+from exporter.lower.litert.gathered_rows import gather_integers
 from exporter.quantize import PackedRows, WeightType, quantize, size_bytes
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Weight:
     uses: list[Any]  # TensorT, one or more per signature
     offset: int  # from the start of the payload
     size: int  # bytes
+    quantization: Any  # QuantizationParametersT that the tensors share; None: not of integers
 
 
 def inject(
@@ -73,15 +75,16 @@ def inject(
     model = schema.ModelT.InitFromPackedBuf(skeleton.read_bytes(), 0)
     weights = _place(_find_uses(model, names), source, types)
     for weight in weights:
-        _retype(model, weight, source.shape(weight.name)[0])
+        _retype(model, weight)
     widen(model)
+    scale_buffers = gather_integers(model)
     model.externalBuffers = None
     model.externalBufferGroups = None
     # The root's length does not depend on the offsets and scales in it, so that the weights can be
     # written to their place before their scales are known.
     first_byte = _aligned(len(flatbuffer_utils.convert_object_to_bytearray(model)))
     with out.open("wb") as file:
-        _write_weights(file, weights, source, first_byte, on_bytes)
+        _write_weights(file, weights, source, first_byte, scale_buffers, on_bytes)
         for weight in weights:
             buffer = model.buffers[weight.uses[0].buffer]
             buffer.offset, buffer.size = first_byte + weight.offset, weight.size
@@ -163,12 +166,13 @@ def _place(
                     "the checkpoint; they must be equal"
                 )
         size = size_bytes(shape, types[name])
-        weights.append(Weight(name, types[name], tensors, offset, size))
+        quantization = _quantization(shape[0]) if types[name].is_integer else None
+        weights.append(Weight(name, types[name], tensors, offset, size, quantization))
         offset = _aligned(offset + size)
     return weights
 
 
-def _retype(model: Any, weight: Weight, num_rows: int) -> None:
+def _retype(model: Any, weight: Weight) -> None:
     """Give all tensors of one weight one buffer, its type, and room for its scales."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -182,13 +186,12 @@ def _retype(model: Any, weight: Weight, num_rows: int) -> None:
     buffer = schema.BufferT()
     buffer.offset = buffer.size = 1  # 0 would not be written, and the root would grow later
     model.buffers.append(buffer)
-    quantization = _quantization(num_rows)
     for tensor in weight.uses:
         tensor.buffer = len(model.buffers) - 1
         tensor.name = weight.name.encode()
         tensor.type = tensor_types[weight.weight_type.bits]
-        if weight.weight_type.is_integer:
-            tensor.quantization = quantization
+        if weight.quantization is not None:
+            tensor.quantization = weight.quantization
 
 
 def _quantization(num_rows: int) -> Any:
@@ -220,6 +223,7 @@ def _write_weights(
     weights: Sequence[Weight],
     source: WeightSource,
     first_byte: int,
+    scale_buffers: Mapping[bytes, Any],
     on_bytes: OnBytes | None,
 ) -> None:
     written = 0
@@ -233,14 +237,15 @@ def _write_weights(
             if on_bytes is not None:
                 on_bytes(written)
         assert file.tell() == first_byte + weight.offset + weight.size
-        _set_scales(weight, np.concatenate(scales))
+        _set_scales(weight, np.concatenate(scales), scale_buffers.get(weight.name.encode()))
 
 
-def _set_scales(weight: Weight, scales: npt.NDArray[np.float32]) -> None:
-    if weight.weight_type.is_integer:
-        shared = weight.uses[0].quantization
-        assert len(shared.scale) == len(scales)
-        shared.scale = scales
+def _set_scales(weight: Weight, scales: npt.NDArray[np.float32], buffer: Any) -> None:
+    if weight.quantization is not None:
+        assert len(weight.quantization.scale) == len(scales)
+        weight.quantization.scale = scales
+    if buffer is not None:
+        buffer.data = scales.astype("<f4").view(np.uint8)
 
 
 def _aligned(position: int) -> int:

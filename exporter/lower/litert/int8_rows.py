@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import ExportError
-from exporter.lower.litert.float16 import DEQUANTIZE_VERSION, operator_code
+from exporter.lower.litert.float16 import DEQUANTIZE_VERSION
 from exporter.lower.litert.kv_cache import row_names
+from exporter.lower.litert.rewriting import Rewriting
 from exporter.quantize import KvRange
 
 
@@ -60,44 +61,38 @@ def _name(entry: Any) -> str:
     return str(entry.name.decode())
 
 
-class _Rows:
+class _Rows(Rewriting):
     """One subgraph; `scales` are those of its KV inputs, by number of tensor."""
 
     def __init__(self, model: Any, subgraph: Any, scales: Mapping[int, float]) -> None:
-        from ai_edge_litert import schema_py_generated as schema
-
-        self._schema = schema
-        self._model = model
-        self._subgraph = subgraph
+        super().__init__(model, subgraph)
         self._scales = dict(scales)
         self._widened: dict[int, int] = {}  # int8 tensor -> the same in float32
-        self._operators: list[Any] = []
 
     def store(self) -> set[int]:
         """Returns the numbers of the tensors that are int8 now."""
-        code = self._schema.BuiltinOperator
         for index, scale in self._scales.items():
-            self._retype(index, scale)
-        for operator in self._subgraph.operators:
+            self.make_int8(index, scale)
+        for operator in self.subgraph.operators:
             operator.inputs = np.array(operator.inputs, np.int32)
-            kind = self._model.operatorCodes[operator.opcodeIndex].builtinCode
-            passes_on = kind in (code.DYNAMIC_UPDATE_SLICE, code.GATHER)
+            kind = self.code_of(operator)
+            passes_on = kind in (self.codes.DYNAMIC_UPDATE_SLICE, self.codes.GATHER)
             if passes_on and int(operator.inputs[0]) in self._scales:
                 scale, made = self._scales[int(operator.inputs[0])], int(operator.outputs[0])
-                if kind == code.DYNAMIC_UPDATE_SLICE:
+                if kind == self.codes.DYNAMIC_UPDATE_SLICE:
                     operator.inputs[1] = self._rounded(int(operator.inputs[1]), scale)
                 self._scales[made] = scale
-                self._retype(made, scale)
+                self.make_int8(made, scale)
             else:
                 operator.inputs = np.array([self._float(int(i)) for i in operator.inputs], np.int32)
-            self._operators.append(operator)
-        self._subgraph.operators = self._operators
+            self.operators.append(operator)
+        self.finish()
         return set(self._scales)
 
     def _rounded(self, rows: int, scale: float) -> int:
-        made = self._like(rows, b".int8")
-        self._retype(made, scale)
-        self._append(self._schema.BuiltinOperator.QUANTIZE, 1, rows, made)
+        made = self.like(rows, b".int8", self.types.INT8)
+        self.make_int8(made, scale)
+        self.append(self.codes.QUANTIZE, 1, [rows], made)
         return made
 
     def _float(self, index: int) -> int:
@@ -105,30 +100,6 @@ class _Rows:
         if index not in self._scales:
             return index
         if index not in self._widened:
-            made = self._widened[index] = self._like(index, b".float32")
-            code = self._schema.BuiltinOperator.DEQUANTIZE
-            self._append(code, DEQUANTIZE_VERSION, index, made)
+            made = self._widened[index] = self.like(index, b".float32", self.types.FLOAT32)
+            self.append(self.codes.DEQUANTIZE, DEQUANTIZE_VERSION, [index], made)
         return self._widened[index]
-
-    def _retype(self, index: int, scale: float) -> None:
-        tensor = self._subgraph.tensors[index]
-        tensor.type = self._schema.TensorType.INT8
-        tensor.quantization = self._schema.QuantizationParametersT()
-        tensor.quantization.scale = np.array([scale], np.float32)
-        tensor.quantization.zeroPoint = np.zeros(1, np.int64)
-
-    def _like(self, index: int, suffix: bytes) -> int:
-        """A new float32 tensor of the same shape, without numbers."""
-        pattern, tensor = self._subgraph.tensors[index], self._schema.TensorT()
-        tensor.name, tensor.shape = pattern.name + suffix, pattern.shape
-        tensor.type = self._schema.TensorType.FLOAT32
-        tensor.shapeSignature, tensor.hasRank = pattern.shapeSignature, pattern.hasRank
-        self._subgraph.tensors.append(tensor)
-        return len(self._subgraph.tensors) - 1
-
-    def _append(self, code: int, version: int, index: int, made: int) -> None:
-        operator = self._schema.OperatorT()
-        operator.opcodeIndex = operator_code(self._model, code, version)
-        operator.inputs = np.array([index], np.int32)
-        operator.outputs = np.array([made], np.int32)
-        self._operators.append(operator)

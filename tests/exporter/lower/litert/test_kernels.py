@@ -15,10 +15,12 @@ from exporter.graph.layers import Linear, meta_parameter
 from exporter.lower.litert.inject import inject
 from exporter.lower.litert.skeleton import Signature, convert
 from exporter.quantize import WeightType
+from tests.exporter.lower.litert.files import OPERATOR_NAMES, TYPE_NAMES, read
 from tests.exporter.packing import dequantized
 
 NUM_ROWS, NUM_COLUMNS = 48, 64
 BITS = (32, 16, 8, 4, 2)
+CHOSEN = (7, 0, NUM_ROWS - 1, 7, 21)
 
 
 class Matrix:
@@ -51,14 +53,27 @@ class Table(nn.Module):
         return nn.functional.embedding(indices, self.weight)
 
 
+class Chosen(nn.Module):
+    """A product with some of the rows, as in a centroid head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = meta_parameter(NUM_ROWS, NUM_COLUMNS)
+        self.register_buffer("indices", torch.tensor(CHOSEN, dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, nn.functional.embedding(self.indices, self.weight))
+
+
 class Skeletons:
-    """Both ways to read a matrix, converted once."""
+    """The ways to read a matrix, converted once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         linear, table = Linear(NUM_COLUMNS, NUM_ROWS), Table()
         self._convert("matmul", linear, torch.zeros(3, NUM_COLUMNS))
         self._convert("lookup", table, torch.zeros(1, 1, dtype=torch.int32))
+        self._convert("chosen", Chosen(), torch.zeros(1, NUM_COLUMNS))
 
     def _convert(self, name: str, module: nn.Module, sample: torch.Tensor) -> None:
         weight = torch.zeros(1, 1).expand(NUM_ROWS, NUM_COLUMNS)
@@ -68,9 +83,12 @@ class Skeletons:
         convert([signature], {"weight": module.weight}, self.folder / name)
 
     def stored(self, name: str, source: Matrix, kind: WeightType) -> CompiledModel:
+        return CompiledModel.from_file(str(self.file(name, source, kind)))
+
+    def file(self, name: str, source: Matrix, kind: WeightType) -> Path:
         out = self.folder / f"{name}.{kind.bits}.tflite"
         inject(self.folder / name, ["weight"], source, {"weight": kind}, out)
-        return CompiledModel.from_file(str(out))
+        return out
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +140,24 @@ def test_a_row_is_that_of_the_stored_numbers(skeletons, bits):
     for index in (0, 5, NUM_ROWS - 1):
         found = call(model, np.array([[index]], np.int32), (NUM_COLUMNS,))
         np.testing.assert_array_equal(found, rows[index])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_product_with_chosen_rows_is_that_of_the_stored_numbers(skeletons, bits):
+    source = Matrix()
+    model = skeletons.stored("chosen", source, WeightType(bits))
+    x = np.random.default_rng(3).standard_normal((1, NUM_COLUMNS)).astype(np.float32)
+    found = call(model, x, (1, len(CHOSEN)))
+    expected = x @ dequantized(source, "weight", WeightType(bits))[list(CHOSEN)].T
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_chosen_int8_rows_are_gathered_as_integers(skeletons):
+    file = read(skeletons.file("chosen", Matrix(), WeightType(8)))
+    assert {"GATHER", "DEQUANTIZE", "MUL"} < file.operators()
+    (subgraph,) = file.model.subgraphs
+    used = {file.model.operatorCodes[o.opcodeIndex].builtinCode for o in subgraph.operators}
+    assert "EMBEDDING_LOOKUP" not in {OPERATOR_NAMES[code] for code in used}
+    (table,) = (tensor for tensor in subgraph.tensors if tensor.name == b"weight")
+    assert TYPE_NAMES[table.type] == "INT8"
+    assert list(table.quantization.scale) == [1.0]
