@@ -13,7 +13,7 @@ Random Numbers: As Easy as 1, 2, 3").
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class SamplingLaw:
         if not 0 <= self.seed < 2**64:
             raise RunError(f"seed is {self.seed}; it must be 0 .. 2**64 - 1")
 
-    @property
+    @cached_property
     def greedy(self) -> bool:
         return self.temperature == 0
 

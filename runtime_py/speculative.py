@@ -107,6 +107,7 @@ class Session:
         remaining = min(stops.max_new_tokens, room)
         while remaining > 0:
             begun = time.perf_counter()
+            position = self.kv_length
             planned = draft_length.next_round()
             proposed: list[int] = []
             if planned.num_drafts and hidden is not None:
@@ -114,17 +115,15 @@ class Session:
                 proposed = self._draft(last, hidden, law, num_drafts)
             drafts = proposed if planned.verified else []
             drafted = time.perf_counter()
-            logits, hiddens = self._backend.verify([last, *drafts], self.kv_length)
-            num_accepted, bonus = accept(drafts, logits, law, self.kv_length + 1)
+            logits, hiddens = self._backend.verify([last, *drafts], position)
+            num_accepted, bonus = accept(drafts, logits, law, position + 1)
             hidden = hiddens[num_accepted]  # a draft copies it before anything is overwritten
-            outcome = Outcome(
-                num_drafted=len(proposed),
-                num_accepted=num_accepted if planned.verified else int(proposed[:1] == [bonus]),
-                draft_s=drafted - begun,
-                verify_s=time.perf_counter() - drafted,
-                num_verified=1 + len(drafts),
+            num_right = num_accepted if planned.verified else int(proposed[:1] == [bonus])
+            verify_s = time.perf_counter() - drafted
+            num_verified = 1 + len(drafts)
+            draft_length.observe(
+                Outcome(len(proposed), num_right, drafted - begun, verify_s, num_verified)
             )
-            draft_length.observe(outcome)
             self.committed += [last, *drafts[:num_accepted]]
             emitted = _until_stop([*drafts[:num_accepted], bonus], stops.token_ids)
             yield Step(tuple(emitted), len(drafts), num_accepted)

@@ -108,11 +108,13 @@ def check_request(backend: Backend, token_ids: Sequence[int], position: int) -> 
             f"{len(token_ids)} tokens at position {position}: the cache of this bundle holds "
             f"rows 0 to {backend.cache_length - 1}; shorten the prompt or export with --context"
         )
-    if min(token_ids) < 0 or max(token_ids) >= backend.vocab_size:
-        raise RunError(
-            f"token ids {min(token_ids)} to {max(token_ids)}, this bundle has 0 to "
-            f"{backend.vocab_size - 1}; use the tokenizer of the bundle"
-        )
+    vocab_size = backend.vocab_size
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise RunError(
+                f"token id {token_id}: this bundle has 0 to {vocab_size - 1}; use the tokenizer "
+                "of the bundle"
+            )
 
 
 def check_verify(backend: Backend, token_ids: Sequence[int], position: int) -> None:

@@ -80,22 +80,6 @@ class LiteRTBackend:
             raise
 
     @property
-    def vocab_size(self) -> int:
-        return self._contract.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self._contract.hidden_size
-
-    @property
-    def cache_length(self) -> int:
-        return self._contract.cache_length
-
-    @property
-    def verify_widths(self) -> tuple[int, ...]:
-        return self._widths
-
-    @property
     def has_drafter(self) -> bool:
         return self._drafter is not None
 
@@ -138,7 +122,7 @@ class LiteRTBackend:
     def _let_go(self) -> None:
         self._prefill: dict[int, _TargetStep] = {}
         self._verify: dict[int, _TargetStep] = {}
-        self._widths: tuple[int, ...] = ()
+        self.verify_widths: tuple[int, ...] = ()
         self._drafter: _DraftStep | None = None
         self._kv: dict[str, Array] = {}
         self._pages = KvPages((), None)
@@ -147,7 +131,9 @@ class LiteRTBackend:
         target = self._model(PREFILL_DECODE, cached=True)
         if target is None:
             raise RunError(f"{self._path}: no section {PREFILL_DECODE}; export again")
-        self._contract = contract = read_target(target.signatures)
+        contract = read_target(target.signatures)
+        self.vocab_size, self.hidden_size = contract.vocab_size, contract.hidden_size
+        self.cache_length = contract.cache_length
         lookups = {"embeddings": self._lookup(EMBEDDER, contract.embeddings_shape)}
         if contract.per_layer_shape:
             lookups["per_layer_embeddings"] = self._lookup(
@@ -163,7 +149,7 @@ class LiteRTBackend:
             }
             for specs in (contract.prefill, contract.verify)
         )
-        self._widths = tuple(self._verify)
+        self.verify_widths = tuple(self._verify)
         drafter = self._model(MTP_DRAFTER, cached=True)
         if drafter is not None:
             spec = check_drafter(drafter.signatures, contract)
@@ -227,35 +213,77 @@ class LiteRTBackend:
         return np.concatenate(logits), np.concatenate(hidden)
 
 
+# What is written for every token goes through memoryviews: numpy takes five times as long to set a
+# number or to copy a row, most of it to find out how.
+
+
+def _integers(array: Array) -> "memoryview[int]":
+    """All of an int32 array, one after the other."""
+    return array.data.cast("B").cast("i")
+
+
+def _floats(array: Array) -> "memoryview[float]":
+    """All of a float32 array, one after the other."""
+    return array.data.cast("B").cast("f")
+
+
 class _Lookup:
-    """An embedding table: one row per call, as the official graphs have it."""
+    """An embedding table: one row per call, as the official graphs have it.
+
+    The rows of the last tokens are kept: what was drafted is looked up again when it is verified,
+    and a text repeats itself.
+    """
+
+    _NUM_KEPT = 64  # rows: 2.7 MB of E2B's two tables
 
     def __init__(self, signature: BoundSignature) -> None:
         self._signature = signature
-        (self._token_ids,) = signature.inputs.values()
-        (self._rows,) = signature.outputs.values()
+        (token_ids,), (rows,) = signature.inputs.values(), signature.outputs.values()
+        self._token_id, self._row = _integers(token_ids), _floats(rows)
+        self._kept: dict[int, memoryview[float]] = {}  # by token, first the one added first
 
-    def into(self, token_id: int, destination: FloatArray) -> None:
-        self._token_ids[0, 0] = token_id
+    def into(self, token_id: int, destination: "memoryview[float]") -> None:
+        row = self._kept.get(token_id)
+        destination[:] = self._look_up(token_id) if row is None else row
+
+    def _look_up(self, token_id: int) -> "memoryview[float]":
+        self._token_id[0] = token_id
         self._signature.run()
-        destination[...] = self._rows[0, 0]
+        if len(self._kept) < self._NUM_KEPT:
+            row = _floats(np.empty(len(self._row), np.float32))
+        else:
+            row = self._kept.pop(next(iter(self._kept)))
+        row[:] = self._row
+        self._kept[token_id] = row
+        return row
 
 
 class _CausalMask:
     """An additive mask [1, 1, T, C] in which only what changed is rewritten."""
 
+    _FEW = 16  # columns
+
     def __init__(self, mask: FloatArray) -> None:
         self._rows = mask[0, 0]
+        num_rows, num_columns = self._rows.shape
+        self._numbers = _floats(mask)
+        self._diagonal = range(0, num_rows * (num_columns + 1), num_columns + 1)
+        self._num_visible = 0
         self._rows[...] = _HIDDEN
-        self._num_visible = [0] * len(self._rows)
+        for index, row in enumerate(self._rows):
+            row[:index] = 0.0
 
     def show(self, num_visible: int) -> None:
         """Let row i see the KV rows 0 .. num_visible + i - 1."""
+        before, self._num_visible = self._num_visible, num_visible
+        if 0 <= num_visible - before <= self._FEW:
+            for start in self._diagonal:
+                for column in range(before, num_visible):
+                    self._numbers[start + column] = 0.0
+            return
         for index, row in enumerate(self._rows):
-            before, after = self._num_visible[index], num_visible + index
-            row[before:after] = 0.0
-            row[after:before] = _HIDDEN
-            self._num_visible[index] = after
+            row[before + index : num_visible + index] = 0.0
+            row[num_visible + index : before + index] = _HIDDEN
 
 
 class _TargetStep:
@@ -284,24 +312,29 @@ class _BoundTarget:
 
     def __init__(self, signature: BoundSignature, width: int, lookups: dict[str, _Lookup]) -> None:
         self._signature = signature
-        self._positions = signature.inputs["input_pos"]  # [T]
-        self._offsets = np.arange(width, dtype=np.int32)
+        self._width = width
+        self._positions = _integers(signature.inputs["input_pos"])  # [T]
         self._mask = _CausalMask(signature.inputs["mask"])
         self._lookups = [
-            (lookup, signature.inputs[name][0]) for name, lookup in lookups.items()
-        ]  # rows [T, ...]
+            (lookup, [_floats(row) for row in signature.inputs[name][0]])
+            for name, lookup in lookups.items()
+        ]
         empty = np.zeros((1, width, 0), np.float32)
         self._logits = signature.outputs.get("logits", empty)[0]  # [T, V]
         self._hidden = signature.outputs.get("activations", empty)[0]  # [T, D]
 
     def run(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
-        for index, token_id in enumerate(token_ids):
-            for lookup, rows in self._lookups:
-                lookup.into(token_id, rows[index])
-        np.add(self._offsets, position, out=self._positions)
+        for lookup, rows in self._lookups:
+            for token_id, row in zip(token_ids, rows, strict=False):
+                lookup.into(token_id, row)
+        for index in range(self._width):
+            self._positions[index] = position + index
         self._mask.show(position + 1)
         self._signature.run()
-        return self._logits[: len(token_ids)], self._hidden[: len(token_ids)]
+        num_tokens = len(token_ids)
+        if num_tokens == self._width:
+            return self._logits, self._hidden
+        return self._logits[:num_tokens], self._hidden[:num_tokens]
 
 
 class _DraftStep:
@@ -310,9 +343,10 @@ class _DraftStep:
     def __init__(self, signature: BoundSignature, embedder: _Lookup) -> None:
         self._signature = signature
         self._embedder = embedder
-        activations = signature.inputs["activations"][0, 0]  # [2D]
-        self._embedding, self._hidden = np.split(activations, 2)
-        self._position = signature.inputs["input_pos"]  # [1]
+        activations = _floats(signature.inputs["activations"])  # [2D]
+        size = len(activations) // 2
+        self._embedding, self._hidden = activations[:size], activations[size:]
+        self._position = _integers(signature.inputs["input_pos"])  # [1]
         self._mask = _CausalMask(signature.inputs["mask"])
         self._logits = signature.outputs["logits"][0, 0]
         self._projected = signature.outputs["projected_activations"][0, 0]
@@ -321,7 +355,7 @@ class _DraftStep:
         self, token_id: int, hidden: FloatArray, position: int
     ) -> tuple[FloatArray, FloatArray]:
         self._embedder.into(token_id, self._embedding)
-        self._hidden[...] = hidden
+        self._hidden[:] = _floats(hidden)
         self._position[0] = position
         self._mask.show(position)
         self._signature.run()

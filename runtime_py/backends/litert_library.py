@@ -11,7 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -61,6 +61,8 @@ class _TensorType(ctypes.Structure):
     _fields_ = (("element_type", ctypes.c_int32), ("layout", _Layout))
 
 
+_RUN = "LiteRtRunCompiledModel"
+
 # name -> its arguments; all return a status.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "LiteRtCreateEnvironment": (ctypes.c_int, _handle, _handles),
@@ -80,7 +82,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "LiteRtCreateTensorBufferFromHostMemory": (
         *(ctypes.POINTER(_TensorType), _handle, _size, _handle, _handles),
     ),
-    "LiteRtRunCompiledModel": (_handle, _size, _size, _handle, _size, _handle),
+    _RUN: (_handle, _size, _size, _handle, _size, _handle),
 }
 _DESTROYERS = (
     *("LiteRtDestroyEnvironment", "LiteRtDestroyModel", "LiteRtDestroyOptions"),
@@ -211,7 +213,11 @@ class CompiledModel:
 
 
 class Call:
-    """One signature with all its arrays, ready to run again and again without allocating."""
+    """One signature with all its arrays, ready to run again and again without allocating.
+
+    Attributes:
+        run: returns a status; where it is not 0, reason() says what went wrong.
+    """
 
     def __init__(
         self,
@@ -232,18 +238,16 @@ class Call:
             for arrays in (inputs, outputs)
         ]
         self._groups = groups
-        self._arguments = (
+        arguments = (
             *(compiled, index),
             *(len(inputs), ctypes.addressof(groups[0])),
             *(len(outputs), ctypes.addressof(groups[1])),
         )
-        self._run = self._library.LiteRtRunCompiledModel
-
-    def run(self) -> None:
-        """Raises LiteRtError if LiteRT says that something went wrong."""
-        status = self._run(*self._arguments)
-        if status:
-            raise LiteRtError(_reason(status))
+        # Converted here, not at every call: a function that is looked up by index is another one,
+        # which converts nothing.
+        kinds = _FUNCTIONS[_RUN]
+        converted = (kind(_value(given)) for kind, given in zip(kinds, arguments, strict=True))
+        self.run: Callable[[], int] = functools.partial(self._library[_RUN], *converted)
 
     def __del__(self) -> None:
         for buffer in self.__dict__.get("_buffers", {}).values():
@@ -315,8 +319,13 @@ def _text(function: Any, *arguments: Any) -> str:
 
 def _check(status: int) -> None:
     if status:
-        raise LiteRtError(_reason(status))
+        raise LiteRtError(reason(status))
 
 
-def _reason(status: int) -> str:
+def _value(given: Any) -> Any:
+    return given.value if isinstance(given, ctypes.c_void_p) else given
+
+
+def reason(status: int) -> str:
+    """Of a status that is not 0."""
     return f"LiteRT reports {_STATUS.get(status, 'an error')} (status {status})"

@@ -19,6 +19,7 @@ from runtime_py.backends.litert_library import (
     LiteRtError,
     aligned,
     environment,
+    reason,
 )
 from runtime_py.backends.litert_mapping import MappedRange
 from runtime_py.backends.litert_weight_cache import WeightCache
@@ -136,10 +137,9 @@ class BoundSignature:
         )
 
     def run(self) -> None:
-        try:
-            self._call.run()
-        except LiteRtError as error:
-            raise RunError(f"{self._what}: does not run: {error}; copy the file again") from error
+        status = self._call.run()
+        if status:
+            raise RunError(f"{self._what}: does not run: {reason(status)}; copy the file again")
 
 
 def zeros(tensor: TensorSpec) -> Array:

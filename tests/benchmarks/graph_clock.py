@@ -60,15 +60,15 @@ class _Watched:
 
 def _watch(clock: GraphClock, call: Any) -> None:
     """Time one of LiteRT's calls, down to the native one."""
-    native = call._run
+    native = call.run
 
-    def run(*arguments: Any) -> Any:
+    def run() -> Any:
         start = time.perf_counter()
-        status = native(*arguments)
+        status = native()
         clock.add(start)
         return status
 
-    call._run = run
+    call.run = run
 
 
 class _WatchedLibrary:
