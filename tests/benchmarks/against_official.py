@@ -1,11 +1,11 @@
 """Our runtime and the official one on the same .litertlm: plain, and with the drafter."""
 
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,25 @@ from runtime_py.bench import Run, TimedBackend, timed_run
 from runtime_py.bundle import Bundle
 from runtime_py.official import OfficialEngine
 from runtime_py.sampling import SamplingLaw
-from tests.benchmarks.draft_contest import AUTO, fixed, generate, measure_costs_anew, policies
+from tests.benchmarks.draft_contest import AUTO, empty_user_cache, fixed, generate, policies
 from tests.benchmarks.graph_clock import GraphClock
 from tests.benchmarks.inputs import Work, num_threads
-from tests.benchmarks.record import RESULTS, Raw, Result, alternate, describe_machine, finish, ratio
+from tests.benchmarks.record import RESULTS, Raw, Result, describe_machine, finish, ratio
 
 OFFICIAL_DRAFT_LENGTH = 3  # its verify graph is 4 wide
 LIKE = fixed(OFFICIAL_DRAFT_LENGTH)  # ours, doing what the official one does
 OURS = (fixed(0), fixed(1), LIKE, AUTO)
 DRAFTING = (LIKE, AUTO)
 MOST_OUTSIDE = 3.0  # percent, at E2B's shape
+OFFICIAL = {"official": False, "official MTP": True}  # with its drafter?
 NUM_CLOCKED = 3  # passes
-REST_S = 0.5  # before every pass: the threads of the pass before, in another process, still spin
+REST_S = 0.2  # before each: the threads of the one before, in another process, still spin
 SETTINGS = {
     "timed": "decoding only: ours from the first token on, the official engine by its own clock; "
     "greedy",
-    "order": f"all in turn, {REST_S} s of rest before each",
+    "order": f"all take turns at each prompt, in an order drawn anew; {REST_S} s of rest before "
+    "each where there are several threads",
+    "weights": "packed anew by both",
     "auto": "as gemma-run has it: costs measured once at load, then read from the cache, where "
     "each generation leaves what it learnt",
     "outside the graphs": "1 - seconds in LiteRT's run calls / seconds of the generation, prefill "
@@ -88,38 +91,42 @@ class Contest:
         num_tokens = self.event.num_tokens
         return self.official[False].generate(prompt, num_tokens).num_tokens == num_tokens
 
-    def calls(self) -> dict[str, Callable[[], float]]:
-        """Tokens per second of one pass over all prompts."""
-        calls: dict[str, Callable[[], float]] = {
-            "official": partial(self._run_official, False),
-            "official MTP": partial(self._run_official, True),
-        }
-        for name in OURS:
-            calls[f"ours {name}"] = partial(self._run_ours, name)
-        return {
-            f"{self.event.model}, {who}: tokens/s": partial(_rested, call)
-            for who, call in calls.items()
-        }
+    def race(self, num_repeats: int) -> Raw:
+        """Tokens per second over all prompts, by contestant; one repeat more, to warm up."""
+        contestants = (*OFFICIAL, *OURS)
+        raw: Raw = {self._key(who): [] for who in contestants}
+        shuffle = random.Random(0)
+        for repeat in range(num_repeats + 1):
+            num_tokens: Counter[str] = Counter()
+            seconds = dict.fromkeys(contestants, 0.0)
+            for prompt in self.prompts:
+                for who in shuffle.sample(contestants, len(contestants)):
+                    if self.event.num_threads > 1:
+                        time.sleep(REST_S)
+                    num, taken_s = self._generate(who, prompt)
+                    num_tokens[who] += num
+                    seconds[who] += taken_s
+            if repeat:
+                for who in contestants:
+                    raw[self._key(who)].append(num_tokens[who] / seconds[who])
+        return raw
 
-    def _run_official(self, mtp: bool) -> float:
-        num_tokens, seconds = 0, 0.0
-        for prompt in self.prompts:
-            run = self.official[mtp].generate(prompt, self.event.num_tokens)
-            num_tokens += run.num_tokens
-            seconds += run.num_tokens / run.tokens_per_s
-            self.texts["official MTP" if mtp else "official", prompt] = run.text
-        return num_tokens / seconds
+    def _key(self, who: str) -> str:
+        name = who if who in OFFICIAL else f"ours {who}"
+        return f"{self.event.model}, {name}: tokens/s"
 
-    def _run_ours(self, name: str) -> float:
-        num_tokens, total_s = 0, 0.0
-        for prompt, prompt_ids in self.prompts.items():
-            run = generate(self.backend, prompt_ids, self.policies[name](), self.event.num_tokens)
-            num_tokens += run.num_timed
-            total_s += run.seconds
-            self.texts[name, prompt] = self.tokenizer.decode(run.token_ids)
-            if name == AUTO:
-                self.rounds.update(run.rounds)
-        return num_tokens / total_s
+    def _generate(self, who: str, prompt: str) -> tuple[int, float]:
+        """Tokens, and the seconds that they took."""
+        if who in OFFICIAL:
+            run = self.official[OFFICIAL[who]].generate(prompt, self.event.num_tokens)
+            self.texts[who, prompt] = run.text
+            return run.num_tokens, run.num_tokens / run.tokens_per_s
+        prompt_ids, policy = self.prompts[prompt], self.policies[who]()
+        made = generate(self.backend, prompt_ids, policy, self.event.num_tokens)
+        self.texts[who, prompt] = self.tokenizer.decode(made.token_ids)
+        if who == AUTO:
+            self.rounds.update(made.rounds)
+        return made.num_timed, made.seconds
 
     def clock(self) -> Raw:
         """Percent of the time that ours passes outside the graphs, by contestant."""
@@ -151,7 +158,7 @@ class Contest:
         name = self.event.model
         found: dict[str, Any] = {
             f"{name}: prompts with the text of {other}": self._num_equal_texts(other)
-            for other in ("official", "official MTP")
+            for other in OFFICIAL
         }
         found[f"{name}: prompts"] = len(self.prompts)
         for who in (fixed(1), LIKE):
@@ -174,11 +181,6 @@ class Contest:
         return round(sum(run.num_accepted for run in runs) / drafted, 4)
 
 
-def _rested(call: Callable[[], float]) -> float:
-    time.sleep(REST_S)
-    return call()
-
-
 def measure(events: Sequence[tuple[Event, Path]], num_repeats: int) -> Result:
     """Decode the same prompts with both runtimes, taking turns."""
     raw: Raw = {}
@@ -187,7 +189,7 @@ def measure(events: Sequence[tuple[Event, Path]], num_repeats: int) -> Result:
     misses: list[str] = []
     for event, folder in events:
         contest = Contest(event, Bundle.open(folder))
-        times = alternate(contest.calls(), num_repeats)
+        times = contest.race(num_repeats)
         outside = contest.clock()
         raw |= times | outside
         ratios |= _ratios(event.model, times)
@@ -255,7 +257,7 @@ def main(output: Path, repeats: int, bundle: Sequence[Path], no_own: bool, token
         about = f"{manifest.model.num_layers} layers of width {manifest.model.hidden_size} {recipe}"
         event = Event(model=about, num_threads=threads, num_tokens=tokens, num_prompts=2)
         events.append((event, folder))
-    measure_costs_anew(work)
+    empty_user_cache(work)
     machine = describe_machine()  # its load is that of before, exports left aside
     finish(output, "against_official", machine, measure(events, repeats))
 

@@ -22,7 +22,6 @@ from runtime_py.manifest import RuntimeName
 from runtime_py.rounds import DraftLength, FixedDraftLength, Outcome, Round
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
-from runtime_py.user_cache import user_cache
 from tests.benchmarks.inputs import Work
 from tests.benchmarks.record import Raw, Result, ratio
 
@@ -127,11 +126,14 @@ class Found:
         )
 
 
-def measure_costs_anew(work: Work) -> None:
-    """Give the product a user's cache of the benchmarks' own, with no costs of another day."""
+def empty_user_cache(work: Work) -> None:
+    """Give the product one of the benchmarks' own: no costs and no packed weights of another day.
+
+    How fast a file of packed weights is read depends on the pages that it happened to get.
+    """
     folder = work.folder / "user_cache"
     os.environ["XDG_CACHE_HOME"] = str(folder)
-    shutil.rmtree(user_cache("costs"), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def policies(

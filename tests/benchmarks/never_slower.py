@@ -21,9 +21,9 @@ from tests.benchmarks.draft_contest import (
     Contest,
     Found,
     Repeats,
+    empty_user_cache,
     generate,
     hold,
-    measure_costs_anew,
     policies,
 )
 from tests.benchmarks.inputs import Work
@@ -97,7 +97,7 @@ def main(output: Path, heats: int, finals: int, only: Sequence[str]) -> None:
     for name in only or NAMES:
         runtime, recipe = name.split()
         folders[name] = work.tiny_bundle(recipe, RUNTIME_NAMES[runtime])
-    measure_costs_anew(work)
+    empty_user_cache(work)
     machine = describe_machine()  # its load is that of before, exports left aside
     for name, folder in folders.items():
         found.add(measure(Bundle.open(folder), name, Repeats(heats=heats, finals=finals)))

@@ -24,8 +24,8 @@ from tests.benchmarks.draft_contest import (
     Contest,
     Found,
     Repeats,
+    empty_user_cache,
     hold,
-    measure_costs_anew,
     policies,
 )
 from tests.benchmarks.inputs import Work, num_threads
@@ -167,7 +167,7 @@ def main(  # noqa: PLR0913  one for each option
     for name in () if no_stack else only or NAMES:
         runtime, recipe = name.split()
         folders.append(work.stack_bundle(STACK_LAYERS, recipe, RUNTIME_NAMES[runtime]))
-    measure_costs_anew(work)
+    empty_user_cache(work)
     machine = describe_machine()  # its load is that of before, exports left aside
     repeats = Repeats(heats=heats, finals=finals)
     effort = Effort(repeats=repeats, num_tokens=tokens, lengths=lengths)
