@@ -3,9 +3,12 @@
 import os
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime_py.backends import litert, litert_model, litert_weight_cache
 from runtime_py.backends.litert import LiteRTBackend
@@ -84,6 +87,36 @@ def test_prefill_takes_the_widest_graph_that_is_filled_and_pads_the_last(backend
         [4, 2],
         [4, 4],
     ]
+
+
+@given(st.integers(1, 4), st.lists(st.integers(0, CACHE_LENGTH - 4), min_size=1))
+def test_a_mask_shows_what_it_is_told_to_and_nothing_else(num_rows, shown):
+    array = np.zeros((1, 1, num_rows, CACHE_LENGTH), np.float32)
+    mask = litert._CausalMask(array)
+    for num_visible in shown:
+        mask.show(num_visible)
+        for index, row in enumerate(array[0, 0]):
+            assert not row[: num_visible + index].any()
+            assert (row[num_visible + index :] < -1e38).all()
+
+
+def test_a_row_that_is_kept_is_the_tables(backend, monkeypatch):
+    monkeypatch.setattr(litert._Lookup, "_NUM_KEPT", 2)
+    lookup = backend._drafter._embedder
+    rows = {}
+    for token_id in range(4):
+        lookup._token_id[0] = token_id
+        lookup._signature.run()
+        rows[token_id] = list(lookup._row)
+    run, runs = lookup._signature.run, []
+    counted = SimpleNamespace(run=lambda: runs.append(run()))
+    monkeypatch.setattr(lookup, "_signature", counted)
+    for token_id in (0, 1, 0, 2, 0, 0, 3, 3, 1):
+        found = memoryview(bytearray(4 * len(rows[0]))).cast("f")
+        lookup.into(token_id, found)
+        assert list(found) == rows[token_id]
+    assert len(runs) == 6
+    assert len(lookup._kept) == 2
 
 
 def test_draft_writes_no_kv(backend):
