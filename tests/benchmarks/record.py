@@ -1,6 +1,7 @@
 """How every benchmark here measures and what it writes: alternation, medians, ratios, one JSON."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -26,6 +27,8 @@ TOOLS = (
     *("litert-torch", "numpy", "onnxruntime", "torch", "transformers"),
 )
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+TAIL = 0.025  # of a 95 % interval, on each side
 
 Raw = dict[str, list[float]]  # what was measured, with its unit last -> one value per repeat
 
@@ -56,7 +59,33 @@ def alternate(
 
 def ratio(raw: Raw, above: str, below: str) -> float:
     """The middle of the ratios of neighbouring measurements."""
-    return median(a / b for a, b in zip(raw[above], raw[below], strict=True))
+    return median(neighbours(raw, above, below))
+
+
+def neighbours(raw: Raw, above: str, below: str) -> list[float]:
+    return [a / b for a, b in zip(raw[above], raw[below], strict=True)]
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median lies of what the values were drawn from, with 95 % confidence or more.
+
+    It is that of the sign test, which assumes nothing about the distribution: as many values are
+    left out at either end as would lie on one side of the median in less than 2.5 % of all draws.
+
+    Raises:
+        ValueError: if there are fewer than six values, which are too few for that.
+    """
+    size, beyond = len(values), 0.0
+    for rank in range(size):
+        beyond += math.comb(size, rank) / 2**size  # at most `rank` values below the median
+        if beyond > TAIL:
+            break
+    else:
+        rank = 0
+    if rank == 0:
+        raise ValueError(f"{size} values have no 95 % interval; at least 6 are needed")
+    ordered = sorted(values)
+    return ordered[rank - 1], ordered[size - rank]
 
 
 def command(

@@ -3,7 +3,17 @@
 import json
 import socket
 
-from tests.benchmarks.record import Result, alternate, describe_machine, ratio, write
+import numpy as np
+import pytest
+
+from tests.benchmarks.record import (
+    Result,
+    alternate,
+    describe_machine,
+    median_interval,
+    ratio,
+    write,
+)
 
 
 def test_calls_take_turns_and_the_warm_up_is_dropped():
@@ -33,3 +43,19 @@ def test_a_result_says_where_and_when_and_not_on_whose_machine(tmp_path):
     assert {"date", "commit", "tools", "settings", "ratios"} <= set(values)
     assert socket.gethostname() not in out.read_text()
     assert str(tmp_path) not in out.read_text()
+
+
+def test_an_interval_leaves_out_what_chance_puts_beyond_the_median():
+    assert median_interval([6.0, 1.0, 5.0, 2.0, 4.0, 3.0]) == (1.0, 6.0)
+    assert median_interval([float(n) for n in range(1, 10)]) == (2.0, 8.0)
+    assert median_interval([float(n) for n in range(1, 16)]) == (4.0, 12.0)
+    with pytest.raises(ValueError, match="at least 6"):
+        median_interval([1.0] * 5)
+
+
+@pytest.mark.parametrize("size", [6, 9, 15, 30])
+def test_an_interval_is_as_sure_as_it_says(size):
+    """Of numbers whose median is 0 it holds 0 in 95 % of all draws or more."""
+    draws = np.random.default_rng(size).standard_cauchy((4000, size))
+    held = [low <= 0 <= high for low, high in map(median_interval, draws.tolist())]
+    assert np.mean(held) > 0.945
