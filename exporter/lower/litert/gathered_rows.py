@@ -7,7 +7,6 @@ A centroid head looks up thousands of rows in every draft step, and EMBEDDING_LO
 them one number at a time (EvalHybrid in tflite/kernels/embedding_lookup.cc).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,8 @@ def _is_slow(graph: Rewriting, operator: Any) -> bool:
     return (
         graph.tensor(table).type == graph.types.INT8
         and np.prod(graph.tensor(token_ids).shape) > 1
-        and len(list(_readers(graph, table))) == 1
+        and len(_readers(graph, table)) == 1
+        and rows not in (int(index) for index in graph.subgraph.outputs)
         and all(
             graph.code_of(reader) == graph.codes.FULLY_CONNECTED and int(reader.inputs[1]) == rows
             for reader in _readers(graph, rows)
@@ -52,8 +52,8 @@ def _is_slow(graph: Rewriting, operator: Any) -> bool:
     )
 
 
-def _readers(graph: Rewriting, index: int) -> Iterator[Any]:
-    return (o for o in graph.subgraph.operators if index in (int(i) for i in o.inputs))
+def _readers(graph: Rewriting, index: int) -> list[Any]:
+    return [o for o in graph.subgraph.operators if index in (int(i) for i in o.inputs)]
 
 
 def _rewrite(graph: Rewriting, lookups: list[Any], scale_buffers: dict[bytes, Any]) -> None:

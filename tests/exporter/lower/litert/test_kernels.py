@@ -73,6 +73,7 @@ class Skeletons:
         linear, table = Linear(NUM_COLUMNS, NUM_ROWS), Table()
         self._convert("matmul", linear, torch.zeros(3, NUM_COLUMNS))
         self._convert("lookup", table, torch.zeros(1, 1, dtype=torch.int32))
+        self._convert("lookups", Table(), torch.zeros(len(CHOSEN), dtype=torch.int32))
         self._convert("chosen", Chosen(), torch.zeros(1, NUM_COLUMNS))
 
     def _convert(self, name: str, module: nn.Module, sample: torch.Tensor) -> None:
@@ -140,6 +141,15 @@ def test_a_row_is_that_of_the_stored_numbers(skeletons, bits):
     for index in (0, 5, NUM_ROWS - 1):
         found = call(model, np.array([[index]], np.int32), (NUM_COLUMNS,))
         np.testing.assert_array_equal(found, rows[index])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_that_nothing_multiplies_with_are_those_of_the_stored_numbers(skeletons, bits):
+    source = Matrix()
+    model = skeletons.stored("lookups", source, WeightType(bits))
+    found = call(model, np.array(CHOSEN, np.int32), (len(CHOSEN), NUM_COLUMNS))
+    rows = dequantized(source, "weight", WeightType(bits))[list(CHOSEN)]
+    np.testing.assert_array_equal(found, rows)
 
 
 @pytest.mark.parametrize("bits", BITS)
