@@ -239,14 +239,14 @@ class Call:
         ]
         self._groups = groups
         arguments = (
-            *(compiled, index),
+            *(compiled.value, index),
             *(len(inputs), ctypes.addressof(groups[0])),
             *(len(outputs), ctypes.addressof(groups[1])),
         )
         # Converted here, not at every call: a function that is looked up by index is another one,
         # which converts nothing.
         kinds = _FUNCTIONS[_RUN]
-        converted = (kind(_value(given)) for kind, given in zip(kinds, arguments, strict=True))
+        converted = (kind(given) for kind, given in zip(kinds, arguments, strict=True))
         self.run: Callable[[], int] = functools.partial(self._library[_RUN], *converted)
 
     def __del__(self) -> None:
@@ -320,10 +320,6 @@ def _text(function: Any, *arguments: Any) -> str:
 def _check(status: int) -> None:
     if status:
         raise LiteRtError(reason(status))
-
-
-def _value(given: Any) -> Any:
-    return given.value if isinstance(given, ctypes.c_void_p) else given
 
 
 def reason(status: int) -> str:

@@ -75,13 +75,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     Raises:
         ValueError: if there are fewer than six values, which are too few for that.
     """
-    size, beyond = len(values), 0.0
-    for rank in range(size):
-        beyond += math.comb(size, rank) / 2**size  # at most `rank` values below the median
-        if beyond > TAIL:
-            break
-    else:
-        rank = 0
+    size, rank = len(values), 0
+    beyond = 0.5**size  # the chance that at most `rank` values lie below the median
+    while beyond <= TAIL:
+        rank += 1
+        beyond += math.comb(size, rank) / 2**size
     if rank == 0:
         raise ValueError(f"{size} values have no 95 % interval; at least 6 are needed")
     ordered = sorted(values)
