@@ -15,16 +15,17 @@ Whether to draft goes by these costs; all else by what they may be at best, wher
 looked at: what was measured too dear would never be tried again else.
 
 Acceptance changes with the text: acceptance.py estimates a_1, a_2, ... from what became of drafts.
-Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few,
-and sooner after MISSES; and plain rounds are looked at together. Thinking takes 0.1 to 0.2 ms here,
-what the calls after it take longer included; and a round of the tiny model takes 1 to 3 ms.
+Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few
+after plain ones, and sooner after MISSES; and plain rounds are looked at together. Thinking takes
+0.1 to 0.2 ms here, what the calls after it take longer included; and a round of the tiny model
+takes 0.2 to 3 ms.
 
 At K = 0 nothing would be learnt. Now and then a round is a probe: one token is drafted and compared
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
 lose less against plain decoding: near the break-even point next to nothing. Probes may lose
-MOST_PROBES of the time, and less where there is little to gain; after one that hits all, another
-may follow at once, on credit. There are none where not even a drafter that is always right could
-pay.
+MOST_PROBES of the time, and less where there is little to gain, or where the drafter was seldom
+right, this time and the last times; after one that hits all, another may follow at once, on credit.
+There are none where not even a drafter that is always right could pay.
 
 Only sums, products, quotients, roots and comparisons, in an order that is written out: a port with
 the same double arithmetic takes the same decisions from the same outcomes.
@@ -34,6 +35,7 @@ Sources: Leviathan et al. 2023, "Fast Inference from Transformers via Speculativ
 at best.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,9 +43,10 @@ from runtime_py.acceptance import PRIOR_LASTS, Acceptance
 from runtime_py.call_costs import Costs
 from runtime_py.rounds import Outcome, Round
 
-LEAST_PROBES, MOST_PROBES = 0.001, 0.014  # share of the time
+LEAST_PROBES, MOST_PROBES = 0.001, 0.016  # share of the time
 HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
-PAUSE = 2.0  # times what a probe should take: no more of it counts as lost
+OVERRUN = 2.0  # draft steps that a probe may take longer: no more of it counts as lost
+LIKELY = 0.5  # share of drafts accepted so far: the further below it, the less probes may lose
 PURSE = 4.0  # draft steps for which may be saved up
 CREDIT = 4.0  # decode calls that probes may lose before their time, while they hit
 WORTH_DRAFTING = 1.02  # times plain decoding: switching costs, too, and estimates are estimates
@@ -51,10 +54,10 @@ WORTH_PROBING = 1.02  # times plain decoding, by a drafter that is always right
 REFRESH = 2  # decodes in a row; the first is slow, for it finds the caches full of other weights
 MOST_REFRESH, LEAST_REFRESH = 100.0, 8.0  # rounds with drafts in a row
 REFRESH_COST = 0.01  # share of the time that the decodes between them may cost
-LOOK = 32  # plain rounds in a row, at most, that are looked at together
+LOOK, LOOK_S = 32, 0.04  # plain rounds in a row, or seconds of them, looked at together: the more
 THOUGHT_S = 0.02  # seconds of rounds with drafts that are learnt from together
 MISSES = 3  # or rounds of which no draft was accepted
-EAGER = 4  # rounds with drafts, the first ones, that are learnt from one by one
+EAGER = 4  # rounds with drafts, the first ones and after a probe, that are learnt from one by one
 
 _PLAIN = Round(0)
 _COMPARE = Round(1, verified=False)
@@ -88,7 +91,6 @@ class AutoDraftLength:
         self._prior = prior
         self._acceptance = Acceptance(longest, prior)
         self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
-        self._prospect = self._look_ahead()
         self._purse_s = 0.0  # what probes may lose
         self._credit_s = 0.0
         self._probing = False  # what was decided last is a probe
@@ -96,11 +98,12 @@ class AutoDraftLength:
         self._gathered: list[Outcome] = []  # rounds with drafts to learn from
         self._gathered_s = 0.0  # what they took
         self._decodes_s: list[float] = []  # plain rounds to look at
-        self._num_decodes = 1.0  # when there are so many
         self._num_missed = 0  # of them, those of which no draft was accepted
-        self._num_learnt = 0  # such rounds so far
+        self._num_learnt = 0  # such rounds so far, since the last probe
         self._num_unseen = 0  # tokens since acceptance was observed
         self._num_drafting = 0  # rounds with drafts in a row
+        self._look_anew()
+        self._num_to_look = 1.0  # the first round is plain, for there is nothing to draft from
 
     @property
     def acceptance(self) -> list[float]:
@@ -118,9 +121,7 @@ class AutoDraftLength:
         if prospect.best.num_drafts:
             refreshing = self._decodes_s or self._num_drafting >= prospect.refresh
             return _PLAIN if refreshing else prospect.best
-        if self._decodes_s or prospect.most < WORTH_PROBING:
-            return _PLAIN
-        if self._purse_s + self._credit_s < prospect.probe_loss_s:
+        if len(self._decodes_s) < self._num_to_probe:
             return _PLAIN
         self._probing = True
         return prospect.probe
@@ -128,7 +129,7 @@ class AutoDraftLength:
     def observe(self, outcome: Outcome) -> None:
         if not outcome.num_drafted:
             self._decodes_s.append(outcome.verify_s)
-            if len(self._decodes_s) >= self._num_decodes:
+            if len(self._decodes_s) >= self._num_to_look:
                 self._look_at_decodes()
                 if self._gathered:
                     self._learn()
@@ -169,11 +170,12 @@ class AutoDraftLength:
         lost_s = self._credit_s = 0.0
         if self._probing:
             plain_s, last = self.costs.verify(1), self._gathered[-1]
-            lost_s = min(self._gathered_s, PAUSE * self._seconds(last)) - num_tokens * plain_s
+            most_s = self._seconds(last) + OVERRUN * self.costs.drafts(1)
+            lost_s = min(self._gathered_s, most_s) - num_tokens * plain_s
             if last.num_accepted == last.num_drafted:
                 self._credit_s = CREDIT * plain_s
         self._earn(self._gathered_s, lost_s)
-        self._num_learnt += len(self._gathered)
+        self._num_learnt = 0 if self._probing else self._num_learnt + len(self._gathered)
         self._gathered, self._gathered_s, self._num_unseen = [], 0.0, 0
         self._num_missed = 0
         self._look_anew()
@@ -199,20 +201,21 @@ class AutoDraftLength:
 
     def _look_anew(self) -> None:
         self._prospect = self._look_ahead()
-        drafting = self._prospect.best.num_drafts
-        self._num_decodes = REFRESH if drafting else self._decodes_to_a_probe()
-
-    def _decodes_to_a_probe(self) -> float:
-        """Plain rounds until what they earn pays for one, or until LOOK."""
-        if self._prospect.most < WORTH_PROBING:
-            return LOOK
-        missing_s = self._prospect.probe_loss_s - self._purse_s
-        return min(max(1.0, missing_s / (self._probe_share() * self.costs.verify(1))), LOOK)
+        decode_s = self.costs.verify(1)
+        # Plain rounds until they are looked at, or until a probe, which comes with a look at them.
+        self._num_to_look = max(LOOK, LOOK_S / decode_s)
+        self._num_to_probe = math.inf
+        if self._prospect.best.num_drafts:
+            self._num_to_look = REFRESH
+        elif self._prospect.most >= WORTH_PROBING:
+            missing_s = self._prospect.probe_loss_s - self._purse_s
+            earned_s = self._probe_share() * decode_s  # by each
+            self._num_to_probe = 0.0 if missing_s <= self._credit_s else missing_s / earned_s
 
     def _probe_share(self) -> float:
-        """Less where there is little to gain."""
-        hoped = HOPE_SHARE * (self._prospect.most - 1)
-        return min(max(hoped, LEAST_PROBES), MOST_PROBES)
+        """Less where there is little to gain, or the drafter was seldom right so far."""
+        hoped = min(HOPE_SHARE * (self._prospect.most - 1), MOST_PROBES)
+        return max(hoped * min(self.next_prior() / LIKELY, 1.0), LEAST_PROBES)
 
     def _earn(self, spent_s: float, lost_s: float) -> None:
         earned_s = self._probe_share() * spent_s

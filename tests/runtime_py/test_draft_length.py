@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from runtime_py.acceptance import Acceptance
 from runtime_py.call_costs import DOUBT, Costs
-from runtime_py.draft_length import EAGER, LOOK, MOST_PROBES, MOST_REFRESH, REFRESH, AutoDraftLength
+from runtime_py.draft_length import (
+    EAGER,
+    LOOK,
+    LOOK_S,
+    MOST_PROBES,
+    MOST_REFRESH,
+    REFRESH,
+    AutoDraftLength,
+)
 from runtime_py.rounds import FixedDraftLength, Outcome, Round
 from tests.runtime_py.draft_simulation import (
     LONGEST,
@@ -50,6 +58,15 @@ def mean(values) -> float:
 
 def drafted_round(num_drafted: int, num_accepted: int) -> Outcome:
     return Outcome(num_drafted, num_accepted, 1.0, 1.0, 1 + num_drafted)
+
+
+def quiet_outcome(table: CostTable, planned: Round, num_accepted: int) -> Outcome:
+    """What becomes of a round where nothing disturbs."""
+    num_verified = planned.num_drafts + 1 if planned.verified else 1
+    draft_s = planned.num_drafts * table.draft
+    return Outcome(
+        planned.num_drafts, num_accepted, draft_s, table.call(num_verified), num_verified
+    )
 
 
 def regret(found: np.ndarray, fixed: dict[int, np.ndarray], tokens: slice) -> float:
@@ -241,18 +258,10 @@ def test_a_processor_that_gets_hot_changes_nothing():
     table = TABLES["ONNX int8"]
     policy = AutoDraftLength(Costs(table.draft, table.verify), table.lengths)
     for speed in (1.0, 2.0):
+        slowed = OnMachine(policy, itertools.repeat(speed))
         for _ in range(300):
             planned = policy.next_round()
-            num_verified = planned.num_drafts + 1 if planned.verified else 1
-            policy.observe(
-                Outcome(
-                    planned.num_drafts,
-                    min(2, planned.num_drafts),
-                    speed * table.draft * planned.num_drafts,
-                    speed * table.call(num_verified),
-                    num_verified,
-                )
-            )
+            slowed.observe(quiet_outcome(table, planned, min(2, planned.num_drafts)))
         assert policy.next_round().num_drafts == 2
 
 
@@ -263,6 +272,66 @@ def test_probes_stay_within_their_share():
     cost = simulate(right, table, policy, rng, quiet)
     assert cost[100:].sum() <= 3900 * (1 + MOST_PROBES) + table.call(2)
     assert cost[2000:].sum() > 2000  # but there are some
+
+
+def num_probes(policy: AutoDraftLength, table: CostTable, num_tokens: int) -> int:
+    """Of a drafter that is always wrong."""
+    rng = np.random.default_rng(0)
+    with patch.object(policy, "observe", wraps=policy.observe) as observe:
+        simulate(np.zeros((num_tokens, LONGEST), bool), table, policy, rng, Noise(0, 0, 0))
+    return sum(made.args[0].num_drafted > 0 for made in observe.call_args_list)
+
+
+def test_a_drafter_that_was_seldom_right_is_probed_less():
+    table = TABLES["LiteRT int8"]
+    seldom, often = (
+        num_probes(
+            AutoDraftLength(Costs(table.draft, table.verify), table.lengths, prior), table, 600
+        )
+        for prior in (0.05, 0.9)
+    )
+    assert 1 <= seldom < often / 3
+
+
+def test_a_pause_of_the_machine_does_not_keep_probes_away():
+    """A call took a hundred times as long: no fault of the probe's."""
+    table = TABLES["LiteRT int8"]
+    policy = AutoDraftLength(Costs(table.draft, table.verify), table.lengths)
+    rounds_between = [0]
+    for _ in range(400):
+        planned = policy.next_round()
+        if planned.num_drafts:
+            rounds_between.append(0)
+        rounds_between[-1] += 1
+        seen = quiet_outcome(table, planned, 0)
+        pause = 100 if len(rounds_between) == 9 else 1
+        policy.observe(seen._replace(draft_s=pause * seen.draft_s))
+    assert rounds_between[8] < 4 * rounds_between[7]
+
+
+def test_a_probe_comes_with_a_look_at_the_plain_rounds_before_it():
+    """One of its own would take as long as a fifth of the tiny model's decode."""
+    table = TABLES["tiny LiteRT int8"]
+    policy = AutoDraftLength(Costs(table.draft, table.verify), table.lengths, prior=0.4)
+    with patch.object(policy, "_look_ahead", wraps=policy._look_ahead) as look:
+        probes = num_probes(policy, table, 4000)
+    num_looks = 4000 * table.call(1) / LOOK_S
+    assert probes > 40
+    assert look.call_count <= probes + 1 + num_looks / 4
+
+
+def test_after_a_probe_rounds_are_learnt_from_one_by_one():
+    """As at first: the text has changed, and how much so is what they tell."""
+    table = TABLES["LiteRT int8"].taking(TINY_S)
+    policy = AutoDraftLength(Costs(table.draft, table.verify), table.lengths)
+    for _ in range(400):
+        policy.observe(quiet_outcome(table, policy.next_round(), 0))
+    with patch.object(policy._acceptance, "observe", wraps=policy._acceptance.observe) as learn:
+        for _ in range(200):
+            planned = policy.next_round()
+            policy.observe(quiet_outcome(table, planned, planned.num_drafts))
+    assert [len(made.args[0]) for made in learn.call_args_list[: EAGER + 1]] == [1] * (EAGER + 1)
+    assert max(len(made.args[0]) for made in learn.call_args_list) > 10
 
 
 def test_short_rounds_are_learnt_from_together():
@@ -295,14 +364,16 @@ def test_misses_are_learnt_from_soon():
         assert learn.called
 
 
-def test_plain_rounds_are_looked_at_together():
-    """Each look takes as long as a twentieth of the tiny model's decode."""
-    policy = AutoDraftLength(Costs(0.3, {1: 1.0, 2: 1.9}), [1])  # no drafter could pay
+@pytest.mark.parametrize(("decode_s", "together"), [(1.0, LOOK), (TINY_S, LOOK_S / TINY_S)])
+def test_plain_rounds_are_looked_at_together(decode_s, together):
+    """Each look takes as long as a tenth of the tiny model's decode."""
+    costs = Costs(0.3 * decode_s, {1: decode_s, 2: 1.9 * decode_s})
+    policy = AutoDraftLength(costs, [1])  # no drafter could pay
     with patch.object(policy, "_look_ahead", wraps=policy._look_ahead) as look:
-        for _ in range(100 * LOOK):
+        for _ in range(1 + 10 * round(together)):
             assert policy.next_round() == Round(0)
-            policy.observe(Outcome(0, 0, 0.0, 1.0, 1))
-    assert look.call_count == 100
+            policy.observe(Outcome(0, 0, 0.0, decode_s, 1))
+    assert look.call_count == 1 + 10
 
 
 def test_a_decode_keeps_the_yardstick_right():

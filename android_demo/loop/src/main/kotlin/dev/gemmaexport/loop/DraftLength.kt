@@ -134,6 +134,11 @@ class Acceptance(private val numPositions: Int, prior: Double) {
     private val prior = minOf(maxOf(prior, LEAST_HOPE), MOST_HOPE)
     private val stretches = arrayListOf(begin(1.0))
 
+    var numHits = 0 // of all drafts
+        private set
+    var numTries = 0
+        private set
+
     /** a_1, a_2, …: strictly between 0 and 1. */
     var byPosition = mean()
         private set
@@ -154,7 +159,12 @@ class Acceptance(private val numPositions: Int, prior: Double) {
         for (round in rounds) {
             val numHits = minOf(round.numAccepted, numPositions)
             for (position in 0 until numHits) hits[position] += 1
-            if (numHits < minOf(round.numDrafted, numPositions)) misses[numHits] += 1
+            if (numHits < minOf(round.numDrafted, numPositions)) {
+                misses[numHits] += 1
+                numTries += 1
+            }
+            this.numHits += numHits
+            numTries += numHits
         }
         var total = 0.0
         for (stretch in stretches) {
@@ -219,11 +229,15 @@ private class Stretch(var weight: Double, numPositions: Int, private val prior: 
  * @param lengths what the bundle's graphs can verify; 0 may be left out, it is always one.
  * @param prior the share of drafts that are accepted, as far as is known beforehand.
  */
-class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Double = 0.7) : DraftLength {
+class AutoDraftLength(
+    private val costs: Costs,
+    lengths: List<Int>,
+    private val prior: Double = 0.7
+) : DraftLength {
     private val lengths = lengths.filter { it != 0 }.distinct().sorted()
     private val estimate = Acceptance(this.lengths.lastOrNull() ?: 0, prior)
     private var tokens = expectedTokens(this.lengths, estimate.byPosition)
-    private var prospect = lookAhead()
+    private lateinit var prospect: Prospect
     private var purseS = 0.0 // what probes may lose
     private var creditS = 0.0
     private var probing = false // what was decided last is a probe
@@ -232,10 +246,16 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     private var gatheredS = 0.0 // what they took
     private var numMissed = 0 // of them, those of which no draft was accepted
     private val decodesS = arrayListOf<Double>() // plain rounds to look at
-    private var numDecodes = 1.0 // when there are so many
-    private var numLearnt = 0 // such rounds so far
+    private var numToLook = 0.0 // when there are so many
+    private var numToProbe = 0.0 // or a probe is next, which comes with a look at them
+    private var numLearnt = 0 // rounds with drafts so far, since the last probe
     private var numUnseen = 0 // tokens since acceptance was observed
     private var numDrafting = 0 // rounds with drafts in a row
+
+    init {
+        lookAnew()
+        numToLook = 1.0 // the first round is plain, for there is nothing to draft from
+    }
 
     /** The present estimate, by position. */
     val acceptance: DoubleArray get() = estimate.byPosition
@@ -246,8 +266,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
             val refreshing = decodesS.isNotEmpty() || numDrafting >= prospect.refresh
             return if (refreshing) PLAIN else prospect.best
         }
-        if (decodesS.isNotEmpty() || prospect.most < WORTH_PROBING) return PLAIN
-        if (purseS + creditS < prospect.probeLossS) return PLAIN
+        if (decodesS.size < numToProbe) return PLAIN
         probing = true
         return prospect.probe
     }
@@ -255,7 +274,7 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
     override fun observe(outcome: Outcome) {
         if (outcome.numDrafted == 0) {
             decodesS += outcome.verifyS
-            if (decodesS.size >= numDecodes) {
+            if (decodesS.size >= numToLook) {
                 lookAtDecodes()
                 if (gathered.isNotEmpty()) learn() else lookAnew()
             }
@@ -297,11 +316,12 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
         if (probing) {
             val plainS = costs.verify(1)
             val last = gathered.last()
-            lostS = minOf(gatheredS, PAUSE * seconds(last)) - numTokens * plainS
+            val mostS = seconds(last) + OVERRUN * costs.drafts(1)
+            lostS = minOf(gatheredS, mostS) - numTokens * plainS
             if (last.numAccepted == last.numDrafted) creditS = CREDIT * plainS
         }
         earn(gatheredS, lostS)
-        numLearnt += gathered.size
+        numLearnt = if (probing) 0 else numLearnt + gathered.size
         gathered.clear()
         gatheredS = 0.0
         numMissed = 0
@@ -326,20 +346,23 @@ class AutoDraftLength(private val costs: Costs, lengths: List<Int>, prior: Doubl
 
     private fun lookAnew() {
         prospect = lookAhead()
-        numDecodes = if (prospect.best.numDrafts > 0) REFRESH.toDouble() else decodesToAProbe()
+        val decodeS = costs.verify(1)
+        numToLook = maxOf(LOOK, LOOK_S / decodeS)
+        numToProbe = Double.POSITIVE_INFINITY
+        if (prospect.best.numDrafts > 0) {
+            numToLook = REFRESH.toDouble()
+        } else if (prospect.most >= WORTH_PROBING) {
+            val missingS = prospect.probeLossS - purseS
+            val earnedS = probeShare() * decodeS // by each
+            numToProbe = if (missingS <= creditS) 0.0 else missingS / earnedS
+        }
     }
 
-    /** Plain rounds until what they earn pays for one, or until LOOK. */
-    private fun decodesToAProbe(): Double {
-        if (prospect.most < WORTH_PROBING) return LOOK.toDouble()
-        val missingS = prospect.probeLossS - purseS
-        return minOf(maxOf(1.0, missingS / (probeShare() * costs.verify(1))), LOOK.toDouble())
-    }
-
-    /** Less where there is little to gain. */
+    /** Less where there is little to gain, or the drafter was seldom right so far. */
     private fun probeShare(): Double {
-        val hoped = HOPE_SHARE * (prospect.most - 1)
-        return minOf(maxOf(hoped, LEAST_PROBES), MOST_PROBES)
+        val hoped = minOf(HOPE_SHARE * (prospect.most - 1), MOST_PROBES)
+        val right = (PRIOR_LASTS * prior + estimate.numHits) / (PRIOR_LASTS + estimate.numTries)
+        return maxOf(hoped * minOf(right / LIKELY, 1.0), LEAST_PROBES)
     }
 
     private fun earn(spentS: Double, lostS: Double) {
@@ -409,11 +432,13 @@ private const val MAX_STRETCHES = 6
 private const val LEAST_HOPE = 0.1 // a prior of 0 or 1 would have nothing to learn
 private const val MOST_HOPE = 0.98
 private const val PRIOR_TRIES = 4.0 // what the prior counts for
+private const val PRIOR_LASTS = 20.0 // tries that it counts for beside all drafts
 private const val POOLING = 10.0 // tries for which all positions together count at each
 private const val LEAST_PROBES = 0.001 // share of the time
-private const val MOST_PROBES = 0.014
+private const val MOST_PROBES = 0.016
 private const val HOPE_SHARE = 0.05 // of what a drafter that is always right would gain, if that is less
-private const val PAUSE = 2.0 // times what a probe should take: no more of it counts as lost
+private const val LIKELY = 0.5 // share of drafts accepted so far: the further below it, the less probes may lose
+private const val OVERRUN = 2.0 // draft steps that a probe may take longer: no more of it counts as lost
 private const val PURSE = 4.0 // draft steps for which may be saved up
 private const val CREDIT = 4.0 // decode calls that probes may lose before their time, while they hit
 private const val WORTH_DRAFTING = 1.02 // times plain decoding: switching costs, too, and estimates are estimates
@@ -424,8 +449,9 @@ private const val LEAST_REFRESH = 8.0
 private const val REFRESH_COST = 0.01 // share of the time that the decodes between them may cost
 private const val THOUGHT_S = 0.02 // of rounds with drafts that are learnt from together
 private const val MISSES = 3 // or rounds of which no draft was accepted
-private const val EAGER = 4 // rounds with drafts, the first ones, that are learnt from one by one
-private const val LOOK = 32 // plain rounds in a row, at most, that are looked at together
+private const val EAGER = 4 // rounds with drafts, the first ones and after a probe, that are learnt from one by one
+private const val LOOK = 32.0 // plain rounds in a row
+private const val LOOK_S = 0.04 // or seconds of them, whichever are more, to be looked at together
 private const val COMMON_RATE = 0.3 // how fast costs follow what was measured
 private const val OWN_RATE = 0.015
 private const val DOUBT = 0.2 // of a cost that was looked at once: it may be so much lower; by the root of looks
