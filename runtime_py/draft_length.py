@@ -43,8 +43,9 @@ from runtime_py.acceptance import PRIOR_LASTS, Acceptance
 from runtime_py.call_costs import Costs
 from runtime_py.rounds import Outcome, Round
 
-LEAST_PROBES, MOST_PROBES = 0.001, 0.016  # share of the time
+LEAST_PROBES, MOST_PROBES = 0.001, 0.02  # share of the time
 HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
+LUCK = 0.25  # of what a probe lost by wrong drafts beyond what was expected: that evens out
 OVERRUN = 2.0  # draft steps that a probe may take longer: no more of it counts as lost
 LIKELY = 0.5  # share of drafts accepted so far: the further below it, the less probes may lose
 PURSE = 4.0  # draft steps for which may be saved up
@@ -97,8 +98,8 @@ class AutoDraftLength:
         self._cold = False  # the next round with drafts to learn from follows plain ones
         self._gathered: list[Outcome] = []  # rounds with drafts to learn from
         self._gathered_s = 0.0  # what they took
-        self._decodes_s: list[float] = []  # plain rounds to look at
         self._num_missed = 0  # of them, those of which no draft was accepted
+        self._decodes_s: list[float] = []  # plain rounds to look at
         self._num_learnt = 0  # such rounds so far, since the last probe
         self._num_unseen = 0  # tokens since acceptance was observed
         self._num_drafting = 0  # rounds with drafts in a row
@@ -170,8 +171,9 @@ class AutoDraftLength:
         lost_s = self._credit_s = 0.0
         if self._probing:
             plain_s, last = self.costs.verify(1), self._gathered[-1]
-            most_s = self._seconds(last) + OVERRUN * self.costs.drafts(1)
-            lost_s = min(self._gathered_s, most_s) - num_tokens * plain_s
+            usual_s, expected_s = self._seconds(last), self._prospect.probe_loss_s
+            over_s = min(self._gathered_s - usual_s, OVERRUN * self.costs.drafts(1))
+            lost_s = expected_s + LUCK * (usual_s - num_tokens * plain_s - expected_s) + over_s
             if last.num_accepted == last.num_drafted:
                 self._credit_s = CREDIT * plain_s
         self._earn(self._gathered_s, lost_s)
@@ -222,7 +224,7 @@ class AutoDraftLength:
         self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.drafts(1))
 
     def _seconds(self, outcome: Outcome) -> float:
-        """What the round costs; what was measured may hold a pause of the machine."""
+        """What such a round costs."""
         return self.costs.drafts(outcome.num_drafted) + self.costs.verify(outcome.num_verified)
 
     def _look_ahead(self) -> _Prospect:

@@ -316,8 +316,10 @@ class AutoDraftLength(
         if (probing) {
             val plainS = costs.verify(1)
             val last = gathered.last()
-            val mostS = seconds(last) + OVERRUN * costs.drafts(1)
-            lostS = minOf(gatheredS, mostS) - numTokens * plainS
+            val usualS = seconds(last)
+            val expectedS = prospect.probeLossS
+            val overS = minOf(gatheredS - usualS, OVERRUN * costs.drafts(1))
+            lostS = expectedS + LUCK * (usualS - numTokens * plainS - expectedS) + overS
             if (last.numAccepted == last.numDrafted) creditS = CREDIT * plainS
         }
         earn(gatheredS, lostS)
@@ -370,7 +372,7 @@ class AutoDraftLength(
         purseS = minOf(purseS + earnedS - lostS, PURSE * costs.drafts(1))
     }
 
-    /** What the round costs; what was measured may hold a pause of the machine. */
+    /** What such a round costs. */
     private fun seconds(outcome: Outcome): Double =
         costs.drafts(outcome.numDrafted) + costs.verify(outcome.numVerified)
 
@@ -435,9 +437,10 @@ private const val PRIOR_TRIES = 4.0 // what the prior counts for
 private const val PRIOR_LASTS = 20.0 // tries that it counts for beside all drafts
 private const val POOLING = 10.0 // tries for which all positions together count at each
 private const val LEAST_PROBES = 0.001 // share of the time
-private const val MOST_PROBES = 0.016
+private const val MOST_PROBES = 0.02
 private const val HOPE_SHARE = 0.05 // of what a drafter that is always right would gain, if that is less
 private const val LIKELY = 0.5 // share of drafts accepted so far: the further below it, the less probes may lose
+private const val LUCK = 0.25 // of what a probe lost by wrong drafts beyond what was expected: that evens out
 private const val OVERRUN = 2.0 // draft steps that a probe may take longer: no more of it counts as lost
 private const val PURSE = 4.0 // draft steps for which may be saved up
 private const val CREDIT = 4.0 // decode calls that probes may lose before their time, while they hit
