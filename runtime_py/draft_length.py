@@ -24,8 +24,10 @@ At K = 0 nothing would be learnt. Now and then a round is a probe: one token is 
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
 lose less against plain decoding: near the break-even point next to nothing. Probes may lose
 MOST_PROBES of the time, and less where there is little to gain, or where the drafter was seldom
-right, this time and the last times; after one that hits all, another may follow at once, on credit.
-There are none where not even a drafter that is always right could pay.
+right, this time and the last times. What counts as lost is what was expected and what took longer;
+of wrong drafts beyond that a quarter, or one such round near the break-even point would keep probes
+away for a hundred. After a probe that hits all, another may follow at once, on credit. There are
+none where not even a drafter that is always right could pay.
 
 Only sums, products, quotients, roots and comparisons, in an order that is written out: a port with
 the same double arithmetic takes the same decisions from the same outcomes.
@@ -45,7 +47,7 @@ from runtime_py.rounds import Outcome, Round
 
 LEAST_PROBES, MOST_PROBES = 0.001, 0.02  # share of the time
 HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
-LUCK = 0.25  # of what a probe lost by wrong drafts beyond what was expected: that evens out
+LUCK = 0.25  # of what a probe loses by wrong drafts beyond what was expected, for that evens out
 OVERRUN = 2.0  # draft steps that a probe may take longer: no more of it counts as lost
 LIKELY = 0.5  # share of drafts accepted so far: the further below it, the less probes may lose
 PURSE = 4.0  # draft steps for which may be saved up
