@@ -148,6 +148,12 @@ class AutoDraftLength:
         if eager or self._gathered_s >= THOUGHT_S:
             self._learn()
 
+    def learn_the_rest(self) -> None:
+        """From rounds that are still put aside, when there are no more to come."""
+        self._look_at_decodes()
+        if self._gathered:
+            self._learn()
+
     def _look_at_decodes(self) -> None:
         """Plain rounds are put aside until then, so that they are not slowed down."""
         if self._decodes_s:

@@ -274,7 +274,8 @@ def test_what_it_learnt_is_there_the_next_time(bundle):
     assert first.next_prior() < 0.4
     assert second.costs.drafts(1) / second.costs.verify(2) > 1.6 * DRAFT_S / (CALL_S + 2 * TOKEN_S)
     assert second.costs.verify(1) < 1.5 * (CALL_S + TOKEN_S)
-    assert [second.costs.usual(width)[1] for width in (0, 1, 4)] == [43, 43, 3]
+    # All of them, but for the first decode after drafts.
+    assert [second.costs.usual(width)[1] for width in (0, 1, 4)] == [43, 42, 3]
     module.remember(FixedDraftLength(3))  # has learnt nothing
     assert load().costs.drafts(1) == second.costs.drafts(1)
 
