@@ -81,7 +81,7 @@ class _Remembered(AutoDraftLength):
         self._found, self._path = found, path
 
     def remember(self) -> None:
-        self.learn_the_rest()
+        self.take_in()
         usual = {width: self.costs.usual(width) for width in (0, *self._found.verify)}
         ms = {width: 1000 * seconds for width, (seconds, _) in usual.items()}
         looks = {width: num_looks for width, (_, num_looks) in usual.items()}

@@ -15,10 +15,10 @@ Whether to draft goes by these costs; all else by what they may be at best, wher
 looked at: what was measured too dear would never be tried again else.
 
 Acceptance changes with the text: acceptance.py estimates a_1, a_2, ... from what became of drafts.
-Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few
-after plain ones, and sooner after MISSES; and plain rounds are looked at together. Thinking takes
-0.1 to 0.2 ms here, what the calls after it take longer included; and a round of the tiny model
-takes 0.2 to 3 ms.
+Where rounds are short, the outcomes of THOUGHT_S are learnt from together, but for the first few,
+at first and after a probe, and sooner after MISSES; and plain rounds are looked at together.
+Thinking takes 0.1 to 0.2 ms here, what the calls after it take longer included; and a round of the
+tiny model takes 0.2 to 3 ms.
 
 At K = 0 nothing would be learnt. Now and then a round is a probe: one token is drafted and compared
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
@@ -133,11 +133,7 @@ class AutoDraftLength:
         if not outcome.num_drafted:
             self._decodes_s.append(outcome.verify_s)
             if len(self._decodes_s) >= self._num_to_look:
-                self._look_at_decodes()
-                if self._gathered:
-                    self._learn()
-                else:
-                    self._look_anew()
+                self.take_in()
             return
         self._look_at_decodes()
         self._num_drafting += 1
@@ -148,11 +144,13 @@ class AutoDraftLength:
         if eager or self._gathered_s >= THOUGHT_S:
             self._learn()
 
-    def learn_the_rest(self) -> None:
-        """From rounds that are still put aside, when there are no more to come."""
+    def take_in(self) -> None:
+        """All rounds that are still put aside."""
         self._look_at_decodes()
         if self._gathered:
             self._learn()
+        else:
+            self._look_anew()
 
     def _look_at_decodes(self) -> None:
         """Plain rounds are put aside until then, so that they are not slowed down."""

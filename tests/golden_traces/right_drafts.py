@@ -11,7 +11,6 @@ from pathlib import Path
 
 from runtime_py.backends import Backend, SessionOptions
 from runtime_py.bundle import Bundle
-from runtime_py.rounds import FixedDraftLength
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
 from tests.golden_traces.record import GOLDEN
@@ -29,23 +28,19 @@ def num_right(backend: Backend, prompt_ids: list[int]) -> list[int]:
     """After each token that the target says, but for the last seven."""
     session = Session(backend, backend.cache_length)
     longest = session.longest_draft
-    plain = generated(session, prompt_ids, 0, NUM_TOKENS + longest)
+    stops = Stops(max_new_tokens=NUM_TOKENS + longest)
+    steps = session.generate(prompt_ids, SamplingLaw(), stops, 0)
+    plain = [token_id for step in steps for token_id in step.token_ids]
     found = []
     for end in range(1, NUM_TOKENS + 1):
         text = prompt_ids + plain[:end]
         # The first round has nothing to draft from: it says the last of these tokens again.
         steps = session.generate(
-            text[:-1], SamplingLaw(), Stops(max_new_tokens=longest + 2), FixedDraftLength(longest)
+            text[:-1], SamplingLaw(), Stops(max_new_tokens=longest + 2), longest
         )
         _, step = itertools.islice(steps, 2)
         found.append(step.num_accepted)
     return found
-
-
-def generated(session: Session, prompt_ids: list[int], draft_length: int, number: int) -> list[int]:
-    stops = Stops(max_new_tokens=number)
-    steps = session.generate(prompt_ids, SamplingLaw(), stops, draft_length)
-    return [token_id for step in steps for token_id in step.token_ids]
 
 
 def main(folder: Path) -> None:
