@@ -29,7 +29,7 @@ from runtime_py.user_cache import processor, user_cache
 
 MAX_SAMPLES = 18  # of each width, besides one that warms up; the later half counts
 IN_A_ROW = 3  # rounds alike
-MOST_FIRST = 0.5  # draft steps that the first of a round may take more
+MOST_FIRST = 2.0  # draft steps that the first of a round may take more
 ENOUGH_MS = 400.0  # all together: large models have one sample
 _ABSURD_MS = 1e7
 _MOST_BYTES = 1 << 16  # of a cache file
@@ -155,7 +155,7 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
     looks = min(float(len(verify_ms[1]) - later), NUM_MEASURED)
     verify_middle = [median(times[later:]) for times in verify_ms.values()]
     drafts_middle = {width - 1: median(drafts_ms[width][later:]) for width in widths[1:]}
-    draft_ms, first = _draft_step(drafts_middle or {1: _ms(draft)}, in_a_row > 1)
+    draft_ms, first = _draft_step(drafts_middle or {1: _ms(draft)})
     return CallMs(
         draft_ms,
         {width: float(np.interp(width, widths, verify_middle)) for width in everyone},
@@ -164,15 +164,11 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
     )
 
 
-def _draft_step(drafts_ms: Mapping[int, float], quick: bool) -> tuple[float, float]:
-    """Of rounds by their number of drafts: one step, and what the first takes more, in steps.
-
-    Where calls are slow there is one sample, which says nothing about so small a difference; and
-    their weights fit no processor's caches.
-    """
+def _draft_step(drafts_ms: Mapping[int, float]) -> tuple[float, float]:
+    """Of rounds by their number of drafts: one step, and what the first takes more, in steps."""
     lengths = list(drafts_ms)
     first = 0.0
-    if quick and len(lengths) > 1:
+    if len(lengths) > 1:
         rise = (drafts_ms[lengths[-1]] - drafts_ms[lengths[0]]) / (lengths[-1] - lengths[0])
         first = min(max(drafts_ms[lengths[0]] / max(rise, 1e-6) - lengths[0], 0.0), MOST_FIRST)
     middle = lengths[len(lengths) // 2]
