@@ -20,7 +20,9 @@ fun measuredPolicy(
     val verify = widths.associateWith { width -> fastest(clock) { backend.verify(List(width) { 0 }, 0) } }
     val hidden = backend.verify(listOf(0), 0).hiddens[0].copyOf()
     val draft = fastest(clock) { backend.draft(0, hidden, 1) }
-    val costs = Costs(draft, verify, looks = NUM_TIMED.toDouble())
+    val firstDraft = fastest(clock, before = { backend.verify(listOf(0), 0) }) { backend.draft(0, hidden, 1) }
+    val more = minOf(maxOf(firstDraft / draft - 1, 0.0), MOST_FIRST)
+    val costs = Costs(draft, verify, more, NUM_TIMED.toDouble())
     return AutoDraftLength(costs, (1 until widths.last()).toList(), prior)
 }
 
@@ -31,10 +33,11 @@ fun pooledAcceptance(reference: Reference): Double {
     return reached.sum() / (1 + reached.dropLast(1).sum())
 }
 
-/** The fastest of NUM_TIMED calls, after one that warms up. */
-private fun fastest(clock: () -> Double, call: () -> Unit): Double {
+/** The fastest of NUM_TIMED calls, after one that warms up; what comes before each is not timed. */
+private fun fastest(clock: () -> Double, before: () -> Unit = {}, call: () -> Unit): Double {
     call()
     val seconds = List(NUM_TIMED) {
+        before()
         val begun = clock()
         call()
         clock() - begun
@@ -43,3 +46,4 @@ private fun fastest(clock: () -> Double, call: () -> Unit): Double {
 }
 
 private const val NUM_TIMED = 2
+private const val MOST_FIRST = 2.0 // draft steps that the first of a round may take more
