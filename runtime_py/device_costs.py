@@ -85,7 +85,8 @@ class _Remembered(AutoDraftLength):
         usual = {width: self.costs.usual(width) for width in (0, *self._found.verify)}
         ms = {width: 1000 * seconds for width, (seconds, _) in usual.items()}
         looks = {width: num_looks for width, (_, num_looks) in usual.items()}
-        _write(self._path, CallMs(ms.pop(0), ms, looks, self._found.first, self.next_prior()))
+        first = min(max(self.costs.first, 0.0), MOST_FIRST)
+        _write(self._path, CallMs(ms.pop(0), ms, looks, first, self.next_prior()))
 
 
 def remember(policy: DraftLength) -> None:

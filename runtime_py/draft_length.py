@@ -156,7 +156,7 @@ class AutoDraftLength:
         """Plain rounds are put aside until then, so that they are not slowed down."""
         if self._decodes_s:
             warm_s = self._decodes_s[1:] if self._num_drafting else self._decodes_s
-            self.costs.observe_verify(1, warm_s or self._decodes_s)
+            self.costs.observe_decodes(warm_s or self._decodes_s)
             spent_s = 0.0
             for seconds in self._decodes_s:  # sum() rounds less from Python 3.12 on
                 spent_s += seconds
@@ -204,8 +204,9 @@ class AutoDraftLength:
             del alike[0]
         cold = self._cold and alone
         self._cold = False
-        self.costs.observe_verify(last.num_verified, [outcome.verify_s for outcome in alike], cold)
-        self.costs.observe_drafts(last.num_drafted, [outcome.draft_s for outcome in alike], cold)
+        drafts_s = [outcome.draft_s for outcome in alike]
+        verify_s = [outcome.verify_s for outcome in alike]
+        self.costs.observe_rounds(last.num_drafted, drafts_s, last.num_verified, verify_s, cold)
 
     def _look_anew(self) -> None:
         self._prospect = self._look_ahead()

@@ -233,7 +233,9 @@ def test_costs_are_seconds_and_padding_costs_what_tokens_do():
     assert [1000 * costs.verify(n) for n in range(1, 10)] == pytest.approx(
         [4, 5, 6, 6, 8, 8, 8, 8, 8]
     )
-    assert [costs.usual(width)[1] for width in (0, 1, 4)] == [1, NUM_MEASURED, 3]
+    costs.observe_decodes([0.004])
+    looks = [costs.usual(width)[1] for width in (0, 1, 4)]
+    assert looks == [1, NUM_MEASURED + 1, 3]
 
 
 def test_a_width_between_measured_ones_is_guessed(tmp_path):
@@ -279,8 +281,12 @@ def test_what_it_learnt_is_there_the_next_time(bundle):
     assert first.next_prior() < 0.4
     assert second.costs.drafts(1) / second.costs.verify(2) > 1.6 * DRAFT_S / (CALL_S + 2 * TOKEN_S)
     assert second.costs.verify(1) < 1.5 * (CALL_S + TOKEN_S)
-    # All of them, but for the first decode after drafts.
-    assert [second.costs.usual(width)[1] for width in (0, 1, 4)] == [43, 42, 3]
+    # All of the decodes, but for the first after drafts; there was one draft in each round, that
+    # is, none but the first.
+    found = module._read(next(module.user_cache("costs").iterdir()), [1, 2, 4, 8])
+    assert [found.looks[width] for width in (0, 1, 2, 4)] == [3, 42, 43, 3]
+    assert found.draft == pytest.approx(1000 * DRAFT_S)
+    assert found.first == pytest.approx(1.0, rel=0.2)
     module.remember(FixedDraftLength(3))  # has learnt nothing
     assert load().costs.drafts(1) == second.costs.drafts(1)
 

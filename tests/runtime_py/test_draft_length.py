@@ -214,7 +214,7 @@ def test_a_machine_as_slow_in_all_calls_does_not_mislead_it(name, slowness, acce
 def test_what_decodes_say_counts_for_all_calls_and_not_twice(num_calls, slow):
     costs = Costs(0.3, {1: 1.0, 2: 1.2})
     for _ in range(400 // num_calls):
-        costs.observe_verify(1, [slow] * num_calls)
+        costs.observe_decodes([slow] * num_calls)
         assert min(1, slow) - 1e-12 <= costs.verify(1) <= max(1, slow) + 1e-12
     assert costs.verify(1) == pytest.approx(slow, rel=0.01)
     assert costs.drafts(1) / 0.3 == pytest.approx(slow, rel=0.2)
@@ -457,7 +457,7 @@ def test_tokens_between_two_widths_cost_what_the_wider_one_does():
     costs = Costs(1.0, {4: 3.0, 1: 1.0, 2: 2.0, 8: 7.0})
     assert [costs.verify(n) for n in range(1, 10)] == [1, 2, 3, 3, 7, 7, 7, 7, 7]
     for _ in range(100):
-        costs.observe_verify(3, [3.3])
+        costs.observe_rounds(2, [2.0], 3, [3.3])
     assert costs.verify(3) == costs.verify(4) == pytest.approx(3.3, rel=0.01)
     assert costs.verify(4) / costs.verify(2) > 1.53
 
@@ -468,9 +468,18 @@ def test_that_a_first_draft_is_cold_does_not_make_long_drafts_look_dear():
     wanted = [pytest.approx(1.25 * 0.3 + 1.1), pytest.approx(3.25 * 0.3 + 1.2)]
     assert [round_s for round_s, _ in costs.rounds([1, 3])] == wanted
     for _ in range(100):
-        costs.observe_verify(2, [1.1])
-        costs.observe_drafts(1, [1.25 * 0.3])
+        costs.observe_rounds(1, [1.25 * 0.3], 2, [1.1])
     assert [round_s for round_s, _ in costs.rounds([1, 3])] == wanted
+
+
+def test_one_draft_says_nothing_about_later_ones():
+    """After plain rounds the first takes long: that made three and seven drafts look too dear."""
+    costs = Costs(0.3, {1: 1.0, 2: 1.1, 4: 1.2})
+    for _ in range(300):
+        costs.observe_rounds(1, [0.6], 2, [1.1])
+    assert costs.drafts(1) == pytest.approx(0.6, rel=0.05)
+    assert costs.drafts(3) - costs.drafts(1) == pytest.approx(2 * 0.3, rel=0.05)
+    assert costs.verify(4) == pytest.approx(1.2, rel=0.05)
 
 
 def test_at_best_a_round_is_faster_by_the_root_of_the_looks_at_its_calls():

@@ -43,22 +43,26 @@ class FixedDraftLength(numDrafts: Int) : DraftLength {
  * @param verify a target call, by the width of its graph, of which the least is 1, which is decode:
  *     tokens between two widths cost what the wider one does, padded.
  * @param first draft steps that the first of a round takes more, for it follows a target call and
- *     finds the caches full of other weights.
+ *     finds the caches full of other weights. Followed, too.
  * @param looks how many each of these stands for.
  */
 class Costs(
     draft: Double,
     verify: Map<Int, Double>,
-    private val first: Double = 0.0,
+    first: Double = 0.0,
     looks: Double = NUM_MEASURED
 ) {
     private class Cost(var seconds: Double, var numLooks: Double) { // but for `common`
-        /** The share that it may be too high by; what changes is never quite certain. */
-        val doubt get() = DOUBT / sqrt(minOf(numLooks, 1 / OWN_RATE))
+        /** The share that it may be too high by. */
+        val doubt get() = DOUBT / sqrt(numLooks)
+
+        /** How far it follows their middle: to the mean of all that were looked at. */
+        fun ownRate(numCalls: Int) = numCalls / (numLooks + numCalls)
     }
 
     private val ofVerify = arrayListOf<Cost>() // by number of tokens
-    private val ofDraft = Cost(draft, looks)
+    private val ofFirst = Cost((1 + first) * draft, looks)
+    private val ofLater = Cost(draft, looks)
     private var common = 1.0
     private var known = 0.0 // how well decode's cost is, from just before: 0 .. 1
 
@@ -70,7 +74,7 @@ class Costs(
     }
 
     /** All draft steps of a round, at least one. */
-    fun drafts(numDrafts: Int): Double = common * ((numDrafts + first) * ofDraft.seconds)
+    fun drafts(numDrafts: Int): Double = common * (ofFirst.seconds + (numDrafts - 1) * ofLater.seconds)
 
     fun verify(numTokens: Int): Double = common * of(numTokens).seconds
 
@@ -78,50 +82,73 @@ class Costs(
     fun round(numDrafts: Int): Double = drafts(numDrafts) + verify(numDrafts + 1)
 
     /** What that may be at best: of calls that were seldom looked at. */
-    fun roundAtBest(numDrafts: Int): Double =
-        drafts(numDrafts) * (1 - ofDraft.doubt) + verify(numDrafts + 1) * (1 - of(numDrafts + 1).doubt)
+    fun roundAtBest(numDrafts: Int): Double {
+        val step = if (numDrafts > 1) ofLater else ofFirst
+        return drafts(numDrafts) * (1 - step.doubt) + verify(numDrafts + 1) * (1 - of(numDrafts + 1).doubt)
+    }
 
     /**
-     * Rounds of so many; of several the middle counts, for as many as they are, as always.
+     * Of several the middle counts, for as many as they are, as always.
+     *
+     * Most of a change is taken to be common to all calls: a machine that is busy or hot.
+     */
+    fun observeDecodes(seconds: List<Double>) {
+        val change = change(seconds, verify(1), MOST)
+        known = rate(DECODE_RATE, seconds.size)
+        move(listOf(of(1) to change), known * change, seconds.size)
+    }
+
+    /**
+     * So many drafts, at least one, and then so many tokens in one call.
+     *
+     * Common is what both show. One draft says nothing about later ones.
      *
      * @param cold they follow plain rounds and find the caches full of other weights.
      */
-    fun observeDrafts(numDrafts: Int, seconds: List<Double>, cold: Boolean = false) {
-        val numSteps = numDrafts + first
-        follow(ofDraft, seconds.map { it / numSteps }, if (cold) COLD else MOST)
+    fun observeRounds(
+        numDrafts: Int,
+        draftsS: List<Double>,
+        numTokens: Int,
+        verifyS: List<Double>,
+        cold: Boolean = false
+    ) {
+        val numRounds = verifyS.size
+        val most = if (cold) COLD else MOST
+        val ofDrafts = change(draftsS, drafts(numDrafts), most)
+        val ofVerified = change(verifyS, verify(numTokens), most)
+        val inBoth = maxOf(minOf(ofDrafts, ofVerified), 0.0) + minOf(maxOf(ofDrafts, ofVerified), 0.0)
+        val decode = of(1)
+        val verified = of(numTokens)
+        var rate = rate(ROUND_RATE, numRounds)
+        // Where the decodes just before are well known, what changes is not as common.
+        rate += known * (verified.ownRate(numRounds) - rate)
+        val ofCommon = rate * inBoth
+        decode.seconds *= 1 + known * (1 / (1 + ofCommon) - 1)
+        known = 0.0
+        val changes = arrayListOf(verified to ofVerified, ofFirst to ofDrafts)
+        if (numDrafts > 1) changes += ofLater to ofDrafts
+        move(changes, ofCommon, numRounds)
     }
-
-    /** One token is decode. */
-    fun observeVerify(numTokens: Int, seconds: List<Double>, cold: Boolean = false) =
-        follow(of(numTokens), seconds, if (cold) COLD else MOST)
 
     private fun of(numTokens: Int) = ofVerify[minOf(numTokens, ofVerify.size - 1)]
 
-    /** Most of a change is taken to be common to all calls: a machine that is busy or hot. */
-    private fun follow(cost: Cost, seconds: List<Double>, mostOfOne: Double) {
-        val numCalls = seconds.size
-        val middle = seconds.sorted()[numCalls / 2]
-        val most = 1 + numCalls * (mostOfOne - 1)
-        val change = minOf(maxOf(middle / (common * cost.seconds), LEAST), most) - 1
-        cost.numLooks += numCalls
-        val own = maxOf(ofAll(numCalls, OWN_RATE), numCalls / cost.numLooks)
-        var ofCommon = ofAll(numCalls, COMMON_RATE)
-        val decode = of(1)
-        // Where the decodes before it are well known, their change was not as common.
-        if (cost !== decode) ofCommon += known * (own - ofCommon)
-        val moved = 1 + ofCommon * change
-        common *= moved
-        if (cost === decode) {
-            known = ofCommon
-        } else {
-            decode.seconds *= 1 + known * (1 / moved - 1)
-            known /= 2
+    /** What a change is beyond the common one is the cost's own. */
+    private fun move(changes: List<Pair<Cost, Double>>, ofCommon: Double, numCalls: Int) {
+        common *= 1 + ofCommon
+        for ((cost, change) in changes) {
+            cost.seconds *= 1 + cost.ownRate(numCalls) * ((1 + change) / (1 + ofCommon) - 1)
+            cost.numLooks = minOf(cost.numLooks + numCalls, MOST_LOOKS)
         }
-        cost.seconds *= 1 + own * ((1 + change) / moved - 1)
     }
 
-    /** What one call moves an estimate by, of several. */
-    private fun ofAll(numCalls: Int, rate: Double) = numCalls * rate / (1 + numCalls * rate)
+    /** What so many calls move an estimate by. */
+    private fun rate(ofOne: Double, numCalls: Int) = numCalls * ofOne / (1 + numCalls * ofOne)
+
+    /** Of the middle, beyond what was expected: a share of it, or less than nothing. */
+    private fun change(seconds: List<Double>, expectedS: Double, most: Double): Double {
+        val middle = seconds.sorted()[seconds.size / 2]
+        return minOf(maxOf(middle / expectedS, LEAST), 1 + seconds.size * (most - 1)) - 1
+    }
 }
 
 /**
@@ -293,7 +320,7 @@ class AutoDraftLength(
     private fun lookAtDecodes() {
         if (decodesS.isEmpty()) return
         val afterDrafts = numDrafting > 0 && decodesS.size > 1
-        costs.observeVerify(1, if (afterDrafts) decodesS.drop(1) else decodesS)
+        costs.observeDecodes(if (afterDrafts) decodesS.drop(1) else decodesS)
         var spentS = 0.0
         for (seconds in decodesS) spentS += seconds
         earn(spentS, 0.0)
@@ -341,8 +368,9 @@ class AutoDraftLength(
         var alike = gathered.filter { it.numDrafted == last.numDrafted && it.numVerified == last.numVerified }
         val alone = alike.size == 1
         if (cold && !alone) alike = alike.drop(1)
-        costs.observeVerify(last.numVerified, alike.map { it.verifyS }, cold && alone)
-        costs.observeDrafts(last.numDrafted, alike.map { it.draftS }, cold && alone)
+        val draftsS = alike.map { it.draftS }
+        val verifyS = alike.map { it.verifyS }
+        costs.observeRounds(last.numDrafted, draftsS, last.numVerified, verifyS, cold && alone)
         cold = false
     }
 
@@ -455,8 +483,10 @@ private const val MISSES = 3 // or rounds of which no draft was accepted
 private const val EAGER = 4 // rounds with drafts, the first ones and after a probe, that are learnt from one by one
 private const val LOOK = 32.0 // plain rounds in a row
 private const val LOOK_S = 0.04 // or seconds of them, whichever are more, to be looked at together
-private const val COMMON_RATE = 0.3 // how fast costs follow what was measured
-private const val OWN_RATE = 0.015
+// How fast what is common to all costs follows one decode, and one round with drafts.
+private const val DECODE_RATE = 0.3
+private const val ROUND_RATE = 0.7
+private const val MOST_LOOKS = 67.0 // that any cost stands for: what changes is never quite certain
 private const val DOUBT = 0.2 // of a cost that was looked at once: it may be so much lower; by the root of looks
 private const val NUM_MEASURED = 5.0 // looks that the costs of the beginning stand for
 // Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
