@@ -12,6 +12,7 @@ from dataclasses import dataclass
 DECODE_RATE, ROUND_RATE = 0.3, 0.7
 NUM_MEASURED = 5.0  # looks that a cost measured at load stands for
 MOST_LOOKS = 67.0  # that any cost stands for: what changes is never quite certain
+FADED, LEAST_LOOKS = 0.85, 0.25  # what looks are worth after a use without one, and at least
 # Times its cost: no call counts as more, nor the middle of n calls as n times as far above it.
 MOST = 1.2
 COLD = 1.05  # a call after others of another kind is slow: that it takes long says little
@@ -63,9 +64,15 @@ class Costs:
         return self._common * self._of(num_tokens).seconds
 
     def usual(self, width: int) -> tuple[float, float]:
-        """Seconds whatever the machine is busy with just now, and looks; of a draft step by 0."""
+        """Seconds whatever the machine is busy with just now, and looks that this is worth in the
+        next use; of a draft step by 0.
+
+        What was not looked at counts for less: what was measured too dear would never be tried
+        again else, in no use.
+        """
         cost = self._of(width) if width else self._later
-        return cost.seconds, cost.num_looks
+        faded = max(FADED * cost.num_looks, LEAST_LOOKS)
+        return cost.seconds, cost.num_looks if cost.seen else faded
 
     def rounds(self, lengths: Sequence[int]) -> list[tuple[float, float]]:
         """Seconds of a round with each number of drafts, all verified; and what it may be at best,
@@ -131,13 +138,14 @@ class Costs:
         self._common *= 1 + common
         for cost, change in changes:
             cost.seconds *= 1 + cost.own_rate(num_calls) * ((1 + change) / (1 + common) - 1)
-            cost.num_looks = min(cost.num_looks + num_calls, MOST_LOOKS)
+            cost.num_looks, cost.seen = min(cost.num_looks + num_calls, MOST_LOOKS), True
 
 
 @dataclass(slots=True)
 class _Cost:
     seconds: float  # but for what all costs have in common
     num_looks: float
+    seen: bool = False  # since load
 
     @property
     def doubt(self) -> float:

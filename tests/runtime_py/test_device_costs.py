@@ -8,7 +8,7 @@ import pytest
 from runtime_py import device_costs as module
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
-from runtime_py.call_costs import NUM_MEASURED
+from runtime_py.call_costs import FADED, NUM_MEASURED
 from runtime_py.device_costs import CallMs, auto_draft_length, device_costs
 from runtime_py.draft_length import AutoDraftLength
 from runtime_py.rounds import FixedDraftLength, Outcome
@@ -235,7 +235,7 @@ def test_costs_are_seconds_and_padding_costs_what_tokens_do():
     )
     costs.observe_decodes([0.004])
     looks = [costs.usual(width)[1] for width in (0, 1, 4)]
-    assert looks == [1, NUM_MEASURED + 1, 3]
+    assert looks == [FADED * 1, NUM_MEASURED + 1, FADED * 3]
 
 
 def test_a_width_between_measured_ones_is_guessed(tmp_path):
@@ -282,9 +282,9 @@ def test_what_it_learnt_is_there_the_next_time(bundle):
     assert second.costs.drafts(1) / second.costs.verify(2) > 1.6 * DRAFT_S / (CALL_S + 2 * TOKEN_S)
     assert second.costs.verify(1) < 1.5 * (CALL_S + TOKEN_S)
     # All of the decodes, but for the first after drafts; there was one draft in each round, that
-    # is, none but the first.
+    # is, none but the first; and each use without a look counts.
     found = module._read(next(module.user_cache("costs").iterdir()), [1, 2, 4, 8])
-    assert [found.looks[width] for width in (0, 1, 2, 4)] == [3, 42, 43, 3]
+    assert [found.looks[width] for width in (0, 1, 2, 4)] == [FADED * 3, 42, 43, FADED * 3]
     assert found.draft == pytest.approx(1000 * DRAFT_S)
     assert found.first == pytest.approx(1.0, rel=0.2)
     module.remember(FixedDraftLength(3))  # has learnt nothing
