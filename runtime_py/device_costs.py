@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime_py.backends import Backend, SessionOptions, default_num_threads
 from runtime_py.bundle import Bundle
-from runtime_py.call_costs import NUM_MEASURED, Costs
+from runtime_py.call_costs import LEAST_LOOKS, NUM_MEASURED, Costs
 from runtime_py.draft_length import AutoDraftLength
 from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
@@ -196,7 +196,7 @@ def _read(path: Path, widths: list[int]) -> CallMs | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     sane = all(0 < ms < _ABSURD_MS for ms in (found.draft, *verify.values()))
-    sane = sane and all(0 < number < float("inf") for number in looks.values())
+    sane = sane and all(LEAST_LOOKS <= number < float("inf") for number in looks.values())
     sane = sane and 0 <= first <= MOST_FIRST
     sane = sane and (found.acceptance is None or 0 <= found.acceptance <= 1)
     return found if sane and sorted(verify) == widths and sorted(looks) == [0, *widths] else None

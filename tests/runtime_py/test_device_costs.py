@@ -140,6 +140,7 @@ def test_a_whole_cache_is_read(tmp_path):
         cache_file([1, 1, 1, 1]),
         cache_file(WHOLE, looks={"0": 5, "1": 5}),
         cache_file(WHOLE, looks=LOOKS | {"8": 0}),
+        cache_file(WHOLE, looks=LOOKS | {"8": 1e-9}),
         cache_file(WHOLE, first=-0.1),
         cache_file(WHOLE, first=float("inf")),
         cache_file(WHOLE, looks=LOOKS | {"8": float("inf")}),
