@@ -24,10 +24,10 @@ At K = 0 nothing would be learnt. Now and then a round is a probe: one token is 
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
 lose less against plain decoding: near the break-even point next to nothing. Probes may lose
 MOST_PROBES of the time, and less where there is little to gain, or where the drafter was seldom
-right, this time and the last times. What counts as lost is what was expected and what took longer;
-of wrong drafts beyond that a quarter, or one such round near the break-even point would keep probes
-away for a hundred. After a probe that hits all, another may follow at once, on credit. There are
-none where not even a drafter that is always right could pay.
+right, this time and the last times. What counts as lost is what was expected, by costs as they are
+known, and what took longer; of wrong drafts beyond that a quarter, or one such round near the
+break-even point would keep probes away for a hundred. After a probe that hits all, another may
+follow at once, on credit. There are none where not even a drafter that is always right could pay.
 
 Only sums, products, quotients, roots and comparisons, in an order that is written out: a port with
 the same double arithmetic takes the same decisions from the same outcomes.
@@ -72,7 +72,8 @@ class _Prospect:
 
     best: Round
     probe: Round  # the one that is expected to lose least
-    probe_loss_s: float  # against plain decoding
+    least_loss_s: float  # its, against plain decoding, by costs at best
+    expected_loss_s: float  # the same by costs as they are known, which is what counts as lost
     most: float  # tokens per second of a drafter that is always right, plain decoding's being 1
     refresh: float  # rounds with drafts until a decode is worth its time
 
@@ -177,7 +178,7 @@ class AutoDraftLength:
         lost_s = self._credit_s = 0.0
         if self._probing:
             plain_s, last = self.costs.verify(1), self._gathered[-1]
-            usual_s, expected_s = self._seconds(last), self._prospect.probe_loss_s
+            usual_s, expected_s = self._seconds(last), self._prospect.expected_loss_s
             over_s = min(self._gathered_s - usual_s, OVERRUN * self.costs.drafts(1))
             lost_s = expected_s + LUCK * (usual_s - num_tokens * plain_s - expected_s) + over_s
             if last.num_accepted == last.num_drafted:
@@ -217,7 +218,7 @@ class AutoDraftLength:
         if self._prospect.best.num_drafts:
             self._num_to_look = REFRESH
         elif self._prospect.most >= WORTH_PROBING:
-            missing_s = self._prospect.probe_loss_s - self._purse_s
+            missing_s = self._prospect.least_loss_s - self._purse_s
             earned_s = self._probe_share() * decode_s  # by each
             self._num_to_probe = 0.0 if missing_s <= self._credit_s else missing_s / earned_s
 
@@ -235,8 +236,9 @@ class AutoDraftLength:
         return self.costs.drafts(outcome.num_drafted) + self.costs.verify(outcome.num_verified)
 
     def _look_ahead(self) -> _Prospect:
-        plain_s, probe_loss_s = self.costs.verify(1), self.costs.drafts(1)
+        plain_s = self.costs.verify(1)
         best, probe, speed, hope, most = 0, _COMPARE, WORTH_DRAFTING, 0.0, 1.0
+        least_loss_s = expected_loss_s = self.costs.drafts(1)
         costs = self.costs.rounds(self._lengths)
         for length, tokens, (round_s, least_s) in zip(
             self._lengths, self._tokens, costs, strict=True
@@ -245,12 +247,13 @@ class AutoDraftLength:
             speed = max(speed, plainly_s / round_s)
             if plainly_s > hope * least_s:
                 best, hope = length, plainly_s / least_s
-            if least_s - plainly_s < probe_loss_s:
-                probe, probe_loss_s = self._rounds[length], max(least_s - plainly_s, 0.0)
+            if least_s - plainly_s < least_loss_s:
+                probe, least_loss_s = self._rounds[length], max(least_s - plainly_s, 0.0)
+                expected_loss_s = max(round_s - plainly_s, 0.0)
             most = max(most, (length + 1) * plain_s / least_s)
         refresh = min(max(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
         best_round = self._rounds[best if speed > WORTH_DRAFTING else 0]
-        return _Prospect(best_round, probe, probe_loss_s, most, refresh)
+        return _Prospect(best_round, probe, least_loss_s, expected_loss_s, most, refresh)
 
 
 def _expected_tokens(lengths: Sequence[int], acceptance: Sequence[float]) -> list[float]:

@@ -344,7 +344,7 @@ class AutoDraftLength(
             val plainS = costs.verify(1)
             val last = gathered.last()
             val usualS = seconds(last)
-            val expectedS = prospect.probeLossS
+            val expectedS = prospect.expectedLossS
             val overS = minOf(gatheredS - usualS, OVERRUN * costs.drafts(1))
             lostS = expectedS + LUCK * (usualS - numTokens * plainS - expectedS) + overS
             if (last.numAccepted == last.numDrafted) creditS = CREDIT * plainS
@@ -382,7 +382,7 @@ class AutoDraftLength(
         if (prospect.best.numDrafts > 0) {
             numToLook = REFRESH.toDouble()
         } else if (prospect.most >= WORTH_PROBING) {
-            val missingS = prospect.probeLossS - purseS
+            val missingS = prospect.leastLossS - purseS
             val earnedS = probeShare() * decodeS // by each
             numToProbe = if (missingS <= creditS) 0.0 else missingS / earnedS
         }
@@ -406,7 +406,8 @@ class AutoDraftLength(
 
     private fun lookAhead(): Prospect {
         val plainS = costs.verify(1)
-        var probeLossS = costs.drafts(1)
+        var leastLossS = costs.drafts(1)
+        var expectedLossS = leastLossS
         var best = 0
         var probe = COMPARE
         var speed = WORTH_DRAFTING
@@ -414,20 +415,22 @@ class AutoDraftLength(
         var most = 1.0
         for ((index, length) in lengths.withIndex()) {
             val plainlyS = tokens[index] * plainS
-            speed = maxOf(speed, plainlyS / costs.round(length))
+            val roundS = costs.round(length)
+            speed = maxOf(speed, plainlyS / roundS)
             val leastS = costs.roundAtBest(length)
             if (plainlyS > hope * leastS) {
                 best = length
                 hope = plainlyS / leastS
             }
-            if (leastS - plainlyS < probeLossS) {
+            if (leastS - plainlyS < leastLossS) {
                 probe = Round(length)
-                probeLossS = maxOf(leastS - plainlyS, 0.0)
+                leastLossS = maxOf(leastS - plainlyS, 0.0)
+                expectedLossS = maxOf(roundS - plainlyS, 0.0)
             }
             most = maxOf(most, (length + 1) * plainS / leastS)
         }
         val refresh = minOf(maxOf(REFRESH * (speed - 1) / REFRESH_COST, LEAST_REFRESH), MOST_REFRESH)
-        return Prospect(Round(if (speed > WORTH_DRAFTING) best else 0), probe, probeLossS, most, refresh)
+        return Prospect(Round(if (speed > WORTH_DRAFTING) best else 0), probe, leastLossS, expectedLossS, most, refresh)
     }
 }
 
@@ -435,7 +438,8 @@ class AutoDraftLength(
 private class Prospect(
     val best: Round,
     val probe: Round, // the one that is expected to lose least
-    val probeLossS: Double, // against plain decoding
+    val leastLossS: Double, // its, against plain decoding, by costs at best
+    val expectedLossS: Double, // the same by costs as they are known, which is what counts as lost
     val most: Double, // tokens per second of a drafter that is always right, plain decoding's being 1
     val refresh: Double // rounds with drafts until a decode is worth its time
 )
