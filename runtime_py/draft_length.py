@@ -45,7 +45,7 @@ from runtime_py.acceptance import PRIOR_LASTS, Acceptance
 from runtime_py.call_costs import Costs
 from runtime_py.rounds import Outcome, Round
 
-LEAST_PROBES, MOST_PROBES = 0.001, 0.02  # share of the time
+LEAST_PROBES, MOST_PROBES = 0.001, 0.014  # share of the time
 HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
 LUCK = 0.25  # of what a probe loses by wrong drafts beyond what was expected, for that evens out
 OVERRUN = 2.0  # draft steps that a probe may take longer: no more of it counts as lost

@@ -337,7 +337,7 @@ def test_near_the_break_even_point_probes_cost_little_more_than_their_share():
             if use:
                 found.append(cost.sum() / (192 * table.call(1)) - 1)
             costs, prior = kept(costs, table), policy.next_prior()
-    assert mean(found) < 0.033  # 0.038 where they were charged by costs at best
+    assert mean(found) < 0.027  # 0.029 where they were charged by costs at best
 
 
 def num_probes(policy: AutoDraftLength, table: CostTable, num_tokens: int) -> int:
