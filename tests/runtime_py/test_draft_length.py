@@ -8,7 +8,7 @@ is asserted is the mean over the seeds; of plain decoding never slowed down, als
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from unittest.mock import call, patch
 
 import numpy as np
@@ -123,13 +123,25 @@ def test_the_tiny_models_own_texts_take_no_longer_than_with_the_best_fixed_lengt
     best = min(sum(costs[length].sum() for costs in fixed) for length in (0, *table.lengths))
     for seed in range(NUM_SEEDS):
         rng, took = np.random.default_rng(seed), 0.0
-        costs, prior = table.measured(rng, 0.05), PRIOR
-        for right in texts:
-            policy = AutoDraftLength(costs, table.lengths, prior)
-            took += simulate(right, table, policy, rng).sum()
-            costs, prior = kept(costs, table), policy.next_prior()
+        for _, cost in uses(texts, table, table.measured(rng, 0.05), rng, Noise()):
+            took += cost.sum()
         found.append(best / took)
     assert mean(found) > 0.98  # 0.96 and 0.97 where probes paid for all of their luck
+
+
+def uses(
+    texts: Iterable[np.ndarray],
+    table: CostTable,
+    costs: Costs,
+    rng: np.random.Generator,
+    noise: Noise,
+    prior: float = PRIOR,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each text and its tokens' true costs, in a use of its own; what is learnt lasts."""
+    for right in texts:
+        policy = AutoDraftLength(costs, table.lengths, prior)
+        yield right, simulate(right, table, policy, rng, noise)
+        costs, prior = kept(costs, table), policy.next_prior()
 
 
 def kept(costs: Costs, table: CostTable) -> Costs:
@@ -277,14 +289,10 @@ def test_a_width_that_a_pause_made_twice_as_dear_at_load_is_tried_in_a_later_use
         rng = np.random.default_rng(seed)
         verify = {width: table.call(width) for width in table.widths}
         looks = dict.fromkeys((0, *table.widths), 1.0)
-        costs, prior = Costs(table.draft, verify | {8: 2 * verify[8]}, looks), 0.9
-        for use in range(14):
-            right = trace(rng, (400, (0.97,)))
-            policy = AutoDraftLength(costs, table.lengths, prior)
-            cost = simulate(right, table, policy, rng)
-            if use >= 10:
-                found.append(regret(cost, fixed_costs(right, table), slice(None)))
-            costs, prior = kept(costs, table), policy.next_prior()
+        costs = Costs(table.draft, verify | {8: 2 * verify[8]}, looks)
+        texts = (trace(rng, (400, (0.97,))) for _ in range(14))
+        for right, cost in [*uses(texts, table, costs, rng, Noise(), prior=0.9)][10:]:
+            found.append(regret(cost, fixed_costs(right, table), slice(None)))
     assert mean(found) < 0.05
 
 
@@ -329,14 +337,10 @@ def test_near_the_break_even_point_probes_cost_little_more_than_their_share():
     table, found = CostTable(0.62, {1: 1, 2: 1.33, 4: 1.49, 8: 1.76}, (1, 2, 4, 8)), []
     for seed in range(16):
         rng = np.random.default_rng(seed)
-        costs, prior = table.measured(rng, 0.03), PRIOR
-        for use in range(4):
-            right = trace(rng, (192, ACCEPTED["E2B"]))
-            policy = AutoDraftLength(costs, table.lengths, prior)
-            cost = simulate(right, table, policy, rng, Noise(0.03, 0.05, 0.01))
-            if use:
-                found.append(cost.sum() / (192 * table.call(1)) - 1)
-            costs, prior = kept(costs, table), policy.next_prior()
+        costs, noise = table.measured(rng, 0.03), Noise(0.03, 0.05, 0.01)
+        texts = (trace(rng, (192, ACCEPTED["E2B"])) for _ in range(4))
+        for _, cost in [*uses(texts, table, costs, rng, noise)][1:]:
+            found.append(cost.sum() / (192 * table.call(1)) - 1)
     assert mean(found) < 0.027  # 0.029 where they were charged by costs at best
 
 
