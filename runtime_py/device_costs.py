@@ -44,6 +44,7 @@ class CallMs:
     looks: Mapping[int, float]  # that each stands for, by width, and of a draft step by 0
     first: float = 0.0  # draft steps that the first of a round takes more
     acceptance: float | None = None  # the share of drafts accepted so far, if there were any
+    gain: float = 0.0  # the time that drafts saved, as a share of the time taken
 
     def costs(self) -> Costs:
         """In seconds."""
@@ -77,7 +78,7 @@ class _Remembered(AutoDraftLength):
     """Knows where to keep what it learns."""
 
     def __init__(self, found: CallMs, prior: float, path: Path) -> None:
-        super().__init__(found.costs(), range(1, max(found.verify)), prior)
+        super().__init__(found.costs(), range(1, max(found.verify)), prior, found.gain)
         self._found, self._path = found, path
 
     def remember(self) -> None:
@@ -86,7 +87,7 @@ class _Remembered(AutoDraftLength):
         ms = {width: 1000 * seconds for width, (seconds, _) in usual.items()}
         looks = {width: num_looks for width, (_, num_looks) in usual.items()}
         first = min(max(self.costs.first, 0.0), MOST_FIRST)
-        _write(self._path, CallMs(ms.pop(0), ms, looks, first, self.next_prior()))
+        _write(self._path, CallMs(ms.pop(0), ms, looks, first, self.next_prior(), self.next_gain()))
 
 
 def remember(policy: DraftLength) -> None:
@@ -192,12 +193,13 @@ def _read(path: Path, widths: list[int]) -> CallMs | None:
         looks = {int(width): float(number) for width, number in values["looks"].items()}
         accepted = values.get("acceptance")
         accepted = None if accepted is None else float(accepted)
-        found = CallMs(float(values["draft"]), verify, looks, first, accepted)
+        gain = float(values["gain"])
+        found = CallMs(float(values["draft"]), verify, looks, first, accepted, gain)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     sane = all(0 < ms < _ABSURD_MS for ms in (found.draft, *verify.values()))
     sane = sane and all(LEAST_LOOKS <= number < float("inf") for number in looks.values())
-    sane = sane and 0 <= first <= MOST_FIRST
+    sane = sane and 0 <= first <= MOST_FIRST and 0 <= gain < max(widths)
     sane = sane and (found.acceptance is None or 0 <= found.acceptance <= 1)
     return found if sane and sorted(verify) == widths and sorted(looks) == [0, *widths] else None
 

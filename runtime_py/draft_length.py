@@ -23,11 +23,13 @@ tiny model takes 0.2 to 3 ms.
 At K = 0 nothing would be learnt. Now and then a round is a probe: one token is drafted and compared
 with what decode chooses (cost: one draft step), or drafts are verified, where that is expected to
 lose less against plain decoding: near the break-even point next to nothing. Probes may lose
-MOST_PROBES of the time, and less where there is little to gain, or where the drafter was seldom
-right, this time and the last times. What counts as lost is what was expected, by costs as they are
-known, and what took longer; of wrong drafts beyond that a quarter, or one such round near the
-break-even point would keep probes away for a hundred. After a probe that hits all, another may
-follow at once, on credit. There are none where not even a drafter that is always right could pay.
+MOST_PROBES of the time, and a share of what drafts gained lately, this time and the last times:
+where they gain in some stretches of text, those have to be found. They may lose less where there is
+little to gain, or where the drafter was seldom right. What counts as lost is what was expected, by
+costs as they are known, and what took longer; of wrong drafts beyond that a quarter, or one such
+round near the break-even point would keep probes away for a hundred. After a probe that hits all,
+another may follow at once, on credit. There are none where not even a drafter that is always right
+could pay.
 
 Only sums, products, quotients, roots and comparisons, in an order that is written out: a port with
 the same double arithmetic takes the same decisions from the same outcomes.
@@ -45,7 +47,9 @@ from runtime_py.acceptance import PRIOR_LASTS, Acceptance
 from runtime_py.call_costs import Costs
 from runtime_py.rounds import Outcome, Round
 
-LEAST_PROBES, MOST_PROBES = 0.001, 0.014  # share of the time
+LEAST_PROBES, MOST_PROBES = 0.001, 0.01  # share of the time
+REINVESTED, MOST_REINVESTING = 0.3, 0.04  # of what drafts gained; share of the time, with the above
+GAIN_LASTS = 1024.0  # decode calls that a gain known beforehand counts for
 HOPE_SHARE = 0.05  # of what a drafter that is always right would gain, if that is less
 LUCK = 0.25  # of what a probe loses by wrong drafts beyond what was expected, for that evens out
 OVERRUN = 2.0  # draft steps that a probe may take longer: no more of it counts as lost
@@ -85,9 +89,12 @@ class AutoDraftLength:
         costs: measured on this device; followed from here on.
         lengths: what the bundle's graphs can verify; 0 may be left out, it is always one.
         prior: the share of drafts that are accepted, as far as is known beforehand.
+        gain: the time that drafts saved, as a share of the time taken, as far as is known.
     """
 
-    def __init__(self, costs: Costs, lengths: Sequence[int], prior: float = 0.7) -> None:
+    def __init__(
+        self, costs: Costs, lengths: Sequence[int], prior: float = 0.7, gain: float = 0.0
+    ) -> None:
         self.costs = costs
         self._lengths = sorted(set(lengths) - {0})
         longest = max(lengths, default=0)
@@ -95,6 +102,8 @@ class AutoDraftLength:
         self._prior = prior
         self._acceptance = Acceptance(longest, prior)
         self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
+        self._gain = gain
+        self._gained_s = self._spent_s = 0.0  # against plain decoding; by all rounds
         self._purse_s = 0.0  # what probes may lose
         self._credit_s = 0.0
         self._probing = False  # what was decided last is a probe
@@ -118,6 +127,11 @@ class AutoDraftLength:
         """The share of drafts that are accepted, as far as it is known after all this."""
         seen = self._acceptance
         return (PRIOR_LASTS * self._prior + seen.num_hits) / (PRIOR_LASTS + seen.num_tries)
+
+    def next_gain(self) -> float:
+        """What drafts saved of the time, at least 0, as far as it is known after all this."""
+        lasts_s = GAIN_LASTS * self.costs.verify(1)
+        return max((lasts_s * self._gain + self._gained_s) / (lasts_s + self._spent_s), 0.0)
 
     def next_round(self) -> Round:
         self._probing = False
@@ -176,8 +190,10 @@ class AutoDraftLength:
         self._acceptance.observe(self._gathered, self._num_unseen + num_tokens)
         self._tokens = _expected_tokens(self._lengths, self._acceptance.by_position)
         lost_s = self._credit_s = 0.0
+        plain_s = self.costs.verify(1)
+        self._gained_s += num_tokens * plain_s - self._gathered_s
         if self._probing:
-            plain_s, last = self.costs.verify(1), self._gathered[-1]
+            last = self._gathered[-1]
             usual_s, expected_s = self._seconds(last), self._prospect.expected_loss_s
             over_s = min(self._gathered_s - usual_s, OVERRUN * self.costs.drafts(1))
             lost_s = expected_s + LUCK * (usual_s - num_tokens * plain_s - expected_s) + over_s
@@ -225,9 +241,11 @@ class AutoDraftLength:
     def _probe_share(self) -> float:
         """Less where there is little to gain, or the drafter was seldom right so far."""
         hoped = min(HOPE_SHARE * (self._prospect.most - 1), MOST_PROBES)
+        hoped = min(hoped + REINVESTED * self.next_gain(), MOST_REINVESTING)
         return max(hoped * min(self.next_prior() / LIKELY, 1.0), LEAST_PROBES)
 
     def _earn(self, spent_s: float, lost_s: float) -> None:
+        self._spent_s += spent_s
         earned_s = self._probe_share() * spent_s
         self._purse_s = min(self._purse_s + earned_s - lost_s, PURSE * self.costs.drafts(1))
 

@@ -13,13 +13,13 @@ from tests.golden_traces.backend import TICK, hashed_logits
 _NUM_ROUNDS = 150
 _SHORT = TICK / 32  # then several rounds are learnt from together
 # Ticks of draft, and of verify by width; acceptance in percent before and after the text changes;
-# lengths; prior; seconds of a tick.
+# lengths; prior and gain; seconds of a tick.
 _DEVICES: list[dict[str, Any]] = [
     {"draft": 100, "verify": {1: 1000, 2: 1040, 4: 1070, 8: 1310}, "shares": (85, 20)},
     {"draft": 700, "verify": {1: 1000, 2: 1190, 4: 1350, 8: 1640}, "shares": (60, 90)},
     {"draft": 250, "verify": {1: 1000, 4: 3900}, "shares": (70, 70), "lengths": [3]},
     {"draft": 90, "verify": {1: 1000, 2: 1100, 8: 1900}, "shares": (0, 95), "prior": 0.3},
-    {"draft": 500, "verify": {1: 1000, 2: 1500, 3: 1600, 8: 2500}, "shares": (95, 0)},
+    {"draft": 500, "verify": {1: 1000, 2: 1500, 3: 1600, 8: 2500}, "shares": (95, 0), "gain": 0.1},
     {"draft": 400, "verify": {1: 1000, 2: 1700, 4: 1900}, "shares": (55, 75), "prior": 0.99},
     {"draft": 100, "verify": {1: 1000, 2: 1040, 8: 1310}, "shares": (85, 20), "tick": _SHORT},
     {
@@ -37,11 +37,12 @@ def recorded_decisions() -> Iterator[dict[str, Any]]:
     for seed, device in enumerate(_DEVICES):
         draft, verify = device["draft"], device["verify"]
         lengths = device.get("lengths", list(range(8)))
-        prior = device.get("prior", 0.7)
+        prior, gain = device.get("prior", 0.7), device.get("gain", 0.0)
         tick = device.get("tick", TICK)
         seconds = {num_tokens: ticks * tick for num_tokens, ticks in verify.items()}
         first = device.get("first", 0.0)
-        policy = AutoDraftLength(Costs(draft * tick, seconds, first=first), lengths, prior)
+        costs = Costs(draft * tick, seconds, first=first)
+        policy = AutoDraftLength(costs, lengths, prior, gain)
         rounds = []
         for index in range(_NUM_ROUNDS):
             share = device["shares"][index >= _NUM_ROUNDS // 2]
@@ -59,6 +60,7 @@ def recorded_decisions() -> Iterator[dict[str, Any]]:
             "first": first,
             "lengths": lengths,
             "prior": prior,
+            "gain": gain,
             "rounds": rounds,
         }
 

@@ -113,7 +113,7 @@ LOOKS = {"0": 5, "1": 5, "2": 5, "4": 5, "8": 5}
 
 def cache_file(verify, **values) -> bytes:
     return json.dumps(
-        {"draft": 1, "verify": verify, "looks": LOOKS, "first": 0.2} | values
+        {"draft": 1, "verify": verify, "looks": LOOKS, "first": 0.2, "gain": 0.1} | values
     ).encode()
 
 
@@ -143,6 +143,9 @@ def test_a_whole_cache_is_read(tmp_path):
         cache_file(WHOLE, looks=LOOKS | {"8": 1e-9}),
         cache_file(WHOLE, first=-0.1),
         cache_file(WHOLE, first=float("inf")),
+        cache_file(WHOLE, gain=-0.1),
+        cache_file(WHOLE, gain=float("nan")),
+        cache_file(WHOLE, gain=8),
         cache_file(WHOLE, looks=LOOKS | {"8": float("inf")}),
         b'{"draft": 1, "verify": {"1": 1, "2": 1, "4": 1, "8": 1}}',
         b'{"draft": 1' + b"[" * 60_000,

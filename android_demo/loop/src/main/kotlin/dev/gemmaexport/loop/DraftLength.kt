@@ -255,16 +255,20 @@ private class Stretch(var weight: Double, numPositions: Int, private val prior: 
  * @param costs measured on this device; followed from here on.
  * @param lengths what the bundle's graphs can verify; 0 may be left out, it is always one.
  * @param prior the share of drafts that are accepted, as far as is known beforehand.
+ * @param gain the time that drafts saved, as a share of the time taken, as far as is known.
  */
 class AutoDraftLength(
     private val costs: Costs,
     lengths: List<Int>,
-    private val prior: Double = 0.7
+    private val prior: Double = 0.7,
+    private val gain: Double = 0.0
 ) : DraftLength {
     private val lengths = lengths.filter { it != 0 }.distinct().sorted()
     private val estimate = Acceptance(this.lengths.lastOrNull() ?: 0, prior)
     private var tokens = expectedTokens(this.lengths, estimate.byPosition)
     private lateinit var prospect: Prospect
+    private var gainedS = 0.0 // against plain decoding
+    private var spentS = 0.0 // by all rounds
     private var purseS = 0.0 // what probes may lose
     private var creditS = 0.0
     private var probing = false // what was decided last is a probe
@@ -340,8 +344,9 @@ class AutoDraftLength(
         tokens = expectedTokens(lengths, estimate.byPosition)
         var lostS = 0.0
         creditS = 0.0
+        val plainS = costs.verify(1)
+        gainedS += numTokens * plainS - gatheredS
         if (probing) {
-            val plainS = costs.verify(1)
             val last = gathered.last()
             val usualS = seconds(last)
             val expectedS = prospect.expectedLossS
@@ -390,12 +395,16 @@ class AutoDraftLength(
 
     /** Less where there is little to gain, or the drafter was seldom right so far. */
     private fun probeShare(): Double {
-        val hoped = minOf(HOPE_SHARE * (prospect.most - 1), MOST_PROBES)
+        val lastsS = GAIN_LASTS * costs.verify(1)
+        val gain = maxOf((lastsS * gain + gainedS) / (lastsS + spentS), 0.0)
+        var hoped = minOf(HOPE_SHARE * (prospect.most - 1), MOST_PROBES)
+        hoped = minOf(hoped + REINVESTED * gain, MOST_REINVESTING)
         val right = (PRIOR_LASTS * prior + estimate.numHits) / (PRIOR_LASTS + estimate.numTries)
         return maxOf(hoped * minOf(right / LIKELY, 1.0), LEAST_PROBES)
     }
 
     private fun earn(spentS: Double, lostS: Double) {
+        this.spentS += spentS
         val earnedS = probeShare() * spentS
         purseS = minOf(purseS + earnedS - lostS, PURSE * costs.drafts(1))
     }
@@ -469,7 +478,10 @@ private const val PRIOR_TRIES = 4.0 // what the prior counts for
 private const val PRIOR_LASTS = 20.0 // tries that it counts for beside all drafts
 private const val POOLING = 10.0 // tries for which all positions together count at each
 private const val LEAST_PROBES = 0.001 // share of the time
-private const val MOST_PROBES = 0.014
+private const val MOST_PROBES = 0.01
+private const val REINVESTED = 0.3 // of what drafts gained, for probes
+private const val MOST_REINVESTING = 0.04 // share of the time, with the above
+private const val GAIN_LASTS = 1024.0 // decode calls that a gain known beforehand counts for
 private const val HOPE_SHARE = 0.05 // of what a drafter that is always right would gain, if that is less
 private const val LIKELY = 0.5 // share of drafts accepted so far: the further below it, the less probes may lose
 private const val LUCK = 0.25 // of what a probe loses by wrong drafts beyond what was expected, for that evens out
