@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -29,8 +28,9 @@ from runtime_py.user_cache import processor, user_cache
 
 MAX_SAMPLES = 18  # of each width, besides one that warms up; the later half counts
 IN_A_ROW = 3  # rounds alike
+QUICK_MS = 20.0  # a round of each width, together
 MOST_FIRST = 2.0  # draft steps that the first of a round may take more
-ENOUGH_MS = 400.0  # all together: large models have one sample
+ENOUGH_MS = 1000.0  # all together: large models have one sample
 _ABSURD_MS = 1e7
 _MOST_BYTES = 1 << 16  # of a cache file
 
@@ -131,8 +131,9 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
 
     As a generation does, drafts and then their verify, and where that is quick several such rounds
     in a row, of which the last counts: a call whose like ran before it finds its weights in the
-    processor's caches. The middle of the later half of each width's times counts: in the first
-    0.2 s after loading, calls of LiteRT take up to 1.3 times as long as later.
+    processor's caches. The least of the later half of each width's times counts: in the first
+    0.2 s after loading, calls of LiteRT take up to 1.3 times as long as later; and what else the
+    machine does now may slow down one width and not another, for no longer than it does it.
     """
     everyone = widths
     widths = [width for width in widths if width & (width - 1) == 0 or width == widths[-1]]
@@ -140,7 +141,7 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
     draft = partial(backend.draft, 0, hidden, 1)
     verify = {width: partial(backend.verify, [0] * width, 0) for width in widths}
     first_ms = _ms(draft) + sum(map(_ms, verify.values()))  # warms up, too
-    in_a_row = IN_A_ROW if first_ms < ENOUGH_MS / MAX_SAMPLES else 1
+    in_a_row = IN_A_ROW if first_ms < QUICK_MS else 1
     drafts_ms: dict[int, list[float]] = {width: [] for width in widths}
     verify_ms: dict[int, list[float]] = {width: [] for width in widths}
     begun = time.perf_counter()
@@ -155,12 +156,12 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
             break
     later = len(verify_ms[1]) // 2
     looks = min(float(len(verify_ms[1]) - later), NUM_MEASURED)
-    verify_middle = [median(times[later:]) for times in verify_ms.values()]
-    drafts_middle = {width - 1: median(drafts_ms[width][later:]) for width in widths[1:]}
-    draft_ms, first = _draft_step(drafts_middle or {1: _ms(draft)})
+    verify_least = [min(times[later:]) for times in verify_ms.values()]
+    drafts_least = {width - 1: min(drafts_ms[width][later:]) for width in widths[1:]}
+    draft_ms, first = _draft_step(drafts_least or {1: _ms(draft)})
     return CallMs(
         draft_ms,
-        {width: float(np.interp(width, widths, verify_middle)) for width in everyone},
+        {width: float(np.interp(width, widths, verify_least)) for width in everyone},
         dict.fromkeys((0, *everyone), 1.0) | dict.fromkeys((0, *widths), looks),
         first,
     )

@@ -74,6 +74,7 @@ def test_a_call_costs_what_it_costs_after_its_like(enough_ms, tmp_path, monkeypa
     Else three and seven drafts looked a fifth too dear once rounds had one draft for a while.
     """
     monkeypatch.setattr(module, "ENOUGH_MS", enough_ms)
+    monkeypatch.setattr(module, "QUICK_MS", enough_ms)
 
     class Caching(SleepingBackend):
         last = ""
@@ -215,14 +216,17 @@ def test_without_a_drafter_nothing_is_measured(bundle):
     assert backend.num_calls["verify"] == 0
 
 
-def test_the_middle_of_the_later_times_counts(tmp_path, clock, monkeypatch):
+def test_the_least_of_the_later_times_counts(tmp_path, clock, monkeypatch):
+    """Something else runs nearly all the time; where it stopped for some widths alone, the others
+    looked up to twice as dear as they are, and were not tried for many uses."""
     monkeypatch.setattr(module, "ENOUGH_MS", 1e9)
+    monkeypatch.setattr(module, "QUICK_MS", 1e9)
 
     class Interrupted(SleepingBackend):
         def draft(self, *arguments):
             super().draft(*arguments)
             turn = (self.num_calls["draft"] - 2) // (3 * (1 + 3 + 7))
-            if turn < 13:  # of 18: the first nine, and four of those that count
+            if turn < 17:  # of 18: the first nine, and all but one of those that count
                 clock.now_s += 0.01
 
     backend = Interrupted()
@@ -288,9 +292,10 @@ def test_what_it_learnt_is_there_the_next_time(bundle):
     # All of the decodes, but for the first after drafts; there was one draft in each round, that
     # is, none but the first; and each use without a look counts.
     found = module._read(next(module.user_cache("costs").iterdir()), [1, 2, 4, 8])
-    assert [found.looks[width] for width in (0, 1, 2, 4)] == [FADED * 3, 42, 43, FADED * 3]
+    unseen, looks = FADED * NUM_MEASURED, [found.looks[width] for width in (0, 1, 2, 4)]
+    assert looks == [unseen, NUM_MEASURED + 39, NUM_MEASURED + 40, unseen]
     assert found.draft == pytest.approx(1000 * DRAFT_S)
-    assert found.first == pytest.approx(1.0, rel=0.2)
+    assert found.first == pytest.approx(1.0, rel=0.25)
     module.remember(FixedDraftLength(3))  # has learnt nothing
     assert load().costs.drafts(1) == second.costs.drafts(1)
 
@@ -320,5 +325,7 @@ def test_an_absurd_share_of_accepted_drafts_is_measured_again(tmp_path, share):
     path = next(tmp_path.iterdir())
     path.write_text(json.dumps(json.loads(path.read_text()) | {"acceptance": share}))
     calls = dict(backend.num_calls)
-    assert device_costs(backend, "key", tmp_path) == found
+    again = device_costs(backend, "key", tmp_path)
+    assert again.acceptance is found.acceptance is None
+    assert again.verify == pytest.approx(found.verify)
     assert backend.num_calls != calls
