@@ -1,7 +1,7 @@
 """What the calls of a bundle cost on this device: measured once, then read from the user's cache.
 
-The cache holds nothing but milliseconds, how well each is known and the share of drafts that were
-accepted, kept up to date by every use, and can be deleted at any time.
+The cache holds nothing but milliseconds, how well each is known, the share of drafts that were
+accepted and what they gained, kept up to date by every use, and can be deleted at any time.
 """
 
 import contextlib
@@ -132,8 +132,8 @@ def measure(backend: Backend, widths: list[int]) -> CallMs:
     As a generation does, drafts and then their verify, and where that is quick several such rounds
     in a row, of which the last counts: a call whose like ran before it finds its weights in the
     processor's caches. The least of the later half of each width's times counts: in the first
-    0.2 s after loading, calls of LiteRT take up to 1.3 times as long as later; and what else the
-    machine does now may slow down one width and not another, for no longer than it does it.
+    0.2 s after loading, calls of LiteRT take up to 1.3 times as long as later; and other work that
+    comes and goes may double the middle of one width's times and not of another's.
     """
     everyone = widths
     widths = [width for width in widths if width & (width - 1) == 0 or width == widths[-1]]

@@ -396,9 +396,9 @@ class AutoDraftLength(
     /** Less where there is little to gain, or the drafter was seldom right so far. */
     private fun probeShare(): Double {
         val lastsS = GAIN_LASTS * costs.verify(1)
-        val gain = maxOf((lastsS * gain + gainedS) / (lastsS + spentS), 0.0)
+        val gained = maxOf((lastsS * gain + gainedS) / (lastsS + spentS), 0.0)
         var hoped = minOf(HOPE_SHARE * (prospect.most - 1), MOST_PROBES)
-        hoped = minOf(hoped + REINVESTED * gain, MOST_REINVESTING)
+        hoped = minOf(hoped + REINVESTED * gained, MOST_REINVESTING)
         val right = (PRIOR_LASTS * prior + estimate.numHits) / (PRIOR_LASTS + estimate.numTries)
         return maxOf(hoped * minOf(right / LIKELY, 1.0), LEAST_PROBES)
     }

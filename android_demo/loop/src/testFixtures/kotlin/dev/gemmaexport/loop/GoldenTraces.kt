@@ -66,8 +66,8 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
         val verify = recorded.list("verify").map { longs(it) }
         val ofWidths = verify.associate { it[0].toInt() to it[1] * tick }
         val costs = Costs(recorded.int("draft") * tick, ofWidths, recorded["first"] as Double)
-        val known = listOf("prior", "gain").map { recorded[it] as Double }
-        val policy = AutoDraftLength(costs, recorded.ints("lengths"), known[0], known[1])
+        val (prior, gain) = listOf("prior", "gain").map { recorded[it] as Double }
+        val policy = AutoDraftLength(costs, recorded.ints("lengths"), prior, gain)
         for ((index, round) in recorded.list("rounds").withIndex()) {
             val (wanted, outcome) = round as List<*>
             val decided = policy.nextRound()
