@@ -32,6 +32,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _MAX_GUMBEL = 36.75  # just above the largest noise there is
 _BLOCK = 256  # logits
+_NUM_AT_ONCE = 8192  # tokens whose noise is worked out together, in the processor's cache
 _NUM_RANKED = 4096  # tokens sorted for top-p, unless they do not hold enough mass
 
 
@@ -80,7 +81,7 @@ def choose(logits: FloatArray, law: SamplingLaw, position: int) -> int:
         # Noise is dear: leave out the tokens that no noise could lift above the likeliest one.
         top = np.argmax(scaled)
         reached = scaled[top] + gumbel(law.seed, position, token_ids[top : top + 1])[0]
-        kept = scaled >= reached - _MAX_GUMBEL
+        kept = np.flatnonzero(scaled >= reached - _MAX_GUMBEL)
         token_ids, scaled = token_ids[kept], scaled[kept]
     return int(token_ids[np.argmax(scaled + gumbel(law.seed, position, token_ids))])
 
@@ -95,9 +96,10 @@ def surviving_tokens(
     """
     if 0 < law.top_k < logits.size:
         token_ids = _largest(logits, law.top_k)
+        logits = logits[token_ids]
     else:
         token_ids = np.arange(logits.size)
-    scaled = logits[token_ids].astype(np.float64) / law.temperature
+    scaled = np.divide(logits, law.temperature, dtype=np.float64)
     if law.top_p < 1:
         kept = _likeliest(scaled, law.top_p)
         token_ids, scaled = token_ids[kept], scaled[kept]
@@ -137,6 +139,14 @@ def _likeliest(scaled: npt.NDArray[np.float64], top_p: float) -> TokenIds:
 
 def gumbel(seed: int, position: int, token_ids: TokenIds) -> npt.NDArray[np.float64]:
     """Standard Gumbel noise of one position, for the given tokens, between -3.61 and 36.74."""
+    noise = np.empty(token_ids.size)
+    for start in range(0, token_ids.size, _NUM_AT_ONCE):
+        block = slice(start, start + _NUM_AT_ONCE)
+        noise[block] = _gumbel(seed, position, token_ids[block])
+    return noise
+
+
+def _gumbel(seed: int, position: int, token_ids: TokenIds) -> npt.NDArray[np.float64]:
     size = token_ids.size
     counter = (
         token_ids.astype(np.uint64),
@@ -156,10 +166,15 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     """Philox4x32-10: four 32-bit words per counter, each held in a uint64."""
     even = np.stack((counter[0], counter[2]))  # [2, N], the words that are multiplied
     odd = np.stack((counter[1], counter[3]))
+    product = np.empty_like(even)
     for round_key in _round_keys(key):
-        product = even * _MULTIPLIERS
-        even = (product >> _HALF)[::-1] ^ odd ^ round_key
-        odd = (product & _LOW)[::-1]
+        np.multiply(even, _MULTIPLIERS, out=product)
+        np.right_shift(product, _HALF, out=even)
+        even = even[::-1]
+        even ^= odd
+        even ^= round_key
+        product &= _LOW
+        odd, product = product[::-1], odd
     return even[0], odd[0], even[1], odd[1]
 
 

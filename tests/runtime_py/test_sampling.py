@@ -54,6 +54,12 @@ def test_noise_of_a_token_does_not_depend_on_which_others_survive(seed, position
     np.testing.assert_array_equal(together, alone)
 
 
+def test_noise_of_a_whole_vocabulary_is_that_of_its_parts():
+    ids = np.random.default_rng(0).permutation(20_000)
+    parts = [gumbel(3, 5, ids[start : start + 700]) for start in range(0, ids.size, 700)]
+    np.testing.assert_array_equal(gumbel(3, 5, ids), np.concatenate(parts))
+
+
 def test_noise_differs_between_seeds_positions_and_tokens():
     values = {
         float(gumbel(seed, position, np.array([token_id]))[0])
