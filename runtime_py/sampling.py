@@ -81,7 +81,7 @@ def choose(logits: FloatArray, law: SamplingLaw, position: int) -> int:
         # Noise is dear: leave out the tokens that no noise could lift above the likeliest one.
         top = np.argmax(scaled)
         reached = scaled[top] + gumbel(law.seed, position, token_ids[top : top + 1])[0]
-        kept = np.flatnonzero(scaled >= reached - _MAX_GUMBEL)
+        kept = scaled >= reached - _MAX_GUMBEL
         token_ids, scaled = token_ids[kept], scaled[kept]
     return int(token_ids[np.argmax(scaled + gumbel(law.seed, position, token_ids))])
 
@@ -166,15 +166,10 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     """Philox4x32-10: four 32-bit words per counter, each held in a uint64."""
     even = np.stack((counter[0], counter[2]))  # [2, N], the words that are multiplied
     odd = np.stack((counter[1], counter[3]))
-    product = np.empty_like(even)
     for round_key in _round_keys(key):
-        np.multiply(even, _MULTIPLIERS, out=product)
-        np.right_shift(product, _HALF, out=even)
-        even = even[::-1]
-        even ^= odd
-        even ^= round_key
-        product &= _LOW
-        odd, product = product[::-1], odd
+        product = even * _MULTIPLIERS
+        even = (product >> _HALF)[::-1] ^ odd ^ round_key
+        odd = (product & _LOW)[::-1]
     return even[0], odd[0], even[1], odd[1]
 
 
