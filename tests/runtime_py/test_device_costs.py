@@ -185,10 +185,15 @@ def bundle(tmp_path, monkeypatch) -> Bundle:
     return Bundle.open(write_fake_bundle(tmp_path / "bundle"))
 
 
-def test_begins_with_what_the_original_drafter_accepted(bundle):
-    backend = SleepingBackend(vocab_size=VOCAB_SIZE)
-    policy = auto_draft_length(bundle, "litert", backend, SessionOptions(1))
+def load(bundle: Bundle, backend: SleepingBackend | None = None) -> AutoDraftLength:
+    """What a use of the bundle begins with."""
+    policy = auto_draft_length(bundle, "litert", backend or SleepingBackend(), SessionOptions(1))
     assert isinstance(policy, AutoDraftLength)
+    return policy
+
+
+def test_begins_with_what_the_original_drafter_accepted(bundle):
+    policy = load(bundle, SleepingBackend(vocab_size=VOCAB_SIZE))
     assert len(policy.acceptance) == 7
     reference = bundle.reference()
     right = tried = 0
@@ -276,16 +281,13 @@ def test_what_it_learnt_is_there_the_next_time(bundle, monkeypatch):
     """Costs and the share of accepted drafts of a use are what the next one begins with."""
     monkeypatch.setattr(module, "ENOUGH_MS", 400.0)  # three looks at load
 
-    def load() -> AutoDraftLength:
-        return auto_draft_length(bundle, "litert", SleepingBackend(), SessionOptions(1))
-
-    first = load()
+    first = load(bundle)
     for _ in range(40):  # drafts are wrong, and take twice their time
         first.observe(Outcome(1, 0, 2 * DRAFT_S, CALL_S + 2 * TOKEN_S, 2))
     for _ in range(40):  # a machine that got hot, which the next time it need not be
         first.observe(Outcome(0, 0, 0.0, 2 * (CALL_S + TOKEN_S), 1))
     module.remember(first)
-    second = load()
+    second = load(bundle)
     assert second.acceptance[0] == pytest.approx(max(0.1, first.next_prior()))
     assert first.next_prior() < 0.4
     assert second.costs.drafts(1) / second.costs.verify(2) > 1.6 * DRAFT_S / (CALL_S + 2 * TOKEN_S)
@@ -297,28 +299,22 @@ def test_what_it_learnt_is_there_the_next_time(bundle, monkeypatch):
     assert found.draft == pytest.approx(1000 * DRAFT_S)
     assert found.first == pytest.approx(1.0, rel=0.2)
     module.remember(FixedDraftLength(3))  # has learnt nothing
-    assert load().costs.drafts(1) == second.costs.drafts(1)
+    assert load(bundle).costs.drafts(1) == second.costs.drafts(1)
 
 
 def test_what_drafts_gained_is_there_the_next_time(bundle):
-    def load() -> AutoDraftLength:
-        return auto_draft_length(bundle, "litert", SleepingBackend(), SessionOptions(1))
-
-    first = load()
+    first = load(bundle)
     for _ in range(40):
         first.observe(Outcome(3, 3, 3 * DRAFT_S, CALL_S + 4 * TOKEN_S, 4))
     module.remember(first)
-    assert load().next_gain() == pytest.approx(first.next_gain())
+    assert load(bundle).next_gain() == pytest.approx(first.next_gain())
     assert first.next_gain() > 0.03
 
 
 def test_what_it_learnt_of_a_width_that_was_not_measured_is_there_too(bundle):
-    def load() -> AutoDraftLength:
-        backend = SleepingBackend()
-        backend.verify_widths = tuple(range(1, 9))
-        return auto_draft_length(bundle, "litert", backend, SessionOptions(1))
-
-    first = load()
+    backend = SleepingBackend()
+    backend.verify_widths = tuple(range(1, 9))
+    first = load(bundle, backend)
     for num_drafts in (2, 1) * 100:  # three tokens are as cheap as two
         for _ in range(2):  # learnt from together
             drafts_s = num_drafts * DRAFT_S
@@ -326,7 +322,7 @@ def test_what_it_learnt_of_a_width_that_was_not_measured_is_there_too(bundle):
             first.observe(outcome)
     assert first.costs.verify(3) == pytest.approx(first.costs.verify(2), rel=0.03)
     module.remember(first)
-    again = load()
+    again = load(bundle, backend)
     assert again.costs.verify(3) == pytest.approx(again.costs.verify(2), rel=0.03)
 
 
