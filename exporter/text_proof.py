@@ -6,8 +6,8 @@ from pathlib import Path
 from exporter.errors import ExportError, shown
 from exporter.reference import Prompt
 from exporter.text import OriginalTokenizer, TextFiles
+from runtime_py.bundle import Bundle
 from runtime_py.manifest import Manifest
-from runtime_py.tokenizer import Tokenizer
 
 # What chat templates treat differently: one turn, several, and white space to be trimmed.
 CONVERSATIONS = (
@@ -55,7 +55,7 @@ def compare_text(
     Raises:
         ExportError: naming the text that becomes other tokens.
     """
-    theirs, ours = OriginalTokenizer(text.folder), Tokenizer(folder, manifest)
+    theirs, ours = OriginalTokenizer(text.folder), Bundle(folder, manifest).tokenizer()
     for prompt in prompts:
         wanted = theirs.encode(prompt.text, text.bos_token_id)
         _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)

@@ -84,7 +84,13 @@ class Bundle:
         check_checksums(self.folder, self.manifest)
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.folder, self.manifest)
+        tokens = self.manifest.tokens
+        template = tokens.chat_template
+        return Tokenizer(
+            bundle_path(self.folder, tokens.tokenizer),
+            tokens,
+            None if template is None else bundle_path(self.folder, template),
+        )
 
     def reference(self) -> Reference:
         return read_reference(bundle_path(self.folder, self.manifest.reference))

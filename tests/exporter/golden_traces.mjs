@@ -13,7 +13,7 @@ const { RunError } = await load("errors");
 const { readReference } = await load("reference");
 const { gumbel, samplingLaw, survivingTokens } = await load("sampling");
 const { Session } = await load("speculative");
-const { Tokenizer } = await load("tokenizer");
+const { TextStream, Tokenizer } = await load("tokenizer");
 
 const lawOf = ({ law }) =>
   samplingLaw({
@@ -49,10 +49,14 @@ const REPLAYS = {
   },
 
   /** Ids of texts, and texts of ids, as the library has them that wrote the tokenizer. */
-  tokenizers({ json, encoded, decoded }) {
+  tokenizers({ json, encoded, decoded, streamed }) {
     const tokenizer = new Tokenizer(json === "tiny" ? read(tinyTokenizer) : JSON.parse(json));
     for (const [text, ids] of encoded) assert.deepEqual(tokenizer.encode(text), ids, text);
     for (const [ids, text] of decoded) assert.equal(tokenizer.decode(ids), text);
+    for (const [chunks, pieces] of streamed) {
+      const stream = new TextStream(tokenizer);
+      assert.deepEqual([...chunks.map((chunk) => stream.push(chunk)), stream.finish()], pieces);
+    }
   },
 
   /** What a check says of a backend, given a reference.npz. */

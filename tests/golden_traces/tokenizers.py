@@ -1,11 +1,16 @@
 """What the tokenizers library makes of texts, with the two kinds of tokenizer that bundles have."""
 
 import json
+import random
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from runtime_py.tokenizer import TextStream
+from tests.runtime_py.bundles import opened
 
 TINY = Path(__file__).parents[2] / "models" / "gemma4-tiny" / "target" / "tokenizer.json"
 _TEXTS = [
@@ -26,8 +31,8 @@ def recorded_tokenizers() -> Iterator[dict[str, Any]]:
     """A tokenizer.json, its texts and their ids, and texts of ids cut anywhere."""
     tiny = json.loads(TINY.read_text())
     yield _recorded(tiny | {"model": tiny["model"] | {"merges": "tiny", "vocab": "tiny"}}, tiny)
-    like_gemma = json.loads(_like_gemma().to_str())
-    yield _recorded(like_gemma, like_gemma)
+    values = json.loads(like_gemma().to_str())
+    yield _recorded(values, values)
 
 
 def _recorded(shown: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
@@ -37,11 +42,26 @@ def _recorded(shown: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
     decoded = [[ids, tokenizer.decode(ids, skip_special_tokens=True)] for ids in pieces]
     # The tiny model's tokenizer lies beside the tests already.
     return {"json": "tiny" if shown is not whole else json.dumps(whole), "encoded": encoded} | {
-        "decoded": decoded
+        "decoded": decoded,
+        "streamed": [*_streamed(tokenizer, [ids for _, ids in encoded])],
     }
 
 
-def _like_gemma() -> Tokenizer:
+def _streamed(tokenizer: Tokenizer, texts: list[list[int]]) -> Iterator[list[Any]]:
+    """Chunks of ids and the piece after each, the last piece being what was held back."""
+    view, noise = opened(tokenizer), random.Random(7)
+    rare = tokenizer.encode("€" * 8 + "日本語 ꙮ𓀀 x", add_special_tokens=False).ids
+    # Byte tokens lie together, and so do those of GPT-2's signs: any order, whole or broken.
+    for ids in [rare, *texts, *([noise.randrange(300) for _ in range(40)] for _ in range(12))]:
+        sizes = [noise.randint(1, 4) for _ in ids]
+        starts = [0, *accumulate(sizes)]
+        chunks = [ids[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        stream = TextStream(view)
+        chunks = [chunk for chunk in chunks if chunk]
+        yield [chunks, [*(stream.push(chunk) for chunk in chunks), stream.finish()]]
+
+
+def like_gemma() -> Tokenizer:
     """Small, and built as Gemma's is: spaces are ▁, what has no token becomes bytes."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")

@@ -1,15 +1,18 @@
 """Bundles whose graphs are scripted: everything around the runtime, without a runtime."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers import decoders, models, pre_tokenizers
 
-from runtime_py.manifest import file_entry
+from runtime_py.manifest import TokenEntry, file_entry
 from runtime_py.reference import Reference, write_reference
 from runtime_py.sampling import GREEDY
 from runtime_py.speculative import Session, Stops
+from runtime_py.tokenizer import Tokenizer
 from tests.runtime_py.scripted_backend import ScriptedBackend
 
 VOCAB_SIZE = 300
@@ -20,15 +23,28 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer() -> HfTokenizer:
     """A tokenizer of single bytes, with <bos> = 0 and <stop> = 1."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index + 2 for index, symbol in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab={"<bos>": 0, "<stop>": 1, **vocabulary}, merges=[]))
+    tokenizer = HfTokenizer(models.BPE(vocab={"<bos>": 0, "<stop>": 1, **vocabulary}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<bos>", "<stop>"])
     return tokenizer
+
+
+def opened(library: HfTokenizer) -> Tokenizer:
+    """A bundle's view of a tokenizer, with <bos> where it has one."""
+    tokens = TokenEntry(
+        tokenizer="tokenizer.json",
+        chat_template=None,
+        bos_token_id=library.token_to_id("<bos>"),
+        stop_token_ids=(),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        library.save(f"{folder}/tokenizer.json")
+        return Tokenizer(Path(folder, "tokenizer.json"), tokens)
 
 
 def scripted_reference(backend: ScriptedBackend, draft_length: int = 3) -> Reference:

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime_py.bundle import Bundle
 from runtime_py.errors import RunError
-from runtime_py.manifest import read_manifest
-from runtime_py.tokenizer import TextStream, Tokenizer
-from tests.runtime_py.bundles import write_fake_bundle
+from runtime_py.tokenizer import TextStream
+from tests.golden_traces.tokenizers import like_gemma
+from tests.runtime_py.bundles import opened, write_fake_bundle
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(bundle):
-    return Tokenizer(bundle, read_manifest(bundle))
+    return Bundle.open(bundle).tokenizer()
 
 
 def test_text_begins_with_one_bos_token(tokenizer):
@@ -37,15 +38,58 @@ def test_a_conversation_is_rendered_with_the_next_turn_open(tokenizer):
     assert tokenizer.encode_chat(messages) == tokenizer.encode(expected)
 
 
-@given(text=st.text(max_size=60), cuts=st.lists(st.integers(1, 7), max_size=60))
-def test_streamed_pieces_add_up_to_the_text(tokenizer, text, cuts):
-    token_ids = tokenizer.encode(text)
+@pytest.fixture(scope="module", params=["bytes", "gemma"])
+def streamed_tokenizer(request, tokenizer):
+    return tokenizer if request.param == "bytes" else opened(like_gemma())
+
+
+def pieces_of(tokenizer, token_ids, sizes):
     stream, pieces = TextStream(tokenizer), []
-    for size in [*cuts, len(token_ids)]:
+    for size in [*sizes, len(token_ids)]:
         pieces.append(stream.push(token_ids[:size]))
         token_ids = token_ids[size:]
-    pieces.append(stream.finish())
-    assert "".join(pieces) == tokenizer.decode(tokenizer.encode(text))
+    return [*pieces, stream.finish()]
+
+
+cuts = st.lists(st.integers(0, 7), max_size=60)
+rare = st.text(alphabet="aé€日🙂𓀀 \ufffd", max_size=60)
+
+
+@given(text=st.text(max_size=60) | rare, sizes=cuts)
+def test_streamed_pieces_add_up_to_the_text(streamed_tokenizer, text, sizes):
+    token_ids = streamed_tokenizer.encode(text)
+    assert "".join(pieces_of(streamed_tokenizer, token_ids, sizes)) == streamed_tokenizer.decode(
+        token_ids
+    )
+
+
+@given(token_ids=st.lists(st.integers(0, 520), max_size=80), sizes=cuts)
+def test_any_tokens_stream_as_they_are_decoded_at_once(streamed_tokenizer, token_ids, sizes):
+    """Broken bytes, control tokens in the middle of a character, ids that are no tokens."""
+    pieces = pieces_of(streamed_tokenizer, token_ids, sizes)
+    assert "".join(pieces) == streamed_tokenizer.decode(token_ids)
+
+
+@pytest.mark.parametrize("text", ["€" * 12, "𓀀𓀁𓀂𓀃𓀄𓀅 hieroglyphs", "日本語のテキスト"])
+def test_a_long_run_of_byte_tokens_streams_as_text(text):
+    tokenizer = opened(like_gemma())
+    token_ids = tokenizer.encode(text)
+    assert "".join(pieces_of(tokenizer, token_ids, [1] * len(token_ids))) == text
+
+
+def test_each_token_is_decoded_a_bounded_number_of_times(streamed_tokenizer, monkeypatch):
+    num_decoded = 0
+    decode = streamed_tokenizer.decode
+
+    def counted(token_ids):
+        nonlocal num_decoded
+        num_decoded += len(token_ids)
+        return decode(token_ids)
+
+    monkeypatch.setattr(streamed_tokenizer, "decode", counted)
+    token_ids = streamed_tokenizer.encode("€" * 3000 + "abc" * 1000)
+    pieces_of(streamed_tokenizer, token_ids, [1] * len(token_ids))
+    assert num_decoded < 12 * len(token_ids)
 
 
 def test_half_a_character_is_held_back(tokenizer):
@@ -68,7 +112,7 @@ def altered(bundle, tmp_path, name, text):
     values = json.loads((copy / "manifest.json").read_text())
     values["files"][name] = file_entry(copy / name).model_dump()
     (copy / "manifest.json").write_text(json.dumps(values))
-    return Tokenizer(copy, read_manifest(copy))
+    return Bundle.open(copy).tokenizer()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ for (let byte = 0, numHidden = 0; byte < 256; byte++) {
   SIGN_OF.push(String.fromCodePoint(visible ? byte : 256 + numHidden++));
 }
 const BYTE_OF = new Map(SIGN_OF.map((sign, byte) => [sign, byte]));
+const BYTE_TOKEN = /^<0x[0-9A-Fa-f]{2}>$/;
 const utf8 = new TextEncoder();
 
 export class Tokenizer {
@@ -84,19 +85,26 @@ export class Tokenizer {
       bytes = [];
     };
     for (const id of tokenIds) {
-      const text = this.#texts[id];
-      if (text === undefined || this.#special.has(id)) continue;
-      const byte = this.#byteIds?.indexOf(id) ?? -1;
-      if (byte >= 0) bytes.push(byte);
-      else if (this.#byteLevel && !this.#added.includes(text)) {
-        for (const sign of text) bytes.push(BYTE_OF.get(sign));
-      } else {
+      if (!this.isShown(id)) continue;
+      if (this.#byteLevel) bytes.push(...bytesOfSigns(this.#texts[id]));
+      else if (this.isByte(id)) bytes.push(parseInt(this.#texts[id].slice(3, 5), 16));
+      else {
         flush();
-        built += this.#byteLevel ? text : text.replaceAll("▁", " ");
+        built += this.#texts[id].replaceAll("▁", " ");
       }
     }
     flush();
     return built;
+  }
+
+  /** Whether `decode` makes text of it: a token, and no control token. */
+  isShown(id) {
+    return this.#texts[id] !== undefined && !this.#special.has(id);
+  }
+
+  /** Whether it stands for one byte, as <0xE2> does: what is no whole character by itself. */
+  isByte(id) {
+    return BYTE_TOKEN.test(this.#texts[id] ?? "");
   }
 
   /** How a token is written; "" if there is none. */
@@ -118,10 +126,13 @@ export class Tokenizer {
   }
 
   #textOfBytes(bytes) {
-    const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
-    // The library decodes bytes that are no UTF-8 to one sign each, where they stand for bytes.
-    const broken = !this.#byteLevel && text.includes(REPLACEMENT);
-    return broken ? REPLACEMENT.repeat(bytes.length) : text;
+    // Where tokens stand for bytes, the library makes one sign of each if any of them is wrong.
+    const fatal = !this.#byteLevel;
+    try {
+      return new TextDecoder("utf-8", { ignoreBOM: true, fatal }).decode(Uint8Array.from(bytes));
+    } catch {
+      return REPLACEMENT.repeat(bytes.length);
+    }
   }
 
   #encodePlain(text) {
@@ -207,12 +218,14 @@ function sooner(a, b) {
 /**
  * Turns tokens into text as they come, never splitting a character.
  *
- * A token may end in the middle of a character, so text is held back while it ends in \ufffd.
+ * Held back is what later tokens may change: byte tokens until their run ends, because one wrong byte
+ * makes the whole run wrong, and a replacement character at the end, which may become a letter.
  */
 export class TextStream {
   #tokenizer;
-  #tail = []; // tokens whose text is context for the next
-  #numShown = 0; // characters of the tail's text already given
+  #context = []; // tokens already decoded, which the next ones continue
+  #numShown = 0; // code units of the context's text already given
+  #bytes = []; // the run of byte tokens that the text ends in
 
   constructor(tokenizer) {
     this.#tokenizer = tokenizer;
@@ -220,21 +233,36 @@ export class TextStream {
 
   /** The text that these tokens add. */
   push(tokenIds) {
-    this.#tail.push(...tokenIds);
-    const text = this.#tokenizer.decode(this.#tail);
-    if (text.endsWith(REPLACEMENT)) return "";
-    const added = text.slice(this.#numShown);
-    this.#numShown = text.length;
-    if (this.#tail.length > 16) {
-      this.#tail = this.#tail.slice(-4);
-      this.#numShown = this.#tokenizer.decode(this.#tail).length;
+    const shown = [...tokenIds].filter((id) => this.#tokenizer.isShown(id));
+    const numSettled = shown.findLastIndex((id) => !this.#tokenizer.isByte(id)) + 1;
+    if (!numSettled) {
+      this.#bytes.push(...shown);
+      return "";
     }
-    return added;
+    const text = this.#decode([...this.#bytes, ...shown.slice(0, numSettled)]);
+    this.#bytes = shown.slice(numSettled);
+    return this.#settle(text, text.length - (text.endsWith(REPLACEMENT) ? 1 : 0));
   }
 
   /** What was held back. */
   finish() {
-    return this.#tokenizer.decode(this.#tail).slice(this.#numShown);
+    const text = this.#decode(this.#bytes);
+    this.#bytes = [];
+    return this.#settle(text, text.length);
+  }
+
+  #decode(tokenIds) {
+    this.#context = [...this.#context, ...tokenIds];
+    return this.#tokenizer.decode(this.#context);
+  }
+
+  #settle(text, end) {
+    const added = text.slice(this.#numShown, end);
+    const numHeld = text.length - Math.max(end, this.#numShown);
+    // A character has at most four bytes, so a letter that later bytes may complete begins here.
+    this.#context = this.#context.slice(-4);
+    this.#numShown = this.#tokenizer.decode(this.#context).length - numHeld;
+    return added;
   }
 }
 
@@ -267,6 +295,12 @@ function kind(part) {
   if (part === null || part === undefined) return "none";
   const parts = Object.values(part).find(Array.isArray);
   return part.type === "Sequence" && parts ? parts.map(kind).join("+") : String(part.type);
+}
+
+/** The bytes that GPT-2's signs stand for; of a token with any other sign, its own. */
+function bytesOfSigns(text) {
+  const bytes = Array.from(text, (sign) => BYTE_OF.get(sign));
+  return bytes.includes(undefined) ? utf8.encode(text) : bytes;
 }
 
 function byteToken(byte) {

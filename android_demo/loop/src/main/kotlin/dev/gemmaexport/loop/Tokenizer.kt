@@ -1,5 +1,8 @@
 package dev.gemmaexport.loop
 
+import java.nio.ByteBuffer
+import java.nio.charset.CharacterCodingException
+import java.nio.charset.CodingErrorAction
 import java.util.PriorityQueue
 
 /**
@@ -70,15 +73,14 @@ class Tokenizer(json: String) {
         val built = StringBuilder()
         val bytes = java.io.ByteArrayOutputStream()
         for (id in tokenIds) {
-            val text = texts.getOrNull(id)
-            if (text == null || id in special) continue
-            val byte = byteIds?.indexOf(id) ?: -1
+            if (!isShown(id)) continue
+            val text = text(id)
             when {
-                byte >= 0 -> bytes.write(byte)
-                byteLevel && !isAdded(text) -> text.forEach { bytes.write(BYTE_OF.getValue(it)) }
+                byteLevel -> bytes.write(bytesOfSigns(text))
+                isByte(id) -> bytes.write(text.substring(3, 5).toInt(16))
                 else -> {
                     flush(bytes, built)
-                    built.append(if (byteLevel) text else text.replace('▁', ' '))
+                    built.append(text.replace('▁', ' '))
                 }
             }
         }
@@ -86,18 +88,32 @@ class Tokenizer(json: String) {
         return built.toString()
     }
 
+    /** Whether `decode` makes text of it: a token, and no control token. */
+    fun isShown(id: Int): Boolean = texts.getOrNull(id) != null && id !in special
+
+    /** Whether it stands for one byte, as <0xE2> does: what is no whole character by itself. */
+    fun isByte(id: Int): Boolean = BYTE_TOKEN.matches(text(id))
+
     /** How a token is written; "" if there is none. */
     fun text(tokenId: Int): String = texts.getOrNull(tokenId).orEmpty()
 
-    private fun isAdded(text: String) = text != "" && added[text[0]]?.contains(text) == true
-
     private fun flush(bytes: java.io.ByteArrayOutputStream, built: StringBuilder) {
         if (bytes.size() == 0) return
-        val text = bytes.toByteArray().toString(Charsets.UTF_8)
-        // The library decodes bytes that are no UTF-8 to one sign each, where they stand for bytes.
-        val broken = !byteLevel && REPLACEMENT in text
-        built.append(if (broken) REPLACEMENT.toString().repeat(bytes.size()) else text)
+        // Where tokens stand for bytes, the library makes one sign of each if any of them is wrong.
+        val onError = if (byteLevel) CodingErrorAction.REPLACE else CodingErrorAction.REPORT
+        val decoder = Charsets.UTF_8.newDecoder().onMalformedInput(onError)
+        try {
+            built.append(decoder.decode(ByteBuffer.wrap(bytes.toByteArray())))
+        } catch (error: CharacterCodingException) {
+            built.append(REPLACEMENT.toString().repeat(bytes.size()))
+        }
         bytes.reset()
+    }
+
+    /** The bytes that GPT-2's signs stand for; of a token with any other sign, its own. */
+    private fun bytesOfSigns(text: String): ByteArray {
+        val bytes = text.map { BYTE_OF[it] ?: return text.toByteArray() }
+        return ByteArray(bytes.size) { bytes[it].toByte() }
     }
 
     private fun encodePlain(text: String, found: MutableList<Int>) {
@@ -197,6 +213,7 @@ class Tokenizer(json: String) {
         const val GONE = -1
         const val MAX_TOKENS = 1 shl 24
         const val REPLACEMENT = '\uFFFD'
+        val BYTE_TOKEN = Regex("<0x[0-9A-Fa-f]{2}>")
         val BYTE_LEVEL = mapOf(
             "normalizer" to setOf("none"),
             "pre_tokenizer" to setOf("ByteLevel"),
@@ -240,31 +257,46 @@ class Tokenizer(json: String) {
 /**
  * Turns tokens into text as they come, never splitting a character.
  *
- * A token may end in the middle of a character, so text is held back while it ends in \uFFFD.
+ * Held back is what later tokens may change: byte tokens until their run ends, because one wrong byte
+ * makes the whole run wrong, and a replacement character at the end, which may become a letter.
  */
 class TextStream(private val tokenizer: Tokenizer) {
-    private var tail = emptyList<Int>() // tokens whose text is context for the next
-    private var numShown = 0 // characters of the tail's text already given
+    private var context = emptyList<Int>() // tokens already decoded, which the next ones continue
+    private var numShown = 0 // characters of the context's text already given
+    private val bytes = ArrayList<Int>() // the run of byte tokens that the text ends in
 
     /** The text that these tokens add. */
     fun push(tokenIds: List<Int>): String {
-        tail = tail + tokenIds
-        val text = tokenizer.decode(tail)
-        if (text.endsWith('\uFFFD')) return ""
-        val added = text.drop(numShown)
-        numShown = text.length
-        if (tail.size > MAX_TAIL) {
-            tail = tail.takeLast(KEPT_TAIL)
-            numShown = tokenizer.decode(tail).length
+        val shown = tokenIds.filter { tokenizer.isShown(it) }
+        val numSettled = shown.indexOfLast { !tokenizer.isByte(it) } + 1
+        if (numSettled == 0) {
+            bytes.addAll(shown)
+            return ""
         }
-        return added
+        val text = decode(bytes + shown.take(numSettled))
+        bytes.clear()
+        bytes.addAll(shown.drop(numSettled))
+        return settle(text, text.length - if (text.endsWith('\uFFFD')) 1 else 0)
     }
 
     /** What was held back. */
-    fun finish(): String = tokenizer.decode(tail).drop(numShown)
+    fun finish(): String {
+        val text = decode(bytes)
+        bytes.clear()
+        return settle(text, text.length)
+    }
 
-    private companion object {
-        const val MAX_TAIL = 16
-        const val KEPT_TAIL = 4
+    private fun decode(tokenIds: List<Int>): String {
+        context = context + tokenIds
+        return tokenizer.decode(context)
+    }
+
+    private fun settle(text: String, end: Int): String {
+        val added = text.substring(numShown, maxOf(end, numShown))
+        val numHeld = text.length - maxOf(end, numShown)
+        // A character has at most four bytes, so a letter that later bytes may complete begins here.
+        context = context.takeLast(4)
+        numShown = tokenizer.decode(context).length - numHeld
+        return added
     }
 }
