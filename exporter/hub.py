@@ -1,17 +1,16 @@
 """Fetches checkpoints from the hub into the hub's own cache: only what is read, nothing twice."""
 
-import fnmatch
-import hashlib
+import json
 import logging
 import os
-import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
+from huggingface_hub import constants, hf_hub_url, snapshot_download
 from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -24,27 +23,15 @@ from huggingface_hub.utils.tqdm import (
 from exporter.config import HubModel
 from exporter.errors import ExportError
 from exporter.hub_errors import FAILURES, KEPT, explained, no_answer, unreachable
+from exporter.hub_listing import COMMIT, PATTERNS, Listing, read_listing
+from exporter.hub_request import TIMEOUT_S
 from exporter.hub_transfer import WAIT_S, RemoteFile, Transfer
 from exporter.progress import Bar
 
 logger = logging.getLogger(__name__)
 
-# What an export reads. No code and no pickle ever comes.
-PATTERNS = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 ELSEWHERE = ["*/*"]  # a pattern's * stands for slashes too
-MAX_SMALL_BYTES = 100 << 20  # of a file that git holds itself: text
 MB = 1_000_000
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +41,32 @@ class Hub:
     endpoint: str = constants.ENDPOINT
     cache: Path = Path(constants.HF_HUB_CACHE)
     wait_s: float = WAIT_S  # before a broken transfer is gone on with
+    timeout_s: float = TIMEOUT_S  # without an answer, or with next to none
 
     def storage(self, model: HubModel) -> Path:
         """The cache's folder of a repository, as huggingface_hub's documentation lays it out."""
         return self.cache / _storage_name(model)
 
-    def lock(self, model: HubModel, sha256: str) -> Path:
-        return self.cache / ".locks" / _storage_name(model) / f"{sha256}.lock"
+    def lock(self, model: HubModel, blob_id: str) -> Path:
+        return self.cache / ".locks" / _storage_name(model) / f"{blob_id}.lock"
+
+    def transfers(self, listing: Listing) -> list[Transfer]:
+        """How the files of a listing come, each checked before it gets its blob's name."""
+        model, headers = listing.model, build_hf_headers()
+        return [
+            Transfer(
+                url=hf_hub_url(
+                    model.repo, file.name, revision=listing.commit, endpoint=self.endpoint
+                ),
+                headers=headers,
+                file=file,
+                blob=self.storage(model) / "blobs" / file.blob_id,
+                lock=self.lock(model, file.blob_id),
+                wait_s=self.wait_s,
+                timeout_s=self.timeout_s,
+            )
+            for file in listing.files
+        ]
 
 
 @dataclass(frozen=True)
@@ -72,17 +78,19 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class _Listing:
-    """What the hub has of one model, as far as an export reads it."""
+class _Listed:
+    """A model that the hub has, and how it comes."""
 
-    model: HubModel
-    commit: str
-    large: tuple[Transfer, ...]
-    small: dict[str, tuple[int, str]]  # name -> size and git's own checksum
+    listing: Listing
+    transfers: list[Transfer]
+
+    @property
+    def model(self) -> HubModel:
+        return self.listing.model
 
     @property
     def bytes_to_come(self) -> int:
-        return sum(t.file.size_bytes - t.bytes_there for t in self.large)
+        return sum(t.file.size_bytes - t.bytes_there for t in self.transfers)
 
 
 def fetch(models: Sequence[HubModel], bar: Bar, hub: Hub | None = None) -> dict[HubModel, Snapshot]:
@@ -97,72 +105,23 @@ def fetch(models: Sequence[HubModel], bar: Bar, hub: Hub | None = None) -> dict[
     with _quiet():
         # All are looked up before one is downloaded: a refused drafter is known at once.
         found = {model: _ask(model, hub) for model in models}
-        listings = [listing for listing in found.values() if isinstance(listing, _Listing)]
-        _refuse_full_disk(listings, hub)
-        _download(listings, bar, hub)
+        listed = [part for part in found.values() if isinstance(part, _Listed)]
+        _refuse_full_disk(listed, hub)
+        _download(listed, bar, hub)
         return {
-            model: _complete(listing, hub) if isinstance(listing, _Listing) else listing
-            for model, listing in found.items()
+            model: _complete(part, hub) if isinstance(part, _Listed) else part
+            for model, part in found.items()
         }
 
 
-def _ask(model: HubModel, hub: Hub) -> _Listing | Snapshot:
+def _ask(model: HubModel, hub: Hub) -> _Listed | Snapshot:
     try:
-        return _list(model, hub)
+        listing = read_listing(model, hub.endpoint, hub.timeout_s)
+        return _Listed(listing, hub.transfers(listing))
     except FAILURES as error:
         if unreachable(error):
             return _cached(model, hub, error)
         raise explained(error, model, hub.endpoint) from error
-
-
-def _list(model: HubModel, hub: Hub) -> _Listing:
-    info = HfApi(endpoint=hub.endpoint).model_info(
-        model.repo, revision=model.revision, files_metadata=True
-    )
-    files = {file.rfilename: file for file in info.siblings or [] if _is_read(file.rfilename)}
-    if info.sha is None or not _COMMIT.fullmatch(info.sha):
-        raise ValueError(f"commit {info.sha}")
-    _refuse_useless(model, [file.rfilename for file in info.siblings or []], list(files))
-    headers = build_hf_headers()
-    large, small = [], {}
-    for name, file in files.items():
-        if file.lfs is None:
-            if file.size is None or file.blob_id is None or file.size > MAX_SMALL_BYTES:
-                raise ValueError(f"{name} of {file.size} bytes")
-            small[name] = (file.size, file.blob_id)
-            continue
-        if not _SHA256.fullmatch(file.lfs.sha256):
-            raise ValueError(f"sha256 {file.lfs.sha256}")
-        large.append(
-            Transfer(
-                url=hf_hub_url(model.repo, name, revision=info.sha, endpoint=hub.endpoint),
-                headers=headers,
-                file=RemoteFile(name=name, size_bytes=file.lfs.size, sha256=file.lfs.sha256),
-                blob=hub.storage(model) / "blobs" / file.lfs.sha256,
-                lock=hub.lock(model, file.lfs.sha256),
-                wait_s=hub.wait_s,
-            )
-        )
-    return _Listing(model, info.sha, tuple(large), small)
-
-
-def _is_read(name: str) -> bool:
-    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in PATTERNS)
-
-
-def _refuse_useless(model: HubModel, names: list[str], wanted: list[str]) -> None:
-    """Say what a repository is before gigabytes of it come."""
-    if any(name.endswith(".safetensors") for name in wanted) and "config.json" in wanted:
-        return
-    if "adapter_config.json" in names:
-        what = "a LoRA adapter, needed a whole checkpoint; give the model it was made for"
-    elif any(name.endswith(".gguf") for name in names):
-        what = "GGUF files, needed safetensors; give the checkpoint that they were made from"
-    elif any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-        what = "pickles, which can run code when opened; give a repository of safetensors"
-    else:
-        what = "no config.json with model*.safetensors; give a transformers checkpoint"
-    raise ExportError(f"{model}: {what}")
 
 
 def _cached(model: HubModel, hub: Hub, reason: Exception) -> Snapshot:
@@ -182,12 +141,17 @@ def _cached(model: HubModel, hub: Hub, reason: Exception) -> Snapshot:
         raise ExportError(
             f"{model}: {part} in the cache, and {no_answer(reason, hub.endpoint)}"
         ) from error
+    snapshots, ref = (hub.storage(model) / name for name in ("snapshots", f"refs/{model.revision}"))
+    if folder.parent != snapshots.resolve() or not COMMIT.fullmatch(folder.name):
+        raise ExportError(
+            f"{model}: {ref} in the cache names no commit, and {no_answer(reason, hub.endpoint)}"
+        )
     logger.info("download    %s, from the cache, commit %s", model, folder.name[:12])
     return Snapshot(folder, folder.name)
 
 
-def _refuse_full_disk(listings: Sequence[_Listing], hub: Hub) -> None:
-    needed = sum(listing.bytes_to_come for listing in listings)
+def _refuse_full_disk(listed: Sequence[_Listed], hub: Hub) -> None:
+    needed = sum(part.bytes_to_come for part in listed)
     there = next(path for path in (hub.cache, *hub.cache.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
@@ -197,8 +161,8 @@ def _refuse_full_disk(listings: Sequence[_Listing], hub: Hub) -> None:
         )
 
 
-def _download(listings: Sequence[_Listing], bar: Bar, hub: Hub) -> None:
-    missing = [(listing.model, t) for listing in listings for t in listing.large]
+def _download(listed: Sequence[_Listed], bar: Bar, hub: Hub) -> None:
+    missing = [(part.model, transfer) for part in listed for transfer in part.transfers]
     missing = [(model, transfer) for model, transfer in missing if not transfer.blob.exists()]
     total = sum(transfer.file.size_bytes for _, transfer in missing)
     if not missing:
@@ -233,48 +197,63 @@ def _counted(
     return on_length
 
 
-def _complete(listing: _Listing, hub: Hub) -> Snapshot:
-    """Let huggingface_hub bring the small files and give every blob its name."""
-    model = listing.model
+def _complete(listed: _Listed, hub: Hub) -> Snapshot:
+    """Give every blob its name, as huggingface_hub's cache has it."""
+    storage, commit = hub.storage(listed.model), listed.listing.commit
+    folder = storage / "snapshots" / commit
     try:
-        folder = Path(
-            snapshot_download(
-                model.repo,
-                revision=model.revision,
-                cache_dir=hub.cache,
-                endpoint=hub.endpoint,
-                allow_patterns=list(PATTERNS),
-                ignore_patterns=ELSEWHERE,
-            )
-        )
-    except FAILURES as error:
-        raise explained(error, model, hub.endpoint) from error
-    if folder.name != listing.commit:
-        raise ExportError(
-            f"{model}: it was changed in this moment, from commit {listing.commit[:12]} to "
-            f"{folder.name[:12]}; run the command again"
-        )
-    for transfer in listing.large:
-        _refuse_wrong_size(model, folder / transfer.file.name, transfer.file.size_bytes)
-    for name, (size_bytes, blob_id) in listing.small.items():
-        _refuse_wrong_size(model, folder / name, size_bytes)
-        content = (folder / name).read_bytes()
-        if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != blob_id:
-            _remove(folder / name)
-            raise ExportError(
-                f"{model}: {name} in the cache is not the hub's; it was removed, run the command "
-                "again"
-            )
-    return Snapshot(folder, listing.commit)
+        for transfer in listed.transfers:
+            _name(transfer.blob, folder / transfer.file.name, transfer.file.size_bytes)
+            _refuse_damaged(listed.model, folder / transfer.file.name, transfer.file)
+        # What it knows an incomplete snapshot by (_tree_cache.py; another version is ignored).
+        tree = {"format_version": 1, "files": listed.listing.tree}
+        _write(storage / "trees" / f"{commit}.json", json.dumps(tree, indent=1))
+        if listed.model.revision != commit:
+            _write(storage / "refs" / listed.model.revision, commit)
+    except OSError as error:
+        raise explained(error, listed.model, hub.endpoint) from error
+    return Snapshot(folder, commit)
 
 
-def _refuse_wrong_size(model: HubModel, path: Path, size_bytes: int) -> None:
+def _name(blob: Path, path: Path, size_bytes: int) -> None:
+    if path.is_file() and path.stat().st_size == size_bytes:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    except FileExistsError:  # another export was quicker
+        return
+    except OSError:  # a disk without links
+        shutil.copyfile(blob, path)
+
+
+def _write(path: Path, text: str) -> None:
+    """All of a file or nothing: other programs read the cache meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def _refuse_damaged(model: HubModel, path: Path, file: RemoteFile) -> None:
+    """Compare with the listing; of large files the size only, for their bytes were checked."""
     found = path.stat().st_size
-    if found != size_bytes:
+    if found != file.size_bytes:
         _remove(path)
         raise ExportError(
-            f"{model}: {path.name} in the cache has {found} bytes, the hub's has {size_bytes}; it "
-            "was removed, run the command again"
+            f"{model}: {path.name} in the cache has {found} bytes, the hub's has "
+            f"{file.size_bytes}; it was removed, run the command again"
+        )
+    if file.is_large:
+        return
+    digest = file.new_digest()
+    digest.update(path.read_bytes())
+    if digest.hexdigest() != file.blob_id:
+        _remove(path)
+        raise ExportError(
+            f"{model}: {path.name} in the cache is not the hub's; it was removed, run the command "
+            "again"
         )
 
 

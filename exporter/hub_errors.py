@@ -51,6 +51,8 @@ def no_answer(error: Exception, endpoint: str) -> str:
         return "HF_HUB_OFFLINE is set; unset it to download"
     if isinstance(error, HfHubHTTPError):
         return f"{endpoint} is out of order ({error.response.status_code}); try again later, {KEPT}"
+    if isinstance(error, httpx2.LocalProtocolError):  # which cites the header, and so the token
+        return "HF_TOKEN, or that of `hf auth login`, cannot be sent; correct it"
     said = shown(error) or type(error).__name__
     return f"{endpoint} cannot be reached ({said}); check the network and try again, {KEPT}"
 

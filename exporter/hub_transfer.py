@@ -1,8 +1,10 @@
-"""Brings one large file from the hub: what an interruption leaves is kept and gone on with.
+"""Brings one file from the hub: downloads resume after an interruption.
 
 huggingface_hub 2.4 keeps nothing of a file that did not come whole (file_download.py,
-_download_to_tmp_and_move), and E2B is one file of 10 GB. So the bytes are streamed here, through
-its session, into the place where its cache looks for them.
+_download_to_tmp_and_move), and E2B is one file of 10 GB. Of a small file it takes the ETag that the
+hub sends for the name of a file in its cache (file_download.py, _hf_hub_download_to_cache_dir), so
+that "../../../.ssh/authorized_keys" is written there. So the bytes of all files are streamed here,
+under the checksum that the listing names, into the place where its cache looks for them.
 """
 
 import hashlib
@@ -18,15 +20,14 @@ from typing import BinaryIO
 
 import httpx2
 from filelock import FileLock, Timeout
-from huggingface_hub import get_session, hf_raise_for_status
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, shown
+from exporter.hub_request import MIN_BYTES, TIMEOUT_S, Answer, ask
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 << 10
-TIMEOUT_S = 20.0
-MAX_FAILURES = 5  # requests in a row that bring nothing
+MAX_FAILURES = 5  # requests in a row that bring next to nothing
 WAIT_S = 1.0  # before the second of them; twice as long before each further one
 
 
@@ -36,7 +37,18 @@ class RemoteFile:
 
     name: str
     size_bytes: int
-    sha256: str  # its name among the cache's blobs
+    blob_id: str  # its checksum, and so its name among the cache's blobs
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is stored aside, under its sha256; git knows other files by its own sha1."""
+        return len(self.blob_id) == 64
+
+    def new_digest(self) -> "hashlib._Hash":
+        """What `blob_id` is the result of, once all bytes were put in."""
+        if self.is_large:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size_bytes, usedforsecurity=False)
 
 
 @dataclass
@@ -44,8 +56,12 @@ class _Partial:
     """The first bytes of a file, on disk and in the digest."""
 
     file: BinaryIO
+    new_digest: Callable[[], "hashlib._Hash"]
     length: int = 0
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    digest: "hashlib._Hash" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.digest = self.new_digest()
 
     def read_back(self) -> None:
         """Take over what an earlier run left."""
@@ -62,7 +78,7 @@ class _Partial:
     def restart(self) -> None:
         self.file.seek(0)
         self.file.truncate()
-        self.length, self.digest = 0, hashlib.sha256()
+        self.length, self.digest = 0, self.new_digest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +91,7 @@ class Transfer:
     blob: Path  # where it lies when it is complete and its checksum right
     lock: Path  # the one that huggingface_hub takes for this blob
     wait_s: float = WAIT_S
+    timeout_s: float = TIMEOUT_S
 
     @property
     def partial(self) -> Path:
@@ -105,17 +122,17 @@ class Transfer:
             if self.blob.exists():
                 return
             with self.partial.open("ab+") as file:
-                partial = _Partial(file)
+                partial = _Partial(file, self.file.new_digest)
                 partial.read_back()
                 self._complete(partial, on_length)
                 file.flush()
                 os.fsync(file.fileno())
-            if partial.digest.hexdigest() != self.file.sha256:
+            if partial.digest.hexdigest() != self.file.blob_id:
                 self.partial.unlink()
                 raise ExportError(
-                    f"{self.file.name}: {partial.length} bytes came with sha256 "
+                    f"{self.file.name}: {partial.length} bytes came with the checksum "
                     f"{partial.digest.hexdigest()[:12]}…, the hub's listing says "
-                    f"{self.file.sha256[:12]}…; they were removed, run the command again"
+                    f"{self.file.blob_id[:12]}…; they were removed, run the command again"
                 )
             self.partial.rename(self.blob)
 
@@ -135,17 +152,19 @@ class Transfer:
 
     def _complete(self, partial: _Partial, on_length: Callable[[int], None]) -> None:
         failures, furthest = 0, partial.length
-        while partial.length != self.file.size_bytes:
+        while partial.length != self.file.size_bytes:  # which an earlier run may have brought
             problem: Exception = ExportError(
                 f"{self.file.name}: the hub ends before all {self.file.size_bytes} bytes came; "
                 "run the command again, it goes on from there"
             )
             try:
                 self._stream(partial, on_length)
-            except httpx2.TransportError as error:
+            except (httpx2.TransportError, _WrongRangeError) as error:
                 problem = error
             self._refuse_longer(partial)
-            failures = failures + 1 if partial.length <= furthest else 0
+            if partial.length == self.file.size_bytes:
+                return
+            failures = failures + 1 if partial.length < furthest + MIN_BYTES else 0
             furthest = max(furthest, partial.length)
             if failures >= MAX_FAILURES:
                 raise problem
@@ -154,23 +173,35 @@ class Transfer:
 
     def _stream(self, partial: _Partial, on_length: Callable[[int], None]) -> None:
         """Append what one request brings."""
-        # Bytes as they are stored: a range of a compressed answer would be of no use.
-        headers = {**self.headers, "Accept-Encoding": "identity"}
+        headers = dict(self.headers)
         if partial.length:
             headers["Range"] = f"bytes={partial.length}-"
-        # The session follows the hub's redirection to its storage, and leaves the token behind.
-        with get_session().stream("GET", self.url, headers=headers, timeout=TIMEOUT_S) as response:
-            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        with ask(self.url, headers, self.timeout_s) as answer:
+            if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 partial.restart()
                 return
-            hf_raise_for_status(response)
-            if response.status_code != HTTPStatus.PARTIAL_CONTENT:
+            answer.raise_for_status()
+            if answer.status == HTTPStatus.PARTIAL_CONTENT:
+                self._check_range(answer, partial)
+            else:
                 partial.restart()  # all of it comes, whatever was asked for
-            for chunk in response.iter_raw():  # as it comes: what was gathered would be lost
+            for chunk in answer.chunks:  # as it comes: what was gathered would be lost
                 partial.write(chunk)
                 on_length(min(partial.length, self.file.size_bytes))
                 if partial.length > self.file.size_bytes:
                     return
+
+    def _check_range(self, answer: Answer, partial: _Partial) -> None:
+        found = answer.response.headers.get("Content-Range", "no range")
+        size = self.file.size_bytes
+        ends = f"/{size}", "/*"
+        if not (found.startswith(f"bytes {partial.length}-") and found.endswith(ends)):
+            problem = _WrongRangeError(
+                f"{self.file.name}: the hub answers with {shown(found)}, needed bytes "
+                f"{partial.length}-{size - 1}/{size}; run the command again, it begins anew"
+            )
+            partial.restart()  # without a range the next request cannot be misunderstood
+            raise problem
 
     def _refuse_longer(self, partial: _Partial) -> None:
         if partial.length > self.file.size_bytes:
@@ -179,3 +210,7 @@ class Transfer:
                 f"{self.file.name}: the hub sends more than the {self.file.size_bytes} bytes it "
                 "lists; they were removed, run the command again"
             )
+
+
+class _WrongRangeError(ExportError):
+    """Other bytes of the file than those that were asked for."""

@@ -6,7 +6,7 @@ Large files lie on a second server, as the hub's do: what reaches it must not ca
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +25,7 @@ class Request:
     path: str
     range: str | None
     token: str | None
+    host: str  # of the two servers
 
 
 @dataclass
@@ -48,15 +49,17 @@ class FakeHub:
         self.cut_after: int | None = None  # bytes of a large file before the connection breaks
         self.cuts_left = 0  # how often
         self.ignores_ranges = False
-        self.closed = False
+        self.over = threading.Event()
         self.status: int | None = None  # answer everything with it
         self.body: bytes | None = None  # answer everything with it
+        # Called first with every request, on either server; it answers itself, or returns False.
+        self.attack: Callable[[_Handler, Request], bool] | None = None
         self._hub, self._storage = _serve(_HubHandler, self), _serve(_StorageHandler, self)
         self.endpoint = f"http://127.0.0.1:{self._hub.server_address[1]}"
         self.storage_url = f"http://127.0.0.1:{self._storage.server_address[1]}"
 
     def close(self) -> None:
-        self.closed = True
+        self.over.set()
         for server in (self._hub, self._storage):
             server.shutdown()
             server.server_close()
@@ -83,7 +86,7 @@ def _serve(handler: type[BaseHTTPRequestHandler], fake: FakeHub) -> ThreadingHTT
     bound = type("Handler", (handler,), {"hub": fake})
     server = _Server(("127.0.0.1", 0), bound)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
 
 
@@ -100,11 +103,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def note(self) -> Request:
-        if self.hub.closed:  # a connection that was kept open
+        if self.hub.over.is_set():  # a connection that was kept open
             raise ConnectionAbortedError
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
         request = Request(
-            self.command, self.path, self.headers.get("Range"), token if scheme else None
+            method=self.command,
+            path=self.path,
+            range=self.headers.get("Range"),
+            token=token if scheme else None,
+            host=f"http://127.0.0.1:{self.server.server_address[1]}",
         )
         self.hub.requests.append(request)
         return request
@@ -124,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
 class _HubHandler(_Handler):
     def do_GET(self) -> None:
         request = self.note()
+        if self.hub.attack is not None and self.hub.attack(self, request):
+            return
         if self.hub.status is not None:
             self.answer(self.hub.status, {})
         elif self.hub.body is not None:
@@ -176,6 +185,8 @@ class _HubHandler(_Handler):
 class _StorageHandler(_Handler):
     def do_GET(self) -> None:
         request = self.note()
+        if self.hub.attack is not None and self.hub.attack(self, request):
+            return
         content = _stored(self.hub, self.path.strip("/"))
         start = 0
         if request.range is not None and not self.hub.ignores_ranges:
