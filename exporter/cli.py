@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_args
 
 import click
@@ -28,8 +29,11 @@ from exporter.config import (
 )
 from exporter.errors import ExportError
 from runtime_py import adb, render
+from runtime_py.command import ErrorLine
+from runtime_py.console import say
 from runtime_py.errors import RunError
 from runtime_py.manifest import Manifest, RuntimeName
+from runtime_py.printable import printable
 
 RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
 
@@ -48,18 +52,12 @@ class LocationType(click.ParamType[Location]):
             self.fail(str(error), param, ctx)
 
 
-class ErrorLine(click.Command):
-    """Turns an ExportError into one line on stderr and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (ExportError, RunError) as error:
-            click.echo(f"{ctx.info_name}: error: {error}", err=True)
-            sys.exit(1)
+class Command(ErrorLine):
+    program = "gemma-export"
+    input_errors = (ExportError, RunError)
 
 
-@click.command(cls=ErrorLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--target",
     "device",
@@ -183,28 +181,29 @@ def main(**options: Any) -> None:
         sys.exit(1)
     if device is not None:
         _push(device, config.output)
-    click.echo(f"\nNext: {_next(config)}")
+    say(f"\nNext: {_next(config)}")
 
 
 def _next(config: ExportConfig) -> str:
+    output = quote(str(config.output))
     if DEVICES[config.device].page:
         return (
-            f"npm install --no-save --prefix {config.output} {LITERT_JS}; "
-            f"python3 -m http.server --directory {config.output}"
+            f"npm install --no-save --prefix {output} {LITERT_JS}; "
+            f"python3 -m http.server --directory {output}"
         )
-    return f'gemma-run generate {config.output} --prompt "…"'
+    return f'gemma-run generate {output} --prompt "…"'
 
 
 def _push(device: adb.Device, output: Path) -> None:
     total = adb.size_megabytes(output)
     with render.progress(f"push {device.serial}", total, "MB") as progress:
         folder = adb.push_bundle(device, output, progress)
-    click.echo(f"\nOn {device.model()}: {folder}")
+    say(f"\nOn {device.model()}: {folder}")
 
 
 def _print_recipe(context: click.Context, name: str | None) -> None:
     if name is not None:
-        click.echo(recipe_text(name), nl=False)
+        say(recipe_text(name).rstrip("\n"))
         context.exit()
 
 
@@ -278,10 +277,17 @@ def _name(model: Location) -> str:
     return model.repo.split("/")[1] if isinstance(model, HubModel) else model.resolve().name
 
 
+class _Printable(logging.Formatter):
+    """Stages name files, folders and what checkpoints say."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _show_stages() -> None:
     """One line per stage on stderr; nothing from the libraries underneath but errors."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     stages = logging.getLogger("exporter")
     stages.setLevel(logging.INFO)
     stages.handlers = [handler]
@@ -296,9 +302,9 @@ def _show_stages() -> None:
 
 
 def _print_files(output: Path, manifest: Manifest) -> None:
-    click.echo(f"\n{output}")
+    say(f"\n{output}")
     for name, entry in manifest.files.items():
-        click.echo(f"  {name:<24}{entry.size_bytes / 1e6:>10.2f} MB")
+        say(f"  {name:<24}{entry.size_bytes / 1e6:>10.2f} MB")
 
 
 def _check(output: Path, manifest: Manifest) -> bool:

@@ -29,6 +29,8 @@ from runtime_py.cli_options import (
     sampling_options,
     stats_option,
 )
+from runtime_py.command import ErrorLine
+from runtime_py.console import say, say_model_text
 from runtime_py.device import this_device
 from runtime_py.doctor import diagnose
 from runtime_py.errors import RunError
@@ -37,20 +39,13 @@ from runtime_py.live import status_line
 from runtime_py.tokenizer import Message
 
 
-class ErrorLine(click.Group):
-    """Turns a RunError into one line on stderr and exit code 1."""
+class Command(ErrorLine, click.Group):
+    program = "gemma-run"
 
     def invoke(self, ctx: click.Context) -> Any:
         # LiteRT reports its own end from a static destructor, after the last line of ours.
         atexit.register(_close_stderr)
-        try:
-            return super().invoke(ctx)
-        except RunError as error:
-            click.echo(f"{ctx.info_name}: error: {error}", err=True)
-            sys.exit(1)
-        except BrokenPipeError:  # the reader of our output has gone, `| head` for example
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        return super().invoke(ctx)
 
 
 def _close_stderr() -> None:
@@ -58,7 +53,7 @@ def _close_stderr() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-@click.group(cls=ErrorLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gemma-export", prog_name="gemma-run")
 def main() -> None:
     """Run exported Gemma 4 bundles with their MTP drafter. No torch needed.
@@ -93,7 +88,7 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
         report = check_bundle(opened, name, _session(options), progress)
     if as_json:
         derived = {"tokens_per_round": report.tokens_per_round, "passed": report.passed}
-        click.echo(json.dumps({**dataclasses.asdict(report), **derived}))
+        say(json.dumps({**dataclasses.asdict(report), **derived}))
     else:
         render.print_check(report, opened, name)
     if not report.passed:
@@ -124,9 +119,9 @@ def generate(
         answer = Answer(loaded, prompt_ids)
         _stream(answer, shown=not as_json, stats=stats)
         if as_json:
-            click.echo(json.dumps(answer.as_dict()))
+            say(json.dumps(answer.as_dict()))
         else:
-            click.echo()
+            say()
             render.print_summary(answer)
 
 
@@ -154,9 +149,9 @@ def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **optio
                 pass  # ends this answer; what was said stays in the conversation
             except RunError as error:
                 messages.pop()
-                click.echo(f"{error}; or begin again with /reset", err=True)
+                say(f"{error}; or begin again with /reset", err=True)
                 continue
-            click.echo()
+            say()
             messages.append({"role": "assistant", "content": answer.text})
             render.print_summary(answer)
 
@@ -233,14 +228,14 @@ def bench(
         write_report(html, opened, name, (session_options, effort), found)
     left_out = official.refusal(this_device()) if official.is_installed() else None
     if left_out and name == "litert":
-        click.echo(f"without the official runtime: {left_out}", err=True)
+        say(f"without the official runtime: {left_out}", err=True)
     if as_json:
         values = {"bundle": str(bundle), "runtime": name, "rows": rows, "advice": advice(rows)}
-        click.echo(json.dumps(values))
+        say(json.dumps(values))
     else:
         render.print_bench(rows, opened, name)
         if html:
-            click.echo(f"Report: {html}")
+            say(f"Report: {html}")
 
 
 def _refuse_useless(options: Mapping[str, object], *, adb: bool) -> None:
@@ -257,7 +252,7 @@ def _bench_on_device(
     with render.progress(f"bench {device.serial}", 2 * effort.num_repeats, "runs") as progress:
         found = adb_bench.bench_on_device(device, bundle, options["adb_program"], effort, progress)
     if as_json:
-        click.echo(json.dumps({"bundle": str(bundle.folder), **found.as_dict()}))
+        say(json.dumps({"bundle": str(bundle.folder), **found.as_dict()}))
     else:
         render.print_device_bench(found, bundle)
 
@@ -285,7 +280,7 @@ def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) ->
             for name, findings in found.items()
         }
         values = {"bundle": str(bundle), "name": opened.manifest.name, "runtimes": runtimes}
-        click.echo(json.dumps(values))
+        say(json.dumps(values))
         return
     for name, findings in found.items():
         title = f"{opened.manifest.name} on {name}, recipe {opened.entry(name).recipe}"
@@ -304,7 +299,7 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     """
     found = diagnose(None if bundle is None else Bundle.open(bundle))
     if as_json:
-        click.echo(json.dumps(found.as_dict()))
+        say(json.dumps(found.as_dict()))
     else:
         render_doctor.print_diagnosis(found)
     if not found.healthy:
@@ -320,7 +315,7 @@ def _stream(answer: Answer, *, shown: bool, stats: bool) -> None:
     with status_line(stats) as update:
         for piece in answer.stream():
             if shown:
-                click.echo(piece, nl=False)
+                say_model_text(piece)
             update(answer.status)
 
 

@@ -5,15 +5,14 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Protocol
 
-import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from runtime_py.adb_bench import DeviceBench
 from runtime_py.bench_rows import Row, advice
 from runtime_py.bundle import Bundle
 from runtime_py.check import CheckReport, Comparison
+from runtime_py.console import Screen, new_table, say
+from runtime_py.printable import shown
 
 # Of first drafts. Published pairs have 60 to 90 %; chance has next to none.
 USELESS_SHARE, POOR_SHARE = 0.01, 0.1
@@ -37,24 +36,24 @@ class Answer(Protocol):
 def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; yields the function that sets how much is done."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(title, total=total)
+        task = bar.add_task(shown(title), total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
 def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
     """The check's table, then its verdict."""
     title = f"{bundle.manifest.name} on {runtime}: the bundle against the original"
-    table = Table(title=title, min_width=60)
+    table = new_table(title, min_width=60)
     table.add_column("check")
     table.add_column("found", justify="right")
     table.add_column("where they part", justify="right")
@@ -77,14 +76,14 @@ def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
                 f"original {original:.1%}",
             )
         table.add_row("drafts accepted per round", f"{report.accepted_per_round:.2f}", "")
-    Console().print(table)
+    Screen().print(table)
     for failure in report.failures:
-        click.echo(f"FAILED: {failure}")
+        say(f"FAILED: {failure}")
     if report.passed:
-        click.echo(f"passed: {_verdict(report)}")
+        say(f"passed: {_verdict(report)}")
     if report.draft_length:
         for line in mtp_lines(report):
-            click.echo(line)
+            say(line)
 
 
 def mtp_lines(report: CheckReport) -> list[str]:
@@ -143,12 +142,12 @@ def print_summary(answer: Answer) -> None:
         parts.append(f"{answer.tokens_per_s:.1f} tokens/s")
     if answer.accepted_per_round is not None:
         parts.append(f"{answer.accepted_per_round:.2f} drafts accepted per round")
-    click.echo(f"[{' · '.join(parts)}]", err=True)
+    say(f"[{' · '.join(parts)}]", err=True)
 
 
 def print_bench(rows: Sequence[Row], bundle: Bundle, runtime: str) -> None:
     """The table of draft lengths and the line that says what to use."""
-    table = Table(title=f"{bundle.manifest.name} on {runtime}")
+    table = new_table(f"{bundle.manifest.name} on {runtime}")
     table.add_column("")
     for column in ("tokens/s", "x plain", "drafts / round", "accepted / round", "outside graphs"):
         table.add_column(column, justify="right")
@@ -163,13 +162,13 @@ def print_bench(rows: Sequence[Row], bundle: Bundle, runtime: str) -> None:
             f"{row['outside_share']:.1%}" if "outside_share" in row else "",
             "  ".join(f"{stage} {ms:.2f}" for stage, ms in _main_stages(row).items()),
         )
-    Console().print(table)
-    click.echo(advice(rows))
+    Screen().print(table)
+    say(advice(rows))
 
 
 def print_device_bench(found: DeviceBench, bundle: Bundle) -> None:
     """The official runtime's two lines, on a device."""
-    table = Table(title=f"{bundle.manifest.name}, LiteRT-LM's own runtime on {found.device}")
+    table = new_table(f"{bundle.manifest.name}, LiteRT-LM's own runtime on {found.device}")
     for column in ("", "tokens/s", "x plain", "drafts accepted"):
         table.add_column(column, justify="right" if column else "left")
     plain = found.tokens_per_s(mtp=False)
@@ -184,7 +183,7 @@ def print_device_bench(found: DeviceBench, bundle: Bundle) -> None:
             f"{speed / plain:.2f}" if plain else "",
             f"{median(rates):.0%}" if rates else "",
         )
-    Console().print(table)
+    Screen().print(table)
 
 
 def _main_stages(row: Row) -> dict[str, float]:

@@ -1,11 +1,14 @@
 """What gemma-run doctor shows a person."""
 
-from rich.console import Console
+from shlex import quote
+
 from rich.table import Table
 
+from runtime_py.console import Screen, new_table
 from runtime_py.device import FEATURES
 from runtime_py.doctor import CONTEXT_LENGTH, OFFICIAL, Diagnosis, Fit, RuntimeState
 from runtime_py.memory import Verdict
+from runtime_py.printable import one_line
 
 _WORDS: dict[Verdict | None, str] = {
     "fits": "fits",
@@ -17,7 +20,7 @@ _WORDS: dict[Verdict | None, str] = {
 
 def print_diagnosis(found: Diagnosis) -> None:
     """The device, the runtimes, what fits, and one sentence that says what to do."""
-    console = Console(markup=False, highlight=False)
+    console = Screen()
     console.print(_device(found))
     console.print(_runtimes(found))
     for state in found.runtimes:
@@ -25,12 +28,12 @@ def print_diagnosis(found: Diagnosis) -> None:
             console.print(f"{_name(state)}: {state.command}", soft_wrap=True)
     console.print(_fits(found))
     for line in advice(found):
-        console.print(line, soft_wrap=True)
+        console.print(one_line(line), soft_wrap=True)
 
 
 def _device(found: Diagnosis) -> Table:
     device = found.device
-    table = Table(title="this device", show_header=False)
+    table = new_table("this device", show_header=False)
     table.add_column("what")
     table.add_column("found", overflow="fold")
     if device.model:
@@ -50,7 +53,7 @@ def _device(found: Diagnosis) -> Table:
 
 
 def _runtimes(found: Diagnosis) -> Table:
-    table = Table(title="runtimes")
+    table = new_table("runtimes")
     for column in ("runtime", "package", "version"):
         table.add_column(column, no_wrap=True)
     table.add_column("state", overflow="fold")
@@ -68,7 +71,7 @@ def _fits(found: Diagnosis) -> Table:
         title = f"memory for published sizes, {CONTEXT_LENGTH} tokens of context"
     else:
         title = f"memory for {found.bundle}"
-    table = Table(title=title)
+    table = new_table(title)
     table.add_column("what")
     table.add_column("runtime")
     table.add_column("needs", justify="right")
@@ -91,7 +94,7 @@ def advice(found: Diagnosis) -> list[str]:
             f"Does not fit: {chosen.what} needs {_gb(chosen.need_bytes)} on {chosen.runtime}. "
             "Export it with fewer bits (--quantize int4), a shorter --context, or a smaller size"
         ]
-    return [f"Next: gemma-run chat {found.bundle} --runtime {found.use}"]
+    return [f"Next: gemma-run chat {quote(found.bundle)} --runtime {found.use}"]
 
 
 def _no_runtime(found: Diagnosis) -> str:

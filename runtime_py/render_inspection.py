@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.table import Table
 
+from runtime_py.console import Screen, new_table
 from runtime_py.inspection import Findings
 from runtime_py.inspection.findings import DRAFTER_PREFIX, Constant, Signature, Value, Weight
 
@@ -17,7 +17,7 @@ _KV_VALUE = re.compile(r"(kv_cache_[kv]_|past_key_values\.|present\.)\d+(\.key|\
 def print_findings(found: Findings, title: str, show_all: bool) -> None:
     """Tables of weights, sizes, signatures and memory; `show_all` folds nothing."""
     # Names come from the files: they are no markup.
-    console = Console(markup=False, highlight=False)
+    console = Screen()
     console.print(_weights(found, title, show_all))
     console.print(_parts(found))
     console.print(_signatures(found.signatures, show_all))
@@ -46,7 +46,7 @@ class _Fold:
 
 
 def _weights(found: Findings, title: str, show_all: bool) -> Table:
-    table = Table(title=title)
+    table = new_table(title)
     table.add_column("matrix", overflow="fold")
     table.add_column("type")
     table.add_column("shape")
@@ -100,7 +100,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _parts(found: Findings) -> Table:
-    table = Table(title=f"{_megabytes(found.size_bytes)} MB by part")
+    table = new_table(f"{_megabytes(found.size_bytes)} MB by part")
     table.add_column("part")
     table.add_column("MB", justify="right")
     table.add_column("share", justify="right")
@@ -110,7 +110,7 @@ def _parts(found: Findings) -> Table:
 
 
 def _signatures(signatures: Sequence[Signature], show_all: bool) -> Table:
-    table = Table(title="signatures")
+    table = new_table("signatures")
     for column in ("name", "inputs", "outputs"):
         table.add_column(column, overflow="fold")
     for signature in signatures:
@@ -133,7 +133,7 @@ def _shape(value: Value) -> str:
 
 
 def _memory(found: Findings) -> Table:
-    table = Table(title="memory while running")
+    table = new_table("memory while running")
     table.add_column("what")
     table.add_column("MB", justify="right")
     table.add_column("held")
@@ -145,7 +145,7 @@ def _memory(found: Findings) -> Table:
 
 
 def _constants(constants: Sequence[Constant]) -> Table:
-    table = Table(title="vectors and other constants")
+    table = new_table("vectors and other constants")
     for column in ("name", "type", "shape"):
         table.add_column(column, overflow="fold")
     table.add_column("bytes", justify="right")
@@ -156,7 +156,7 @@ def _constants(constants: Sequence[Constant]) -> Table:
 
 
 def _sections(found: Findings) -> Table:
-    table = Table(title="sections")
+    table = new_table("sections")
     for column in ("file", "section"):
         table.add_column(column, overflow="fold")
     for column in ("first byte", "bytes"):

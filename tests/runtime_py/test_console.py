@@ -1,0 +1,79 @@
+"""What stands on stdout and stderr, whatever a bundle says and whatever the two are."""
+
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from runtime_py.cli import main
+from runtime_py.printable import REPLACEMENT, printable, shown
+from tests.runtime_py.commands import HOSTILE, gemma_run, hostile_bundle, on_terminal
+
+ACTING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+SAYING = (
+    "--max-new-tokens",
+    60,
+    "--temperature",
+    1,
+    "--draft-length",
+    2,
+)  # some control characters are among it
+COMMANDS = {
+    "check": ("check",),
+    "generate": ("generate", "--raw", "--prompt", "x", *SAYING),
+    "chat": ("chat", *SAYING),
+    "bench": ("bench", "--repeats", 1, "--max-new-tokens", 4, "--draft-length", 3),
+    "inspect": ("inspect", "--all"),
+    "doctor": ("doctor",),
+    "errors": ("generate", "--prompt", "x", "--runtime", "executorch"),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return hostile_bundle(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_nothing_that_a_bundle_says_acts_on_a_terminal(name, bundle):
+    command, *options = COMMANDS[name]
+    text = on_terminal(command, bundle, *options, typed="hello\n/quit\n")
+    assert REPLACEMENT in text
+    assert not ACTING.search(text), ascii(text)
+    if name not in ("generate", "chat"):
+        assert "b][red]:smile:" in re.sub(r"\s", "", text)  # neither markup nor emoji
+        assert not re.search("^passed: all", text, re.MULTILINE)
+
+
+def test_a_file_gets_the_text_of_the_model_as_it_is(bundle):
+    options = ("--raw", "--prompt", "x", *SAYING)
+    text = gemma_run("generate", bundle, *options).stdout.decode()
+    answer = json.loads(gemma_run("generate", bundle, *options, "--json").stdout)
+    assert text == answer["text"] + "\n"
+    assert ACTING.search(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(HOSTILE, 1), ("format_version", HOSTILE), ("reference", f"../{HOSTILE}")]
+)
+def test_an_error_is_one_line_whatever_it_names(key, value, tmp_path):
+    folder = hostile_bundle(tmp_path)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    for arguments in ((folder,), (folder, HOSTILE), (f"{HOSTILE}{'x' * 5000}",)):
+        done = CliRunner().invoke(main, ["check", *map(str, arguments)])
+        assert done.exit_code == 1 + (len(arguments) > 1)
+        assert done.stderr.count("\n") == (4 if len(arguments) > 1 else 1), done.stderr
+        assert not ACTING.search(done.stderr)
+
+
+def test_letters_of_all_scripts_stay():
+    text = "naïve\u00a0日本\u3000\u200fשלום می\u200cخواهم 👩\u200d💻\n\tx"  # noqa: RUF001
+    assert printable(text) == text
+    assert shown(f"{text}\x85\ud800", 200) == text.replace("\n\t", "  ") + " " + REPLACEMENT
+
+
+def test_what_is_shown_of_a_value_is_short():
+    assert shown("x" * 81) == "x" * 77 + "..."
+    assert shown("x" * 80) == "x" * 80
