@@ -22,6 +22,7 @@ from exporter.checkpoint_files import (
     open_tensors,
     read_json,
 )
+from exporter.checkpoint_generation import read_generation, suppressed_ids
 from exporter.checkpoint_names import check_names, is_unused, normalised_names
 from exporter.checkpoint_packed import PackedTensor, join_packed, packed_types
 from exporter.errors import ExportError, NotFiniteError, shown
@@ -115,7 +116,7 @@ def read_checkpoint(
     """Open a target.
 
     Args:
-        folder: with config.json and safetensors.
+        folder: with config.json and safetensors, perhaps generation_config.json.
         adapter: the folder of a LoRA adapter that is merged into it.
         keep_integers: those that the checkpoint stores go into the bundle as they are.
 
@@ -125,6 +126,8 @@ def read_checkpoint(
     """
     config = _read_config(folder)
     spec = parse_target(config, str(folder / "config.json"))
+    generation = read_generation(folder, config)
+    spec = replace(spec, suppressed_ids=suppressed_ids(generation, spec.vocab_size, folder))
     modules: list[nn.Module] = [Embedder(spec), Target(spec)]
     if spec.per_layer_size:
         modules.append(PerLayerEmbedder(spec))

@@ -54,6 +54,9 @@ class Original:
         names = target.names()
         self.num_weights = sum(math.prod(target.shape(name)) for name in names)
         self._donors = target.spec.donors
+        said = torch.ones(target.spec.vocab_size, dtype=torch.bool)
+        said[list(target.spec.suppressed_ids)] = False
+        self.said_ids = said.nonzero()[:, 0]  # ascending, the tokens that are not suppressed
         self.target = _build_target(target, keep=4 * self.num_weights <= kept_bytes)
         self.drafter = None if drafter is None else _build_drafter(drafter)
 

@@ -128,14 +128,17 @@ def record_reference(
         size: tokens and drafts to record.
         progress: called with the number of tokens done.
     """
-    probes = [_Probes(size, seed) for seed in range(len(prompts))]
+    said_ids = original.said_ids
+    probes = [_Probes(size, seed, said_ids) for seed in range(len(prompts))]
     tokens, drafts = [], []
     with torch.inference_mode(), _threads_that_pay(original):
         texts = original.begin([ids for _, ids in prompts])
         for index in range(size.num_tokens):
-            for probe, logits in zip(probes, texts.logits, strict=True):
+            # As transformers' SuppressTokensLogitsProcessor: the other tokens do not exist.
+            said_logits = texts.logits[:, said_ids]
+            for probe, logits in zip(probes, said_logits, strict=True):
                 probe.add(logits)
-            tokens.append(texts.logits.argmax(dim=-1))
+            tokens.append(said_ids[said_logits.argmax(dim=-1)])
             if index < size.num_tokens - size.draft_length:
                 drafts.append(texts.draft(tokens[-1], size.draft_length))
             if index + 1 < size.num_tokens:
@@ -173,19 +176,21 @@ def _threads_that_pay(original: Original) -> Iterator[None]:
 class _Probes:
     """The logits that are kept of one prompt's tokens: the most probable, and some at random."""
 
-    def __init__(self, size: ReferenceSize, seed: int) -> None:
+    def __init__(self, size: ReferenceSize, seed: int, said_ids: torch.Tensor) -> None:
         self._size = size
+        self._said_ids = said_ids
         self._generator = torch.Generator().manual_seed(seed)
         self.ids: list[Ids] = []
         self.logits: list[npt.NDArray[np.float32]] = []
         self.scale = 0.0
 
     def add(self, logits: torch.Tensor) -> None:
-        vocab_size = len(logits)
-        num_top = min(NUM_TOP_PROBES, vocab_size)
+        """logits: of `said_ids`, one each."""
+        num_said = len(logits)
+        num_top = min(NUM_TOP_PROBES, num_said)
         top = logits.topk(num_top).indices
-        others = torch.randint(vocab_size, (NUM_PROBES - num_top,), generator=self._generator)
-        ids = torch.cat((top, others))
-        self.ids.append(ids.numpy())
-        self.logits.append(logits[ids].numpy())
+        others = torch.randint(num_said, (NUM_PROBES - num_top,), generator=self._generator)
+        chosen = torch.cat((top, others))
+        self.ids.append(self._said_ids[chosen].numpy())
+        self.logits.append(logits[chosen].numpy())
         self.scale = max(self.scale, float(logits.abs().max()))

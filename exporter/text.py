@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from exporter.checkpoint_generation import read_generation, report_ignored
 from exporter.errors import ExportError, shown
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class TextFiles:
     bos_token_id: int
     stop_token_ids: tuple[int, ...]
     tokenizer_config: Mapping[str, Any]
-    generation: Mapping[str, Any]  # generation_config.json
+    generation: Mapping[str, Any]  # generation_config.json, without what is null
     pad_token_id: int | None
 
 
@@ -44,8 +45,8 @@ def read_text_files(folder: Path, adapter: Path | None = None) -> TextFiles:
     config = _read_json(folder / "config.json")
     nested = config.get("text_config")
     text_config: Mapping[str, Any] = {**config, **(nested if isinstance(nested, dict) else {})}
-    generation = _read_json(folder / "generation_config.json")
-    _check_sampling(folder, generation)
+    generation = read_generation(folder, config)
+    report_ignored(generation, folder)
     bos_token_id = text_config.get("bos_token_id")
     if not _is_token(bos_token_id, text_config):
         raise ExportError(
@@ -79,17 +80,6 @@ def _is_token(value: object, text_config: Mapping[str, Any]) -> TypeGuard[int]:
     """Whether `value` is a token id of the vocabulary that read_checkpoint has checked."""
     vocab_size = text_config.get("vocab_size", 2**31)
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
-
-
-def _check_sampling(folder: Path, generation: Mapping[str, Any]) -> None:
-    for key, kinds in {"temperature": (int, float), "top_p": (int, float), "top_k": (int,)}.items():
-        value = generation.get(key)
-        good = isinstance(value, kinds) and not isinstance(value, bool) and 0 <= value < 2**31
-        if value is not None and not good:
-            raise ExportError(
-                f"{folder}/generation_config.json: {key} is {shown(repr(value))}, needed is a "
-                "number; correct or remove it"
-            )
 
 
 def _stop_ids(

@@ -66,6 +66,7 @@ class TargetSpec:
     tied_head: bool  # lm_head is the embedding table
     per_layer_size: int  # P, width of the per-layer embeddings; 0: the model has none
     per_layer_vocab_size: int  # rows of their table
+    suppressed_ids: tuple[int, ...] = ()  # tokens that are never said
 
     @property
     def donors(self) -> dict[Kind, int]:

@@ -13,6 +13,11 @@ from exporter.graph.masks import target_masks
 from exporter.graph.primitives import DEFAULT, Primitives
 from exporter.graph.spec import TargetSpec
 
+# What is added to the logit of a token that is never said. Below any other logit by more than
+# noise can lift it (41 times the temperature), also at a temperature of 500; and finite in float16,
+# as is its sum with a logit, so that nothing becomes NaN where activations are float16.
+SUPPRESSED = -30_000.0
+
 
 class Table(nn.Module):
     """token_ids [1, T] -> rows [1, T, width] times a constant."""
@@ -72,6 +77,12 @@ class Target(nn.Module):
         # A tied head is the embedding table and carries its name.
         head = Linear(width, spec.vocab_size)
         self.add_module(spec.head_name.removesuffix(".weight"), head)
+        self.suppression: nn.Parameter | None = None
+        if spec.suppressed_ids:
+            # Not a buffer, which every method of an ExecuTorch program would keep, used or not.
+            bias = torch.zeros(spec.vocab_size)
+            bias[list(spec.suppressed_ids)] = SUPPRESSED
+            self.suppression = nn.Parameter(bias, requires_grad=False)
 
     def forward(
         self,
@@ -167,9 +178,11 @@ class Target(nn.Module):
         head = self.get_submodule(self.spec.head_name.removesuffix(".weight"))
         cap = self.spec.logit_softcap
         if cap is None:
-            return cast(Tensor, head(activations))
-        # Divided before the head for the same reason, and because D is far smaller than V.
-        return torch.tanh(head(activations * (1.0 / cap))) * cap
+            logits = cast(Tensor, head(activations))
+        else:
+            # Divided before the head for the same reason, and because D is far smaller than V.
+            logits = torch.tanh(head(activations * (1.0 / cap))) * cap
+        return logits if self.suppression is None else logits + self.suppression
 
 
 def _slice(mixed: Tensor | None, index: int) -> Tensor | None:

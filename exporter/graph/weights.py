@@ -35,6 +35,8 @@ def load_weights(
     """
     known: Tied = {} if tied is None else tied
     for name, parameter in list(module.named_parameters()):
+        if not parameter.is_meta:  # a constant of the graph
+            continue
         owner, leaf = _owner(module, name)
         if name not in known:
             known[name] = _parameter(parameter, name, checkpoint, virtual)

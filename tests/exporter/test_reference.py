@@ -1,5 +1,7 @@
 """How much of the original is recorded, and that the record is what the original said."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,22 @@ def test_the_record_is_what_transformers_says(recorded, originals):
             for token in range(SIZE.num_tokens - SIZE.draft_length)
         ]
         assert reference.draft_ids[index].tolist() == drafts
+
+
+def test_suppressed_tokens_are_neither_said_nor_probed(recorded, target, originals):
+    first = recorded[0].reference
+    suppressed = sorted({int(token) for token in first.greedy_ids[:, 0]})
+    (target / "generation_config.json").write_text(json.dumps({"suppress_tokens": suppressed}))
+    checkpoint = read_checkpoint(target)
+    original = Original(checkpoint, read_drafter(originals[1], checkpoint))
+    prompts = [("", ids.tolist()) for ids in first.prompt_ids]
+    reference = record_reference(original, prompts, SIZE).reference
+    assert not np.isin(reference.probe_ids, suppressed).any()
+    assert np.isfinite(reference.probe_logits).all()
+    whole = WholeModel(target, None)  # its generate() reads the file by itself
+    for ids, greedy_ids in zip(reference.prompt_ids, reference.greedy_ids, strict=True):
+        assert greedy_ids.tolist() == whole.greedy(ids.tolist(), SIZE.num_tokens)
+        assert not np.isin(greedy_ids, suppressed).any()
 
 
 def test_the_most_probable_token_is_the_first_probe(recorded):

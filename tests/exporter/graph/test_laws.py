@@ -1,7 +1,9 @@
 """Laws of the graph that need no original."""
 
 import dataclasses
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from exporter.graph.kv_cache import TensorCache, kv_shapes
 from exporter.graph.primitives import Primitives
 from exporter.graph.target import Embedder, Target
 from exporter.graph.weights import expected_tensors, is_virtual, load_weights
+from runtime_py.sampling import SamplingLaw, choose, surviving_tokens
 from tests.exporter import tiny_models
 from tests.exporter.graph.eager import EagerModel, causal_mask
 
@@ -52,6 +55,27 @@ def test_stale_rows_change_no_verify(model):
     spoil(model, COMMITTED)
     spoiled, _ = model.verify(tokens, COMMITTED)
     assert torch.equal(clean, spoiled)
+
+
+def test_suppressed_tokens_are_never_chosen_and_change_no_other_logit(model, folders, tmp_path):
+    """By greedy or by sampling, which adds noise of up to 41 between the luckiest and the rest."""
+    tokens = torch.tensor([3, 1, 4])
+    wanted, _ = model.verify(tokens, COMMITTED)
+    best = sorted({int(row.argmax()) for row in wanted})
+    folder = Path(shutil.copytree(folders[0], tmp_path / "target"))
+    (folder / "generation_config.json").write_text(json.dumps({"suppress_tokens": best}))
+    suppressing = EagerModel(folder, folders[1], cache_length=CACHE)
+    suppressing.prefill(torch.arange(COMMITTED) % 7, 0)
+    found, _ = suppressing.verify(tokens, COMMITTED)
+    others = [token for token in range(model.spec.vocab_size) if token not in best]
+    assert torch.equal(found[:, others], wanted[:, others])
+    assert found.half().isfinite().all()
+    for row in found.numpy():
+        assert int(row.argmax()) in others
+        for seed in range(20):
+            law = SamplingLaw(temperature=300.0, top_p=0.999, seed=seed)
+            assert choose(row, law, position=seed) in others
+            assert set(surviving_tokens(row, law)[0].tolist()) <= set(others)
 
 
 def test_stale_rows_change_no_draft(model):

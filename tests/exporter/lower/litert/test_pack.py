@@ -95,6 +95,10 @@ def test_sampler_defaults_are_the_generation_configs(checkpoint):
     sampler = llm_metadata(read_text_files(checkpoint), 64).sampler_params
     assert (sampler.type, sampler.k, sampler.temperature) == (kinds.TOP_P, 64, 1.0)
     assert sampler.p == pytest.approx(0.95)
+    nothing = {"temperature": None, "top_k": None, "top_p": None}  # transformers' defaults
+    write(checkpoint, "generation_config.json", {"do_sample": True, **nothing})
+    sampler = llm_metadata(read_text_files(checkpoint), 64).sampler_params
+    assert (sampler.k, sampler.p, sampler.temperature) == (50, 1.0, 1.0)
 
 
 def test_the_syntax_tokens_of_the_tokenizer_reach_the_runtimes_parser(checkpoint):
