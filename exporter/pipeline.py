@@ -35,10 +35,10 @@ from exporter.estimate import (
     refuse_small_disk,
     report_estimate,
 )
-from exporter.graph.spec import TargetSpec
 from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
 from exporter.lower.int8_rows import refuse_int8_rows
+from exporter.lower.sliding import sliding_layers
 from exporter.original import Original
 from exporter.progress import Bar, no_bar
 from exporter.quantize import (
@@ -66,7 +66,6 @@ from runtime_py.manifest import (
     ModelEntry,
     RuntimeEntry,
     RuntimeName,
-    SlidingEntry,
 )
 from runtime_py.reference import Reference
 
@@ -302,13 +301,7 @@ def _model_entry(config: ExportConfig, inputs: Inputs) -> ModelEntry:
         num_layers=len(spec.layers),
         context_length=config.shapes.cache_length,
         has_drafter=inputs.drafter is not None,
-        sliding=_sliding(spec),
     )
-
-
-def _sliding(spec: TargetSpec) -> SlidingEntry | None:
-    layers = tuple(layer.index for layer in spec.kv_layers if layer.kind == "sliding_attention")
-    return SlidingEntry(window=spec.sliding_window, layers=layers) if layers else None
 
 
 def _lower_litert(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -> str:
@@ -325,7 +318,8 @@ def _lower_litert(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -
                 lambda _file, done, total: progress(100 * done // max(1, total)),
             )
         out = folder / name
-        litert.pack(Path(scratch), inputs.text, shapes.cache_length, inputs.recipe.name, out)
+        stamp = litert.version_stamp(inputs.recipe.name, sliding_layers(inputs.target.spec))
+        litert.pack(Path(scratch), inputs.text, shapes.cache_length, stamp, out)
     logger.info(
         "lower       litert, %d graph files, %.1f MB, %.0f s",
         len(files),

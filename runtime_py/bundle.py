@@ -11,7 +11,6 @@ from runtime_py.manifest import (
     Manifest,
     RuntimeEntry,
     RuntimeName,
-    SlidingEntry,
     bundle_path,
     check_checksums,
     read_manifest,
@@ -21,26 +20,24 @@ from runtime_py.speculative import Session
 from runtime_py.tokenizer import Tokenizer
 
 
-def _open_litert(model: Path, options: SessionOptions, sliding: SlidingEntry | None) -> Backend:
+def _open_litert(model: Path, options: SessionOptions) -> Backend:
     from runtime_py.backends.litert import LiteRTBackend
 
     _refuse_providers(model, options)
-    return LiteRTBackend(model, num_threads=options.num_threads, sliding=sliding)
+    return LiteRTBackend(model, num_threads=options.num_threads)
 
 
-def _open_executorch(model: Path, options: SessionOptions, sliding: SlidingEntry | None) -> Backend:
+def _open_executorch(model: Path, options: SessionOptions) -> Backend:
     from runtime_py.backends.executorch import ExecuTorchBackend
 
     _refuse_providers(model, options)
-    return ExecuTorchBackend(model, num_threads=options.num_threads, sliding=sliding)
+    return ExecuTorchBackend(model, num_threads=options.num_threads)
 
 
-def _open_onnx(model: Path, options: SessionOptions, sliding: SlidingEntry | None) -> Backend:
+def _open_onnx(model: Path, options: SessionOptions) -> Backend:
     from runtime_py.backends.onnx import OnnxBackend
 
-    return OnnxBackend(
-        model, num_threads=options.num_threads, providers=options.providers, sliding=sliding
-    )
+    return OnnxBackend(model, num_threads=options.num_threads, providers=options.providers)
 
 
 def _refuse_providers(model: Path, options: SessionOptions) -> None:
@@ -51,7 +48,7 @@ def _refuse_providers(model: Path, options: SessionOptions) -> None:
         )
 
 
-Open = Callable[[Path, SessionOptions, SlidingEntry | None], Backend]
+Open = Callable[[Path, SessionOptions], Backend]
 BACKENDS: dict[RuntimeName, Open] = {
     "litert": _open_litert,
     "executorch": _open_executorch,
@@ -118,8 +115,7 @@ class Bundle:
 
     def backend(self, runtime: RuntimeName, options: SessionOptions) -> Backend:
         """Load the graphs; the caller closes the backend."""
-        sliding = self.manifest.model.sliding
-        return BACKENDS[runtime](self.model_path(runtime), options, sliding)
+        return BACKENDS[runtime](self.model_path(runtime), options)
 
     def session(self, backend: Backend) -> Session:
         """A new sequence over a loaded backend."""

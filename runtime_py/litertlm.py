@@ -6,6 +6,7 @@ is a RunError. Nothing here reads a section's content.
 Source: LiteRT-LM, schema/core/litertlm_header_schema.fbs and litert_lm_builder (0.18.1).
 """
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -56,16 +57,39 @@ def read_sections(path: Path) -> tuple[Section, ...]:
     Raises:
         RunError: if the file is missing, truncated, not a .litertlm, or of another major version.
     """
+    header, file_bytes = _read_header(path)
+    with _damaged(path):
+        return tuple(_parse_sections(header, _HEADER_START + len(header), file_bytes))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the file says about itself, as far as it is text.
+
+    Raises:
+        RunError: as `read_sections`.
+    """
+    header, _ = _read_header(path)
+    with _damaged(path):
+        system = Table.root(header).table(0)
+        return {} if system is None else dict(_texts(system))
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """The header behind the prologue, and the size of the file."""
     try:
         with path.open("rb") as file:
             file_bytes = os.fstat(file.fileno()).st_size
             prologue = file.read(_HEADER_START)
             header_end = _check_prologue(path, prologue, file_bytes)
-            header = file.read(header_end - _HEADER_START)
+            return file.read(header_end - _HEADER_START), file_bytes
     except OSError as error:
         raise RunError(f"{path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
     try:
-        return tuple(_parse_sections(header, header_end, file_bytes))
+        yield
     except FlatbufferError as error:
         raise RunError(f"{path}: damaged .litertlm header: {error}; copy the file again") from error
 
@@ -126,10 +150,14 @@ def _parse_sections(header: bytes, header_end: int, file_bytes: int) -> Iterator
 
 
 def _model_type(entry: Table) -> str:
+    return next((text.lower() for key, text in _texts(entry) if key == "model_type"), "")
+
+
+def _texts(entry: Table) -> Iterator[tuple[str, str]]:
+    """The items whose value is a text."""
     for index, item in enumerate(entry.tables(0)):
         if index >= _MAX_ENTRIES:
             raise FlatbufferError(f"more than {_MAX_ENTRIES} items in one section")
-        if item.string(0) == "model_type" and item.number(1, "<B") == _STRING_VALUE:
+        if item.number(1, "<B") == _STRING_VALUE:
             value = item.table(2)
-            return value.string(0).lower() if value is not None else ""
-    return ""
+            yield item.string(0), value.string(0) if value is not None else ""

@@ -62,7 +62,7 @@ class ModelEntry(_Strict):
     num_layers: Count
     context_length: Count  # tokens of prompt and answer together
     has_drafter: bool
-    sliding: SlidingEntry | None = None  # older bundles do not say
+    sliding: SlidingEntry | None = None  # of older bundles; unused, the graph files say it
 
 
 class Tolerances(_Strict):

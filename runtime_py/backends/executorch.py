@@ -31,6 +31,7 @@ from runtime_py.backends.kv_pages import KvBuffer, KvPages
 from runtime_py.backends.numbers import NAMES, check_numbers
 from runtime_py.errors import RunError
 from runtime_py.manifest import SlidingEntry
+from runtime_py.sliding import KEY, sliding_entry
 
 FILL = "fill"
 FINISH = "finish"
@@ -45,7 +46,6 @@ class ExecuTorchBackend:
         path: the .pte file; embedding tables stay in it and are gathered from the mapped file.
         num_threads: CPU threads; default: the available cores, at most 4. The first backend that
             a process has open decides for all of them.
-        sliding: the layers whose rows behind the window are given back to the system.
 
     Raises:
         RunError: if ExecuTorch is not installed, or the file is damaged or not of the contract.
@@ -56,7 +56,6 @@ class ExecuTorchBackend:
         path: Path,
         *,
         num_threads: int | None = None,
-        sliding: SlidingEntry | None = None,
     ) -> None:
         self._path = path
         self._program = Program(path, num_threads or default_num_threads())
@@ -64,6 +63,7 @@ class ExecuTorchBackend:
             self._constants = self._read_constants()
             between = self._check_target()
             self._check_drafter()
+            sliding = self._read_sliding()
         except BaseException:
             self._program.close()
             raise
@@ -156,6 +156,21 @@ class ExecuTorchBackend:
             values[name] = int(self._program.run(name, ())[0])
         check_numbers(self._path, values, _FORMAT_VERSION, "methods")
         return values
+
+    def _read_sliding(self) -> SlidingEntry | None:
+        """A method that gives the window and the layers, [1 + n]; none in older programs."""
+        spec = self._program.methods.get(KEY)
+        if spec is None:
+            return None
+        output = spec.outputs[0] if len(spec.outputs) == 1 else TensorSpec("none", ())
+        if spec.inputs or output.dtype != "int64" or len(output.shape) != 1:
+            raise RunError(f"{self._path}: {KEY} is no list of numbers; export again")
+        numbers = self._program.run(KEY, ())[0].tolist()
+        owners = {layer for layer in numbers[1:] if self._owns_rows(layer)}
+        return sliding_entry(self._path, numbers, owners)
+
+    def _owns_rows(self, layer: int) -> bool:
+        return self._program.find_buffer(FILL, f"kv.k_{layer}") is not None
 
     def _check_target(self) -> tuple[TensorSpec, ...]:
         """What goes from fill to finish, at finish's widest."""

@@ -35,8 +35,8 @@ from runtime_py.backends.litert_model import (
 )
 from runtime_py.backends.litert_weight_cache import weight_cache
 from runtime_py.errors import RunError
-from runtime_py.litertlm import find_model, read_sections
-from runtime_py.manifest import SlidingEntry
+from runtime_py.litertlm import find_model, read_metadata, read_sections
+from runtime_py.sliding import KEY, read_sliding
 from runtime_py.user_cache import user_cache
 
 # What the official runtime writes: far below any score, and two of them still add up to a float32.
@@ -51,7 +51,6 @@ class LiteRTBackend:
         num_threads: CPU threads; default: the available cores, at most 4.
         cache_dir: where repacked weights are kept between runs; default: the user's cache
             directory. A file about as large as the model; safe to delete.
-        sliding: the layers whose rows behind the window are given back to the system.
 
     Raises:
         RunError: if LiteRT is not installed, or the file is damaged or not of the contract.
@@ -63,7 +62,6 @@ class LiteRTBackend:
         *,
         num_threads: int | None = None,
         cache_dir: Path | None = None,
-        sliding: SlidingEntry | None = None,
     ) -> None:
         self._path = path
         self._cache_dir = cache_dir or user_cache("litert")
@@ -73,7 +71,7 @@ class LiteRTBackend:
         self._let_go()
         try:
             with native_messages_hidden():
-                self._load(sliding)
+                self._load()
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they refer to models and buffers
             self.close()
@@ -127,7 +125,7 @@ class LiteRTBackend:
         self._kv: dict[str, Array] = {}
         self._pages = KvPages((), None)
 
-    def _load(self, sliding: SlidingEntry | None) -> None:
+    def _load(self) -> None:
         target = self._model(PREFILL_DECODE, cached=True)
         if target is None:
             raise RunError(f"{self._path}: no section {PREFILL_DECODE}; export again")
@@ -141,6 +139,9 @@ class LiteRTBackend:
             )
         # A stale row is hidden by the mask, which multiplies it by zero: it must not be a NaN.
         self._kv = {name: zeros(tensor) for name, tensor in contract.kv.items()}
+        sliding = read_sliding(
+            self._path, read_metadata(self._path).get(KEY, ""), contract.kv_layers
+        )
         self._pages = kv_pages(self._kv, contract.cache_length, sliding)
         self._prefill, self._verify = (
             {

@@ -80,6 +80,11 @@ class TargetContract:
     def decode(self) -> SignatureSpec:
         return self.verify[1]
 
+    @property
+    def kv_layers(self) -> set[int]:
+        """Those that own rows."""
+        return {int(name.rpartition("_")[2]) for name in self.kv}
+
     # Kept, because they are asked for in every call.
     @cached_property
     def cache_length(self) -> int:

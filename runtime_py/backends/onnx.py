@@ -72,7 +72,6 @@ class OnnxBackend:
             file and are gathered from the mapped file.
         num_threads: CPU threads; default: the available cores, at most 4.
         providers: onnxruntime's execution providers, best first; none: the CPU's.
-        sliding: the layers whose rows behind the window are given back to the system.
 
     Raises:
         RunError: if onnxruntime is not installed, or a file is damaged or not of the contract.
@@ -84,7 +83,6 @@ class OnnxBackend:
         *,
         num_threads: int | None = None,
         providers: Sequence[str] = (),
-        sliding: SlidingEntry | None = None,
     ) -> None:
         self._path = path
         runtime = Runtime(num_threads or default_num_threads(), providers or (CPU,))
@@ -103,6 +101,7 @@ class OnnxBackend:
             name: zeros((1, num_heads, num_rows, size), contract.kv_dtype)
             for name, (num_heads, size) in contract.kv.items()
         }
+        sliding = contract.sliding
         buffers = [_buffer(name, rows, sliding) for name, rows in self._kv.items()]
         self._pages = KvPages(buffers, sliding.window if sliding else None)
         self._position = np.zeros(1, np.int64)

@@ -1,10 +1,12 @@
 """What the ONNX backend demands of the three graphs before it binds memory to their tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from runtime_py.backends.numbers import NAMES, check_numbers
 from runtime_py.backends.onnx_graph import Graph, TensorSpec
 from runtime_py.errors import RunError
+from runtime_py.manifest import SlidingEntry
+from runtime_py.sliding import KEY, read_sliding
 
 PAST = "past_key_values."
 PRESENT = "present."
@@ -39,6 +41,7 @@ class Contract:
         kv: {i}.key and {i}.value -> G and E of the KV rows.
         kv_dtype: of all of them.
         between: what fill hands to finish, by name -> the sizes after [1, T].
+        sliding: the layers whose rows behind the window are given back to the system.
 
     Raises:
         RunError: if fill does not keep it.
@@ -56,6 +59,7 @@ class Contract:
         if "per_layer" in fill.outputs:
             sizes = fill.outputs["per_layer"].shape[2:]
             self.between["per_layer"] = tuple(size or 0 for size in sizes)
+        self.sliding = _sliding(fill, self.kv)
         present = {f"{PRESENT}{name}": self._rows(name) for name in self.kv}
         token_ids = TensorSpec("int64", (1, _TOKENS))
         _check(fill, "takes", fill.inputs, {"token_ids": token_ids, **self._common(fill)})
@@ -109,6 +113,12 @@ def _kv_sizes(fill: Graph, name: str, spec: TensorSpec) -> tuple[int, int]:
     if len(spec.shape) == 4 and spec.shape[1] and spec.shape[3]:
         return spec.shape[1], spec.shape[3]
     raise RunError(f"{fill.path}: {name} is {spec}, needed float32[1, G, ?, E]; export again")
+
+
+def _sliding(fill: Graph, kv: Iterable[str]) -> SlidingEntry | None:
+    layers = (name.partition(".")[0] for name in kv)
+    owners = {int(layer) for layer in layers if layer.isascii() and layer.isdecimal()}
+    return read_sliding(fill.path, fill.numbers.get(KEY, ""), owners)
 
 
 def _kv_dtype(fill: Graph) -> str:

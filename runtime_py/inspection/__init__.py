@@ -26,11 +26,9 @@ def inspect_bundle(bundle: Bundle, runtime: RuntimeName) -> Findings:
     """
     path = bundle.model_path(runtime)
     try:
-        found = INSPECT[runtime](path)
+        return INSPECT[runtime](path)
     except (FlatbufferError, ProtobufError) as error:
         raise RunError(f"{path}: damaged: {error}; copy the file again") from error
-    sliding = bundle.manifest.model.sliding
-    return found.told(sliding) if sliding else found
 
 
 __all__ = ["INSPECT", "Findings", "inspect_bundle"]

@@ -1,5 +1,6 @@
 """What a .pte holds, read without ExecuTorch."""
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from runtime_py.inspection.findings import (
     model_memory,
 )
 from runtime_py.inspection.mapping import mapped
+from runtime_py.sliding import KEY as SLIDING
+from runtime_py.sliding import sliding_entry
 from runtime_py.weight_names import KEY, fingerprint, read_names
 
 _KV_PREFIX, _KV_ROWS_DIM = "kv.", 1  # [1, C, G, E]
@@ -141,9 +144,9 @@ def inspect(path: Path) -> Findings:
         for method in methods:
             reader.read(method)
         weights = tuple(_weight(matrix, names) for matrix in reader.matrices.values())
-        file_bytes = len(data)
+        file_bytes, numbers = len(data), _sliding(program)
     kv = _kv(methods)
-    return Findings(
+    found = Findings(
         files={path.name: file_bytes},
         sections=tuple(_sections(path.name, program, methods)),
         weights=weights,
@@ -162,6 +165,18 @@ def inspect(path: Path) -> Findings:
             "what XNNPACK needs inside its delegates is decided when the program is loaded",
         ),
     )
+    return found.told(sliding_entry(path, numbers, found.kv_layers) if numbers else None)
+
+
+def _sliding(program: Program) -> list[int]:
+    """The window and the layers that slide, what the method of that name gives; may be empty."""
+    for method in program.methods:
+        if method.name == SLIDING and method.outputs:
+            tensor = pick(method.values, method.outputs[0])
+            if tensor is not None and tensor.dtype == "int64" and tensor.constant:
+                data = program.bytes_of(program.constant_place(tensor))
+                return [number for (number,) in struct.iter_unpack("<q", data)]
+    return []
 
 
 def _weight(matrix: _Matrix, names: dict[str, str]) -> Weight:

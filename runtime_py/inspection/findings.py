@@ -125,7 +125,7 @@ class KvBuffer:
     dtype: str
     num_rows: int
     row_bytes: int
-    window: int | None = None  # rows seen by a layer that slides; the files do not say
+    window: int | None = None  # rows seen by a layer that slides
 
     @property
     def size_bytes(self) -> int:
@@ -196,8 +196,16 @@ class Findings:
         parts["graphs and padding"] = self.size_bytes - sum(parts.values())
         return parts
 
-    def told(self, sliding: SlidingEntry) -> "Findings":
-        """The same, with what the bundle's manifest says of layers that slide."""
+    @property
+    def kv_layers(self) -> set[int]:
+        """Those that own rows."""
+        numbers = (_NUMBER.findall(buffer.name)[:1] for buffer in self.kv)
+        return {int(number) for found in numbers for number in found}
+
+    def told(self, sliding: SlidingEntry | None) -> "Findings":
+        """The same, with what the file says of layers that slide."""
+        if sliding is None:
+            return self
         layers = set(map(str, sliding.layers))
         kv = tuple(
             dataclasses.replace(buffer, window=sliding.window)

@@ -25,7 +25,8 @@ from runtime_py.inspection.findings import (
 )
 from runtime_py.inspection.mapping import mapped
 from runtime_py.litertlm import Section as FileSection
-from runtime_py.litertlm import read_sections
+from runtime_py.litertlm import read_metadata, read_sections
+from runtime_py.sliding import KEY, read_sliding
 
 _IDENTIFIER = b"TFL3"
 _MAX_RANK, _MAX_ARGUMENTS = 8, 1 << 10
@@ -85,7 +86,7 @@ def inspect(path: Path) -> Findings:
                 _read_model(view, section, stored, signatures)
     weights = tuple(_weight(entry) for entry in stored.values() if entry.uses)
     kv = _kv(signatures)
-    return Findings(
+    found = Findings(
         files={path.name: path.stat().st_size},
         sections=tuple(
             Section(
@@ -107,6 +108,8 @@ def inspect(path: Path) -> Findings:
         memory=_memory(weights, signatures, kv),
         notes=tuple(_notes(kv)),
     )
+    text = read_metadata(path).get(KEY, "")
+    return found.told(read_sliding(path, text, found.kv_layers))
 
 
 def _notes(kv: tuple[KvBuffer, ...]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from runtime_py.inspection.findings import (
 from runtime_py.inspection.mapping import mapped
 from runtime_py.manifest import bundle_path
 from runtime_py.protobuf import Message, ProtobufError
+from runtime_py.sliding import KEY, read_sliding
 
 GRAPHS = ("model.fill.onnx", "model.finish.onnx", "model.draft.onnx")
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
@@ -140,7 +141,7 @@ def inspect(path: Path) -> Findings:
     """
     reader = _Reader(path.parent)
     signatures: list[Signature] = []
-    context_length = 0
+    said: dict[str, str] = {}
     for name in (path.name, *GRAPHS[1:]):
         file = path.with_name(name)
         if file == path or file.is_file():
@@ -149,11 +150,11 @@ def inspect(path: Path) -> Findings:
                 graph = model.message(7)
                 reader.read(name, graph)
                 signatures.append(_signature(name, graph))
-                context_length = context_length or _context_length(model)
+                said = said or {entry.text(1): entry.text(2) for entry in model.messages(14)}
                 reader.file_sizes[name] = len(data)
     weights = tuple(_stacked(_weight(stored) for stored in reader.stored.values() if stored.uses))
-    kv = _kv(signatures[0], context_length)
-    return Findings(
+    kv = _kv(signatures[0], _decimal(said.get("context_length", "0")))
+    found = Findings(
         files=reader.file_sizes,
         sections=tuple(
             Section(file=name, name="the whole file", begin=0, size_bytes=size)
@@ -170,6 +171,7 @@ def inspect(path: Path) -> Findings:
         memory=model_memory(weights, kv, "matrices, repacked at every load", "anonymous"),
         notes=("what a graph needs between its operators is decided when onnxruntime runs it",),
     )
+    return found.told(read_sliding(path, said.get(KEY, ""), found.kv_layers))
 
 
 def _quantized(matrix: _Stored, scale_bytes: int, attributes: Mapping[str, int]) -> None:
@@ -250,11 +252,6 @@ def _value(entry: Message) -> Value:
     shape: Iterator[Size] = (size.number(1) or None for size in tensor.message(2).messages(1))
     dtype = _TYPES.get(number, f"type {number}")
     return Value(printable(entry.text(1)), dtype, tuple(shape))
-
-
-def _context_length(model: Message) -> int:
-    numbers = {entry.text(1): entry.text(2) for entry in model.messages(14)}
-    return _decimal(numbers.get("context_length", "0"))
 
 
 def _kv(fill: Signature, context_length: int) -> tuple[KvBuffer, ...]:

@@ -27,6 +27,7 @@ from exporter.lower.litert.modules import (
     target_signatures,
 )
 from exporter.lower.litert.skeleton import Signature
+from exporter.lower.sliding import sliding_layers
 from exporter.quantize import DRAFTER_PREFIX, load_recipe, plan, size_bytes
 from exporter.text import read_text_files
 from tests.benchmarks.inputs import Graphs
@@ -36,7 +37,8 @@ def ours(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, o
     shapes = _shapes(graphs)
     litert.lower(target, drafter, shapes, load_recipe(graphs.recipe), out)
     text = read_text_files(target.folder)
-    litert.pack(out, text, shapes.cache_length, graphs.recipe, out / graphs.model)
+    stamp = litert.version_stamp(graphs.recipe, sliding_layers(target.spec))
+    litert.pack(out, text, shapes.cache_length, stamp, out / graphs.model)
 
 
 def executorch(

@@ -16,7 +16,6 @@ from exporter.text import read_text_files
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import BACKENDS
 from runtime_py.kv_rows import MARGIN, STEP, resident_rows
-from runtime_py.manifest import SlidingEntry
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
 from tests.exporter.tiny_models import Shape, save_pair
@@ -32,6 +31,7 @@ LONG = Shape(
 )  # fmt: skip
 HEAD_ROW_BYTES = 256  # sixteen rows are a page
 SHAPES = GraphShapes(prefill_lengths=(128,), verify_widths=(4,), cache_length=CONTEXT)
+READER = {"litert": "litert", "executorch": "executorch", "onnx": "onnx_contract"}
 LAW = SamplingLaw(temperature=1.0, seed=3)  # greedy, a random model repeats itself
 FAR = 1500  # tokens
 
@@ -45,23 +45,25 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def open_backend(checkpoints, tiny, runtime, tmp_path_factory):
-    """Opens the model on a runtime, told which layers slide or not."""
+    """Opens the model on a runtime."""
     folder, recipe = tmp_path_factory.mktemp(runtime), load_recipe("float32")
     inputs = Inputs(*checkpoints, read_text_files(tiny.model), [], recipe, {})
     path = folder / LOWER[runtime].lower(inputs, SHAPES, folder, no_bar)
     options = SessionOptions(num_threads=1)
-    return lambda sliding: BACKENDS[runtime](path, options, sliding)
+    return lambda: BACKENDS[runtime](path, options)
 
 
 @pytest.fixture
 def releasing(open_backend):
-    with closing(open_backend(SlidingEntry(window=WINDOW, layers=(0,)))) as backend:
+    with closing(open_backend()) as backend:
         yield backend
 
 
 @pytest.fixture
-def keeping(open_backend):
-    with closing(open_backend(None)) as backend:
+def keeping(open_backend, runtime, monkeypatch):
+    """The same from a file that does not say which layers slide."""
+    monkeypatch.setattr(f"runtime_py.backends.{READER[runtime]}.KEY", "unsaid")
+    with closing(open_backend()) as backend:
         yield backend
 
 
@@ -130,7 +132,7 @@ def test_resident_rows_are_those_in_sight(releasing, runtime):
     assert resident_bytes(sliding) <= sum(b.num_heads for b in sliding) * 2 * edges
 
 
-def test_a_bundle_that_does_not_say_what_slides_is_not_resident_at_first_either(keeping, runtime):
+def test_a_file_that_does_not_say_what_slides_is_not_resident_at_first_either(keeping, runtime):
     if runtime == "executorch":
         assert buffers(keeping, slides=False) == []  # nobody told it the names
         return

@@ -17,8 +17,11 @@ from exporter.lower.executorch.modules import DraftStep, Fill, Finish, spell_mea
 from exporter.lower.executorch.program import PINNED, Method, OnStep, write_program
 from exporter.lower.executorch.weights import Loader
 from exporter.lower.experts import refuse_experts
+from exporter.lower.sliding import sliding_layers
 from exporter.lower.versions import check_versions
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
+from runtime_py.sliding import KEY as SLIDING
+from runtime_py.sliding import numbers_of
 from runtime_py.weight_names import KEY, write_names
 
 FORMAT_VERSION = 2
@@ -95,7 +98,8 @@ def lower(
         names = {**names, **loader.names}
         spell_means(module)
         methods["draft"] = _draft_method(DraftStep(kv, embedder, decoder, module))
-    constants = {
+    sliding = sliding_layers(target.spec)
+    constants: dict[str, int | Tensor] = {
         "format_version": FORMAT_VERSION,
         "context_length": shapes.cache_length,
         "vocab_size": target.spec.vocab_size,
@@ -104,6 +108,8 @@ def lower(
         "max_verify_length": verify_length,
         "has_drafter": int(drafter is not None),
     }
+    if sliding is not None:
+        constants[SLIDING] = torch.tensor(numbers_of(sliding))
     write_program(methods, constants, {KEY: write_names(names)}, out, on_step)
 
 

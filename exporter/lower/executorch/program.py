@@ -29,14 +29,14 @@ OnStep = Callable[[int, int], None]  # steps done, of how many in all
 
 def write_program(
     methods: Mapping[str, Method],
-    constants: Mapping[str, int],
+    constants: Mapping[str, int | Tensor],
     named_data: Mapping[str, bytes],
     out: Path,
     on_step: OnStep,
 ) -> None:
     """Trace, delegate to XNNPACK and write the methods over one shared arena of buffers.
 
-    `constants` become methods that return a number, `named_data` lies beside XNNPACK's own.
+    `constants` become methods that return numbers, `named_data` lies beside XNNPACK's own.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import (

@@ -12,6 +12,8 @@ from exporter.lower.litert.modules import OFFICIAL_VERIFY_WIDTH
 from exporter.lower.litert.tied_table import attach, detach
 from exporter.lower.litert.toolchain import PINNED
 from exporter.text import TextFiles
+from runtime_py.manifest import SlidingEntry
+from runtime_py.sliding import KEY, write_sliding
 
 logger = logging.getLogger(__name__)
 
@@ -34,21 +36,23 @@ SYNTAX_TOKENS = {
 }
 
 
-def pack(folder: Path, text: TextFiles, cache_length: int, recipe_name: str, out: Path) -> Path:
+def pack(
+    folder: Path, text: TextFiles, cache_length: int, stamp: Mapping[str, str], out: Path
+) -> Path:
     """Write `out`, streaming the .tflite files of `folder` into it.
 
     Args:
         folder: holds what `lower` wrote.
         text: the target's tokenizer, chat template and token ids.
         cache_length: KV rows the graphs were traced with.
-        recipe_name: goes into the version stamp.
+        stamp: what the file says about itself, as `version_stamp` makes it.
         out: usually model.litertlm.
     """
     import litert_lm_builder
 
     types = litert_lm_builder.TfLiteModelType
     builder: Any = litert_lm_builder.LitertLmFileBuilder()
-    for key, value in version_stamp(recipe_name).items():
+    for key, value in stamp.items():
         builder.add_system_metadata(
             litert_lm_builder.Metadata(key, value, litert_lm_builder.DType.STRING)
         )
@@ -72,14 +76,15 @@ def pack(folder: Path, text: TextFiles, cache_length: int, recipe_name: str, out
     return out
 
 
-def version_stamp(recipe_name: str) -> dict[str, str]:
-    """What made the file: one entry per tool, by package name."""
+def version_stamp(recipe_name: str, sliding: SlidingEntry | None) -> dict[str, str]:
+    """What made the file, one entry per tool by package name; and which layers slide."""
     try:
         exporter = metadata.version("gemma-export")
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         exporter = "source"
-    stamp = {"gemma-export": exporter, "recipe": recipe_name}
-    return stamp | {package: metadata.version(package) for package in sorted(PINNED)}
+    tools = {package: metadata.version(package) for package in sorted(PINNED)}
+    said = {} if sliding is None else {KEY: write_sliding(sliding)}
+    return {"gemma-export": exporter, "recipe": recipe_name, **tools, **said}
 
 
 def llm_metadata(text: TextFiles, cache_length: int) -> Any:

@@ -16,8 +16,10 @@ from exporter.lower.onnx.kv_cache import ROW_MULTIPLE, past_names
 from exporter.lower.onnx.modules import DraftStep, Fill, Finish, Graph
 from exporter.lower.onnx.program import PINNED, Inputs, write_graph
 from exporter.lower.onnx.weights import Loader
+from exporter.lower.sliding import sliding_layers
 from exporter.lower.versions import check_versions
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
+from runtime_py.sliding import KEY, write_sliding
 
 FORMAT_VERSION = 1
 DATA_NAME = "model.data"
@@ -61,7 +63,8 @@ def lower(
     """
     check({})
     verify_length = max((1, *shapes.verify_widths))
-    constants = {
+    sliding = sliding_layers(target.spec)
+    constants: dict[str, int | str] = {
         "format_version": FORMAT_VERSION,
         "context_length": shapes.cache_length,
         "vocab_size": target.spec.vocab_size,
@@ -69,6 +72,7 @@ def lower(
         "max_prefill_length": max((verify_length, *shapes.prefill_lengths)),
         "max_verify_length": verify_length,
         "has_drafter": int(drafter is not None),
+        **({} if sliding is None else {KEY: write_sliding(sliding)}),
     }
     graphs = _graphs(target, drafter, recipe)
     files: list[Path] = []

@@ -32,7 +32,7 @@ class Inputs:
 
 
 def write_graph(
-    graph: Graph, inputs: Inputs, constants: Mapping[str, int], data: DataFile, out: Path
+    graph: Graph, inputs: Inputs, constants: Mapping[str, int | str], data: DataFile, out: Path
 ) -> None:
     """Trace a graph and write it; its weights go into `data`, unless they are there already."""
     import onnx

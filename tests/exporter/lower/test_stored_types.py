@@ -61,7 +61,8 @@ def pair(tmp_path_factory) -> Pair:
 def made_by_litert(pair: Pair, recipe: Recipe, folder: Path) -> Path:
     litert.lower(pair.target, pair.drafter, SHAPES, recipe, folder)
     text = read_text_files(load_size("tiny").model)
-    return litert.pack(folder, text, SHAPES.cache_length, recipe.name, folder / "model.litertlm")
+    stamp = litert.version_stamp(recipe.name, None)
+    return litert.pack(folder, text, SHAPES.cache_length, stamp, folder / "model.litertlm")
 
 
 def made_by_onnx(pair: Pair, recipe: Recipe, folder: Path) -> Path:

@@ -12,7 +12,11 @@ from litert_lm_builder.runtime.proto import sampler_params_pb2
 from exporter.lower.litert import pack
 from exporter.lower.litert.pack import llm_metadata, version_stamp
 from exporter.text import read_text_files
+from runtime_py.litertlm import read_metadata
+from runtime_py.manifest import SlidingEntry
+from runtime_py.sliding import KEY
 
+STAMP = version_stamp("int8", SlidingEntry(window=128, layers=(0, 2)))
 TEMPLATE = "{{ bos_token }}{% generation %}{{ message.get('content') }}{% endgeneration %}"
 
 
@@ -49,7 +53,7 @@ def test_the_sections_hold_the_files_byte_for_byte(checkpoint, tmp_path):
     models = [model_of_one_weight(stem) for stem in stems]
     for stem, model in zip(stems, models, strict=True):
         (tmp_path / f"{stem}.tflite").write_bytes(model)
-    out = pack(tmp_path, read_text_files(checkpoint), 64, "int8", tmp_path / "model.litertlm")
+    out = pack(tmp_path, read_text_files(checkpoint), 64, STAMP, tmp_path / "model.litertlm")
 
     unpacked = tmp_path / "unpacked"
     litertlm_builder.unpack(str(out), str(unpacked))
@@ -61,9 +65,11 @@ def test_the_sections_hold_the_files_byte_for_byte(checkpoint, tmp_path):
         assert f'model_type = "{stem}"' in toml.replace("tf_lite_", "")
     (tokenizer,) = unpacked.glob("*Tokenizer*")
     assert json.loads(zlib.decompress(tokenizer.read_bytes()[8:])) == {"version": "1.0"}
-    for key, value in version_stamp("int8").items():
+    for key, value in STAMP.items():
         assert f'"{key}"' in toml
         assert f'"{value}"' in toml
+    assert read_metadata(out).items() >= STAMP.items()
+    assert STAMP[KEY] == "128 0 2"
 
 
 def test_tokens_template_and_limit_come_from_the_checkpoint(checkpoint):

@@ -9,7 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 from litert_lm_builder import litertlm_builder
 from torch import nn
 
-from exporter.lower.litert import pack
+from exporter.lower.litert import pack, version_stamp
 from exporter.lower.litert.inject import inject
 from exporter.lower.litert.skeleton import Signature, convert
 from exporter.quantize import WeightType
@@ -64,7 +64,9 @@ def packed_sections(folder, head_seed=0, head_name="table.weight", head_bits=8):
         "tokenizer.json": {},
     }.items():
         (folder / name).write_text(json.dumps(data))
-    out = pack(folder, read_text_files(folder), 64, "int8", folder / "model.litertlm")
+    out = pack(
+        folder, read_text_files(folder), 64, version_stamp("int8", None), folder / "model.litertlm"
+    )
     litertlm_builder.unpack(str(out), str(folder / "unpacked"))
     return {
         stem: next((folder / "unpacked").glob(f"*tf_lite_{stem}.tflite"))

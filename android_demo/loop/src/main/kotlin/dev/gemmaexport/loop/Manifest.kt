@@ -26,7 +26,7 @@ data class ModelEntry(
     val numLayers: Int,
     val contextLength: Int, // tokens of prompt and answer together
     val hasDrafter: Boolean,
-    val sliding: SlidingEntry? = null // older bundles do not say
+    val sliding: SlidingEntry? = null // of older bundles; unused, the graph files say it
 )
 
 /** What a check demands of a recipe. */
