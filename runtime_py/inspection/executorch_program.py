@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from runtime_py.flatbuffer import FlatbufferError, Table, pick, unpack_at
-from runtime_py.inspection.findings import printable, size_bytes
+from runtime_py.inspection.findings import size_bytes
+from runtime_py.printable import one_line
 
 _IDENTIFIER, _EXTENDED = b"ET12", b"eh00"
 _MAX_RANK, _MAX_ARGUMENTS, _MAX_ITEMS = 16, 1 << 10, 1 << 20
@@ -111,7 +112,7 @@ class Program:
             FlatbufferError: if there are none.
         """
         if key not in self.named:
-            raise FlatbufferError(f"no data named {printable(key)[:80]!r}")
+            raise FlatbufferError(f"no data named {one_line(key)[:80]!r}")
         return pick(self.segments, self.named[key])
 
     def _range(self, begin: int, size: int) -> range:
@@ -121,7 +122,7 @@ class Program:
 
     def _method(self, plan: Table) -> Method:
         return Method(
-            name=printable(plan.string(0)),
+            name=one_line(plan.string(0)),
             values=tuple(_tensor(value) for value in plan.tables(2)),
             inputs=plan.numbers(3, "<i", _MAX_ITEMS),
             outputs=plan.numbers(4, "<i", _MAX_ITEMS),
@@ -149,7 +150,7 @@ def _tensor(value: Table) -> Tensor | None:
         dtype=_TYPES.get(number, f"type {number}"),
         shape=shape,
         constant=0 if planned is not None else tensor.number(5, "<I"),
-        name=printable(more.string(1)) if more is not None else "",
+        name=one_line(more.string(1)) if more is not None else "",
         memory_id=planned.number(0, "<I") if planned is not None else 0,
     )
 

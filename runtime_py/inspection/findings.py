@@ -258,8 +258,3 @@ def size_bytes(dtype: str, shape: Sequence[int]) -> int:
 def group_size(num_columns: int, num_groups: int) -> int:
     """0 for one scale per row, or none."""
     return num_columns // num_groups if num_groups > 1 else 0
-
-
-def printable(name: str) -> str:
-    """A name from a file, safe to show."""
-    return "".join(character if character.isprintable() else "?" for character in name)

@@ -21,11 +21,11 @@ from runtime_py.inspection.findings import (
     Value,
     Weight,
     model_memory,
-    printable,
 )
 from runtime_py.inspection.mapping import mapped
 from runtime_py.litertlm import Section as FileSection
 from runtime_py.litertlm import read_metadata, read_sections
+from runtime_py.printable import one_line
 from runtime_py.sliding import KEY, read_sliding
 
 _IDENTIFIER = b"TFL3"
@@ -91,7 +91,7 @@ def inspect(path: Path) -> Findings:
         sections=tuple(
             Section(
                 file=path.name,
-                name=printable(section.model_type) or section.data_type,
+                name=one_line(section.model_type) or section.data_type,
                 begin=section.begin,
                 size_bytes=section.size_bytes,
             )
@@ -141,7 +141,7 @@ def _read_model(
     codes = [_operator_code(code) for code in model.tables(1)]
     for index, (graph, tensors) in enumerate(zip(model.tables(2), graphs, strict=True)):
         uses = _uses(graph, codes)
-        where = names.get(index, printable(section.model_type))
+        where = names.get(index, one_line(section.model_type))
         for number, tensor in enumerate(tensors):
             begin, size = pick(buffers, tensor.number(2, "<I"))
             if not size:
@@ -158,7 +158,7 @@ def _read_model(
 
 
 def _describe(tensor: Table, size: int, model_type: str) -> _Stored:
-    name = printable(tensor.string(3))
+    name = one_line(tensor.string(3))
     prefix = DRAFTER_PREFIX if model_type == _DRAFTER else ""
     shape = tensor.numbers(0, "<i", _MAX_RANK)
     return _Stored(prefix + name, _dtype(tensor), shape, size)
@@ -218,7 +218,7 @@ def _scale_bytes(tensor: Table, begin: int) -> dict[int, int]:
 
 def _signature_names(model: Table) -> dict[int, str]:
     """By the number of the subgraph."""
-    return {entry.number(4, "<I"): printable(entry.string(2)) for entry in model.tables(7)}
+    return {entry.number(4, "<I"): one_line(entry.string(2)) for entry in model.tables(7)}
 
 
 def _signatures(model: Table, graphs: list[list[Table]], model_type: str) -> list[Signature]:
@@ -228,8 +228,8 @@ def _signatures(model: Table, graphs: list[list[Table]], model_type: str) -> lis
         inputs, outputs = (
             tuple(_value(item, tensors) for item in entry.tables(number)) for number in (0, 1)
         )
-        name = printable(entry.string(2))
-        where = printable(model_type)
+        name = one_line(entry.string(2))
+        where = one_line(model_type)
         found.append(Signature(name=name, where=where, inputs=inputs, outputs=outputs))
     return found
 
@@ -237,7 +237,7 @@ def _signatures(model: Table, graphs: list[list[Table]], model_type: str) -> lis
 def _value(item: Table, tensors: list[Table]) -> Value:
     tensor = pick(tensors, item.number(1, "<I"))
     shape = (size if size >= 0 else None for size in tensor.numbers(0, "<i", _MAX_RANK))
-    return Value(printable(item.string(0)), _dtype(tensor), tuple(shape))
+    return Value(one_line(item.string(0)), _dtype(tensor), tuple(shape))
 
 
 def _dtype(tensor: Table) -> str:

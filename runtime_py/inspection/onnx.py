@@ -20,11 +20,11 @@ from runtime_py.inspection.findings import (
     Weight,
     group_size,
     model_memory,
-    printable,
     size_bytes,
 )
 from runtime_py.inspection.mapping import mapped
 from runtime_py.manifest import bundle_path
+from runtime_py.printable import one_line
 from runtime_py.protobuf import Message, ProtobufError
 from runtime_py.sliding import KEY, read_sliding
 
@@ -121,12 +121,12 @@ class _Reader:
         if file not in self.file_sizes:
             path = bundle_path(self._folder, file)
             if Path(file).name != file or not path.is_file():
-                raise ProtobufError(f"weights in {printable(file)[:80]!r}, which is not there")
+                raise ProtobufError(f"weights in {one_line(file)[:80]!r}, which is not there")
             self.file_sizes[file] = path.stat().st_size
         begin, length = (_decimal(external.get(key, "0")) for key in ("offset", "length"))
         if length != size or begin + length > self.file_sizes[file]:
             raise ProtobufError(
-                f"a tensor of {size} bytes at {begin} to {begin + length} of {printable(file)}, "
+                f"a tensor of {size} bytes at {begin} to {begin + length} of {one_line(file)}, "
                 f"which has {self.file_sizes[file]}"
             )
         return file, begin, ""
@@ -198,13 +198,13 @@ def _follow(name: str, sources: Mapping[str, _Source]) -> _Source:
 
 
 def _checkpoint_name(name: str) -> str:
-    shown = printable(name)
+    shown = one_line(name)
     return next((shown.removeprefix(m) for m in _MODULES if shown.startswith(m)), shown)
 
 
 def _decimal(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise ProtobufError(f"a place in a file at {printable(text)[:40]!r}")
+        raise ProtobufError(f"a place in a file at {one_line(text)[:40]!r}")
     return int(text)
 
 
@@ -251,7 +251,7 @@ def _value(entry: Message) -> Value:
     number = tensor.number(1)
     shape: Iterator[Size] = (size.number(1) or None for size in tensor.message(2).messages(1))
     dtype = _TYPES.get(number, f"type {number}")
-    return Value(printable(entry.text(1)), dtype, tuple(shape))
+    return Value(one_line(entry.text(1)), dtype, tuple(shape))
 
 
 def _kv(fill: Signature, context_length: int) -> tuple[KvBuffer, ...]:

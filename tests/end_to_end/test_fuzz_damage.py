@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.cli import main
+from runtime_py.printable import one_line
 from tests.end_to_end.fuzz import Case, draw_case, save_case
 from tests.end_to_end.fuzz_damage import DAMAGES
 from tests.exporter.tiny_models import E2B, UNIFIED_12B
@@ -74,7 +75,7 @@ def test_a_damaged_pair(pairs, tmp_path, seed):
     errors = [line for line in said.splitlines() if line.startswith("gemma-export: error: ")]
     assert len(errors) == 1, (did, said)
     assert said.splitlines()[-1] == errors[0]
-    assert errors[0].isprintable()
+    assert one_line(errors[0]) == errors[0]
     assert len(errors[0]) < 700, (did, errors[0])
     assert "Traceback" not in said
     assert sorted(path.name for path in folder.iterdir()) == before, did

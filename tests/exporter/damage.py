@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.errors import ExportError
+from runtime_py.printable import one_line
 
 WEIGHTS = "model.safetensors"
 NONSENSE = [None, True, "8", 1.5, 0, -1, 10**30, [], {}]
@@ -23,7 +24,7 @@ def complaint(call: Callable[..., object], *args: Any) -> str | None:
         message = str(error)
     else:
         return None
-    if not message.isprintable() or len(message) > 600:
+    if one_line(message) != message or len(message) > 600:
         raise ValueError(f"not one short line: {message!r}")
     return message
 
