@@ -122,7 +122,8 @@ class Command(ErrorLine):
 @click.option(
     "--requantize",
     is_flag=True,
-    help="Round the integers of a QAT checkpoint again, as the recipe says; they are kept else.",
+    help="Round the integers of a QAT checkpoint again, as the recipe says. By default they are "
+    "kept.",
 )
 @click.option(
     "--context",

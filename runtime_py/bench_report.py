@@ -91,7 +91,7 @@ def _about(recipe: str, options: SessionOptions, effort: Effort) -> str:
     return (
         f"{platform.machine()}, {platform.system()}, {threads} threads; recipe {recipe}; "
         f"{effort.num_repeats} runs of {effort.max_new_tokens} tokens on each of "
-        f"{effort.num_prompts} prompts, all contestants in turns."
+        f"{effort.num_prompts} prompts, all candidates in turns."
     )
 
 
@@ -100,7 +100,7 @@ def _charts(rows: Sequence[Row], found: Contest) -> list[Mapping[str, str]]:
     charts: list[Mapping[str, str]] = [
         {
             "title": "Tokens per second",
-            "about": "The middle of all runs; the line goes from the slowest to the fastest.",
+            "about": "The median of all runs; the line goes from the slowest to the fastest.",
             "svg": stacked_bars(
                 {row["who"]: {"speed": row["tokens_per_s"]} for row in rows},
                 "tokens/s",

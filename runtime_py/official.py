@@ -37,8 +37,8 @@ def refusal(device: Device) -> str | None:
     if not device.lacks_lse:
         return None
     return (
-        f"litert-lm-api is compiled with LSE atomics, which this processor ({device.name}) has "
-        "not, and would die of an illegal instruction; gemma-run's own runtimes run here"
+        "litert-lm-api is compiled with LSE atomics, which this processor "
+        f"({device.name}) lacks; it would crash. gemma-run's own runtimes run here"
     )
 
 

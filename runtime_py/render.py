@@ -56,7 +56,7 @@ def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
     table = new_table(title, min_width=60)
     table.add_column("check")
     table.add_column("found", justify="right")
-    table.add_column("where they part", justify="right")
+    table.add_column("first difference", justify="right")
     for name, comparison in (
         ("plain decoding = original", report.original),
         (f"speculative (K = {report.draft_length}) = plain", report.speculative),
@@ -118,14 +118,14 @@ def _verdict(report: CheckReport) -> str:
     if report.original.equal and report.speculative.equal:
         return "the bundle says what the original says, with the drafter and without"
     if report.original.equal:
-        return "the bundle says what the original says; with the drafter it parts at near ties"
+        return "the bundle says what the original says; with the drafter it differs at near ties"
     same = "the same" if report.speculative.equal else "the same but for near ties"
     return f"as close to the original as the recipe promises; with and without the drafter {same}"
 
 
 def _part(comparison: Comparison) -> str:
     if comparison.equal:
-        return "nowhere"
+        return "none"
     first = comparison.partings[0]
     more = len(comparison.partings) - 1
     others = f", {more} more, smallest {comparison.smallest_margin:.1e}" if more else ""

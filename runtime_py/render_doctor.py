@@ -103,7 +103,7 @@ def _no_runtime(found: Diagnosis) -> str:
     for state in found.runtimes:
         if state.name in wanted and state.command:
             return f"{none}. Next: {state.command}"
-    return f"{none}, and no command mends that: the table says why"
+    return f"{none}, and no command repairs that: the table says why"
 
 
 def _what_to_export(fits: tuple[Fit, ...]) -> str:
