@@ -15,14 +15,13 @@ from exporter.checkpoint_adapter import Adapter, read_adapter
 from exporter.checkpoint_config import parse_drafter, parse_target
 from exporter.checkpoint_files import (
     FLOAT_TYPES,
-    INDEX_FILE,
     INTEGER_TYPES,
-    SINGLE_FILE,
     Stored,
     open_tensors,
     read_json,
 )
 from exporter.checkpoint_generation import read_generation, suppressed_ids
+from exporter.checkpoint_kinds import require_folder, require_safetensors
 from exporter.checkpoint_names import check_names, is_unused, normalised_names
 from exporter.checkpoint_packed import PackedTensor, join_packed, packed_types
 from exporter.errors import ExportError, NotFiniteError, shown
@@ -183,38 +182,8 @@ def read_drafter(folder: Path, target: TargetCheckpoint) -> DrafterCheckpoint:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not _exists(folder):
-        raise ExportError(
-            f"{shown(folder, 300)}: no such folder; give the folder of a Gemma 4 checkpoint "
-            f"(config.json and {SINGLE_FILE})"
-        )
-    if not folder.is_dir():
-        raise ExportError(f"{folder}: a file, needed the folder of a Gemma 4 checkpoint")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ExportError(f"{folder}: {_what_it_is(folder)}")
-    return read_json(path)
-
-
-def _exists(folder: Path) -> bool:
-    try:
-        return folder.exists()
-    except (OSError, ValueError):  # a name that can be no path, such as one of 5000 letters
-        return False
-
-
-def _what_it_is(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return (
-            "a LoRA adapter, needed a whole Gemma 4 checkpoint; give the model it was trained on "
-            "and this folder as --adapter"
-        )
-    if any(folder.glob("*.gguf")):
-        return (
-            "a GGUF folder, needed the safetensors checkpoint the GGUF was made from; "
-            "give that folder"
-        )
-    return "no config.json, so not a checkpoint; give the folder that holds config.json"
+    require_folder(folder)
+    return read_json(folder / "config.json")
 
 
 def _open(
@@ -225,7 +194,7 @@ def _open(
 ) -> dict[str, Stored]:
     """The tensors the modules need, checked, in the modules' order."""
     types = packed_types(config, str(folder / "config.json"))
-    _require_safetensors(folder)
+    require_safetensors(folder)
     files = open_tensors(folder)
     names = normalised_names(files, str(folder))
     by_name = join_packed({name: files[raw] for name, raw in names.items()}, types, str(folder))
@@ -236,18 +205,6 @@ def _open(
     for name, shape in needed.items():
         _check_tensor(name, by_name[name], shape)
     return {name: by_name[name] for name in needed}
-
-
-def _require_safetensors(folder: Path) -> None:
-    if (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file():
-        return
-    pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
-    if pickles:
-        raise ExportError(
-            f"{folder}: {pickles[0]} is a pickle, which can run code when opened; convert it to "
-            "safetensors (transformers: from_pretrained, then save_pretrained) and give that folder"
-        )
-    raise ExportError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; download the weights too")
 
 
 def _resolve_tied_head(tensors: dict[str, Stored], where: str) -> None:
@@ -281,12 +238,12 @@ def _check_tensor(name: str, stored: Stored, shape: tuple[int, ...]) -> None:
     types = INTEGER_TYPES if name == TOKEN_ORDERING else FLOAT_TYPES
     if stored.type_name not in types:
         raise ExportError(
-            f"{stored.path}: {name} is {stored.type_name}, needed {' or '.join(types)}; "
+            f"{stored.path}: {name} is {shown(stored.type_name)}, needed {' or '.join(types)}; "
             "give the unquantized checkpoint"
         )
     if stored.shape != shape:
         raise ExportError(
-            f"{stored.path}: {name} has shape {list(stored.shape)}, config.json needs "
+            f"{stored.path}: {name} has shape {shown(list(stored.shape))}, config.json needs "
             f"{list(shape)}; config.json and weights are from different models"
         )
 

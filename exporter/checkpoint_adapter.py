@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exporter.checkpoint_files import FLOAT_TYPES, Stored, StoredTensor, open_file, read_json
+from exporter.checkpoint_kinds import refuse_pointers
 from exporter.checkpoint_names import normalised_names
 from exporter.errors import ExportError, shown
 
@@ -62,6 +63,7 @@ HARMLESS = {
 PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _PREFIX = "base_model.model."
+_OF_DEFAULT = re.compile(r"(\.lora_[AB]|\.lora_embedding_[AB]|\.modules_to_save)\.default(?=\.|$)")
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|embedding_A|embedding_B)")
 MERGE_FIRST = (
     "merge it yourself (peft: merge_and_unload, then save_pretrained) and give that folder"
@@ -152,9 +154,9 @@ class Adapter:
         if not changed.shape == base.shape == shape:
             found = shape if changed.shape == base.shape else changed.shape
             raise ExportError(
-                f"{self.folder / WEIGHTS_FILE}: {name} has shape {list(found)}, the model's has "
-                f"{list(base.shape)}; give the model it was trained on, or if its vocabulary was "
-                f"enlarged, {MERGE_FIRST}"
+                f"{self.folder / WEIGHTS_FILE}: {name} has shape {shown(list(found))}, the model's "
+                f"has {list(base.shape)}; give the model it was trained on, or if its vocabulary "
+                f"was enlarged, {MERGE_FIRST}"
             )
         return changed if delta is None else MergedTensor(changed, delta)
 
@@ -165,7 +167,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         ExportError: if it is no plain LoRA adapter; the message says what it is and what to do.
     """
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise ExportError(f"{folder}: {_no_weights(folder)}")
@@ -177,7 +179,9 @@ def read_adapter(folder: Path) -> Adapter:
                 f"{' or '.join(FLOAT_TYPES)}; save the adapter again"
             )
     base_name = config.get("base_model_name_or_path")
-    plain = {name.removeprefix(_PREFIX): stored for name, stored in files.items()}
+    plain = {_plain(name): stored for name, stored in files.items()}
+    if len(plain) < len(files):
+        raise ExportError(f"{weights}: some tensors are in it twice; save the adapter again")
     parts = {name: match for name in plain if (match := _PART.fullmatch(name))}
     modules = dict.fromkeys(match["module"] for match in parts.values())
     short = normalised_names(modules, str(weights))
@@ -198,14 +202,31 @@ def read_adapter(folder: Path) -> Adapter:
     return adapter
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _plain(name: str) -> str:
+    """The name without what only a model in memory has: peft's wrapper and the adapter's name."""
+    plain = _OF_DEFAULT.sub(r"\1", name.removeprefix(_PREFIX))
+    return plain.replace(".modules_to_save.", ".")
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Its adapter_config.json, if it is that of a plain LoRA adapter.
+
+    Raises:
+        ExportError: as read_adapter.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ExportError(
             f"{shown(folder, 300)}: no {CONFIG_FILE}, so not a PEFT adapter; give the folder that "
             "save_pretrained of a PEFT model wrote"
         )
+    refuse_pointers(folder)
     config = read_json(path)
+    if isinstance(config.get("lora_parameters"), dict):
+        raise ExportError(
+            f"{path}: an MLX adapter (lora_parameters), needed one of PEFT; fuse it (mlx_lm.fuse "
+            "--dequantize) and give the folder that it writes as --model"
+        )
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ExportError(
@@ -246,8 +267,8 @@ def _delta(
         raise ExportError(f"{where}: only one of {' and '.join(names)}; save the adapter again")
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise ExportError(
-            f"{where}: {names[0]} is {list(a.shape)} and {names[1]} is {list(b.shape)}, needed "
-            "matrices of one rank; save the adapter again"
+            f"{where}: {names[0]} is {shown(list(a.shape))} and {names[1]} is "
+            f"{shown(list(b.shape))}, needed matrices of one rank; save the adapter again"
         )
     rank = _by_pattern(config, "r", "rank_pattern", module, folder)
     alpha = _by_pattern(config, "lora_alpha", "alpha_pattern", module, folder)

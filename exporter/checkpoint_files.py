@@ -19,8 +19,14 @@ INDEX_FILE = "model.safetensors.index.json"
 NEIGHBOURS = 1 << 16  # bytes
 MAX_JSON_BYTES = 100 * 1024 * 1024
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
+_NUMBERED_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 
-FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FLOAT_TYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 INTEGER_TYPES = {"I32": torch.int32, "I64": torch.int64}
 TYPES = FLOAT_TYPES | INTEGER_TYPES
 
@@ -120,6 +126,8 @@ def _shards(folder: Path) -> list[Path]:
     single = folder / SINGLE_FILE
     if single.is_file():
         return [single]
+    if not (folder / INDEX_FILE).is_file():
+        return find_shards(folder)
     shards = [folder / name for name in sorted(set(_weight_map(folder).values()))]
     for shard in shards:
         if not shard.is_file():
@@ -130,8 +138,31 @@ def _shards(folder: Path) -> list[Path]:
     return shards
 
 
+def find_shards(folder: Path) -> list[Path]:
+    """The shards that their names count, for a folder that lost its index.
+
+    Raises:
+        ExportError: if one of them is missing, or if they are of two sets.
+    """
+    numbered = [_NUMBERED_SHARD.fullmatch(path.name) for path in folder.iterdir()]
+    found = {match.string: int(match[2]) for match in numbered if match}
+    if not found:
+        return []
+    total = max(found.values())
+    wanted = [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
+    missing = [name for name in wanted if name not in found]
+    extra = sorted(set(found) - set(wanted))
+    if missing or extra:
+        what = f"{missing[0]} is missing" if missing else f"{extra[0]} belongs to another set"
+        raise ExportError(
+            f"{folder}: no {INDEX_FILE}, and of {len(wanted)} shards {what} "
+            f"({len(found)} are there); download the checkpoint again"
+        )
+    return [folder / name for name in wanted]
+
+
 def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    if (folder / SINGLE_FILE).is_file():
+    if (folder / SINGLE_FILE).is_file() or not (folder / INDEX_FILE).is_file():
         return
     weight_map = _weight_map(folder)
     for name, shard in weight_map.items():
@@ -236,7 +267,8 @@ def _entry(entry: object, where: str) -> tuple[str, tuple[int, ...], tuple[int, 
     length = last - first
     if length < 0 or (dtype is not None and length != math.prod(shape) * dtype.itemsize):
         raise ExportError(
-            f"{where}: {length} bytes for {type_name} of shape {list(shape)}; download it again"
+            f"{where}: {length} bytes for {shown(type_name)} of shape {shown(list(shape))}; "
+            "download it again"
         )
     return type_name, tuple(shape), (first, last)
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from exporter.errors import ExportError, shown
 from exporter.graph.spec import DrafterSpec, TargetSpec
 
-# A multimodal checkpoint wraps the decoder; the longest prefix comes first.
-WRAPPERS = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+# A multimodal checkpoint wraps the decoder, a trainer (peft, torch's data parallelism) the model.
+# No tensor of the decoder begins so, so all of them are taken off.
+WRAPPERS = ("model.", "language_model.", "base_model.", "module.")
+COMPILED = "_orig_mod."  # by torch.compile, which may wrap single layers too
 
 # Parts of a multimodal checkpoint a text export has no use for.
 OTHER_MODALITIES = (
@@ -26,11 +28,9 @@ def normalised_names(names: Iterable[str], where: str) -> dict[str, str]:
     """Normalised name -> name in the file, without other modalities."""
     known: dict[str, str] = {}
     for name in names:
-        short = name
-        for wrapper in WRAPPERS:
-            if name.startswith(wrapper):
-                short = name.removeprefix(wrapper)
-                break
+        short = name.replace(COMPILED, "")
+        while wrapper := next((w for w in WRAPPERS if short.startswith(w)), ""):
+            short = short.removeprefix(wrapper)
         if short.startswith(OTHER_MODALITIES):
             continue
         if short in known:
@@ -63,12 +63,19 @@ def check_names(
 ) -> None:
     """Refuse a checkpoint with tensors missing or unknown."""
     missing = [name for name in needed if name not in found]
-    if missing:
+    unknown = [name for name in found if name not in needed and not is_unused(name, spec)]
+    unmerged = [name for name in unknown if ".lora_A." in name or ".lora_B." in name]
+    if unmerged:
         raise ExportError(
-            f"{where}: no tensor {_list(missing)}, needed by its config.json; "
+            f"{where}: {_list(unmerged)}: an adapter that is not merged; merge it (peft: "
+            "merge_and_unload, then save_pretrained) and give that folder"
+        )
+    if missing:
+        others = f", found {_list(unknown)}" if unknown else ""
+        raise ExportError(
+            f"{where}: no tensor {_list(missing)}, needed by its config.json{others}; "
             "download or save the whole checkpoint again"
         )
-    unknown = [name for name in found if name not in needed and not is_unused(name, spec)]
     if unknown:
         raise ExportError(
             f"{where}: unknown tensor {_list(unknown)}: this model has a part that config.json "

@@ -111,11 +111,13 @@ def packed_types(config: Mapping[str, Any], where: str) -> tuple[PackedType, ...
         ExportError: for any other way to store them, by name.
     """
     text = config.get("text_config")
+    _refuse_mlx(config.get("quantization"), where)
     found = config.get("quantization_config")
     if found is None and isinstance(text, dict):
         found = text.get("quantization_config")
     if found is None:
         return ()
+    _refuse_mlx(found, where)
     where = f"{where}: quantization_config"
     if not isinstance(found, dict):
         raise ExportError(f"{where} is {shown(repr(found))}, needed an object; {_NEXT}")
@@ -126,6 +128,15 @@ def packed_types(config: Mapping[str, Any], where: str) -> tuple[PackedType, ...
         raise ExportError(f"{where}: no config_groups; download config.json again")
     _refuse_others(where, found, {"quant_method", "format", "config_groups", *_HARMLESS})
     return tuple(_packed_type(groups[name], f"{where}: {shown(name)}") for name in groups)
+
+
+def _refuse_mlx(found: object, where: str) -> None:
+    """MLX writes the same object as quantization and as quantization_config."""
+    if isinstance(found, dict) and "quant_method" not in found and "group_size" in found:
+        raise ExportError(
+            f"{where}: quantized by MLX ({shown(repr(found.get('bits')))} bits in groups of "
+            f"{shown(repr(found['group_size']))}); {_NEXT} that it was made from"
+        )
 
 
 def _packed_type(scheme: object, where: str) -> PackedType:
@@ -200,9 +211,8 @@ def _join(parts: list[Stored | None], types: tuple[PackedType, ...], where: str)
         or (len(words.shape), len(scale.shape)) != (2, 2)
     ):
         raise ExportError(
-            f"{where}: {PARTS[0]} is {words.type_name} {list(words.shape)}, {PARTS[1]} "
-            f"{scale.type_name} {list(scale.shape)}, {PARTS[2]} {stored_shape.type_name} "
-            f"{list(stored_shape.shape)}; needed matrices of I32 and of floats, and two integers"
+            f"{where}: {PARTS[0]} is {_kind(words)}, {PARTS[1]} {_kind(scale)}, {PARTS[2]} "
+            f"{_kind(stored_shape)}; needed matrices of I32 and of floats, and two integers"
         )
     num_rows, num_columns = (int(length) for length in stored_shape.rows(0, 2))
     fitting = [
@@ -217,6 +227,10 @@ def _join(parts: list[Stored | None], types: tuple[PackedType, ...], where: str)
             f"[{num_rows}, {num_columns}]: not what config.json says; download both again"
         )
     return PackedTensor(words, scale, num_columns, fitting[0])
+
+
+def _kind(stored: Stored) -> str:
+    return shown(f"{stored.type_name} {list(stored.shape)}", 40)
 
 
 def _num_scales(num_columns: int, kind: PackedType) -> int:

@@ -53,8 +53,8 @@ def test_the_published_spelling_of_head_sizes(target):
     assert read_checkpoint(target).spec == spec
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_becomes_float32(target, dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_become_float32(target, dtype):
     edit_tensors(
         target, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()})
     )

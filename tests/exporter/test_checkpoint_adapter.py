@@ -1,5 +1,6 @@
 """LoRA adapters against peft: merged weights are the same bits, whatever rows are asked for."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -166,6 +167,35 @@ def test_a_layer_that_shares_its_keys_has_none_to_change(adapter, originals):
     names = read_checkpoint(originals[0], adapter).names()
     adapters.edit_tensors(adapter, add)
     assert read_checkpoint(originals[0], adapter).names() == names
+
+
+def test_names_of_an_adapter_in_memory(adapter, originals):
+    """As torch.save of a PeftModel's state names them, with the adapter's own name."""
+    expected = read_checkpoint(originals[0], adapter)
+
+    def change(tensors):
+        for name in list(tensors):
+            tensors[name.replace(".weight", ".default.weight")] = tensors.pop(name)
+
+    adapters.edit_tensors(adapter, change)
+    found = read_checkpoint(originals[0], adapter)
+    assert found.adapter.names == expected.adapter.names
+    name = min(found.adapter.names)
+    assert torch.equal(found.tensor(name), expected.tensor(name))
+
+
+def test_an_adapter_of_mlx(adapter, originals):
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 10.0}}
+    (adapter / adapters.CONFIG).write_text(json.dumps(config))
+    (adapter / adapters.WEIGHTS).rename(adapter / "adapters.safetensors")
+    said = error_of(read_checkpoint, originals[0], adapter)
+    assert "an MLX adapter" in said
+    assert "mlx_lm.fuse" in said
+
+
+def test_an_adapter_that_git_lfs_left_out(adapter, originals):
+    (adapter / adapters.WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "`git lfs pull`" in error_of(read_checkpoint, originals[0], adapter)
 
 
 REFUSED = [

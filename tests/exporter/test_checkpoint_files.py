@@ -25,8 +25,36 @@ def test_no_such_folder(tmp_path, name):
     assert "no such folder" in error_of(read_checkpoint, tmp_path / name)
 
 
-def test_a_file_instead_of_a_folder(target):
-    assert "a file, needed the folder" in error_of(read_checkpoint, target / WEIGHTS)
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (WEIGHTS, b"x", "a file of weights"),
+        ("gemma.Q4_K_M.gguf", b"x", "a GGUF file"),
+        ("sha256-0123", b"GGUF\x03", "a GGUF file"),
+        ("model", b"LITERTLM\x01", "exported already"),
+        ("model.litertlm", b"", "exported already"),
+        ("model.pte", b"x", "exported already"),
+        ("decoder.onnx", b"x", "exported already"),
+        ("pytorch_model.bin", b"x", "a pickle"),
+        ("gemma.pt", b"x", "a pickle"),
+        ("config.json", b"{}", "a file"),
+        (WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`"),
+    ],
+)
+def test_a_file_instead_of_a_folder(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    message = error_of(read_checkpoint, tmp_path / name)
+    assert said in message
+    assert "needed the folder of a Gemma 4 checkpoint" in message
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json"])
+def test_git_lfs_pointers_are_no_files(target, name):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    (target / name).write_text(pointer)
+    message = error_of(read_checkpoint, target)
+    assert f"{name}: a git-lfs pointer" in message
+    assert "`git lfs pull`" in message
 
 
 @pytest.mark.parametrize(
@@ -34,6 +62,7 @@ def test_a_file_instead_of_a_folder(target):
     [
         ("adapter_config.json", "a LoRA adapter"),
         ("model.gguf", "a GGUF"),
+        ("manifest.json", "exported already"),
         ("readme.md", "no config.json"),
     ],
 )
@@ -178,6 +207,23 @@ def test_a_missing_shard(sharded):
     assert f"names {shard.name}" in error_of(read_checkpoint, sharded)
 
 
+def test_shards_that_lost_their_index(sharded):
+    names = read_checkpoint(sharded).names()
+    (sharded / "model.safetensors.index.json").unlink()
+    assert read_checkpoint(sharded).names() == names
+    first, second = sorted(path.name for path in sharded.glob("*.safetensors"))[:2]
+    (sharded / second).rename(sharded / "other")
+    assert f"{second} is missing" in error_of(read_checkpoint, sharded)
+    (sharded / "other").rename(sharded / second)
+    shutil.copy(sharded / first, sharded / "model-00001-of-00002.safetensors")
+    assert "model-00001-of-00002.safetensors belongs to" in error_of(read_checkpoint, sharded)
+
+
+def test_weights_under_a_name_of_their_own(target):
+    (target / WEIGHTS).rename(target / "gemma\x1b[2J.safetensors")
+    assert "found gemma?[2J.safetensors" in error_of(read_checkpoint, target)
+
+
 def test_a_tensor_the_index_promises(sharded):
     first = sorted(path.name for path in sharded.glob("*.safetensors"))[0]
     edit_index(sharded, lambda names: names | {"model.ghost.weight": first})
@@ -237,6 +283,53 @@ def test_unknown_tensors(target):
     assert "unknown tensor layers.0.lora_a.weight and 1 more (2 in all)" in message
 
 
+def renamed(folder: Path, prefix: str) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    edit_tensors(folder, change)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["model.", "module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "module.module."],
+)
+def test_names_that_a_trainer_wrapped(target, prefix):
+    expected = read_checkpoint(target)
+    renamed(target, prefix)
+    found = read_checkpoint(target)
+    assert found.names() == expected.names()
+    assert torch.equal(found.tensor("norm.weight"), expected.tensor("norm.weight"))
+
+
+def test_layers_compiled_one_by_one(target):
+    names = read_checkpoint(target).names()
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if ".layers." in name]:
+            parts = name.split(".")
+            tensors[".".join([*parts[:3], "_orig_mod", *parts[3:]])] = tensors.pop(name)
+
+    edit_tensors(target, change)
+    assert read_checkpoint(target).names() == names
+
+
+def test_names_of_another_kind_are_said(target):
+    renamed(target, "transformer\x1b.")
+    message = error_of(read_checkpoint, target)
+    assert "no tensor embed_tokens.weight and" in message
+    assert "found transformer?.model." in message
+
+
+def test_an_adapter_that_is_not_merged(target):
+    name = "model.layers.0.self_attn.q_proj"
+    edit_tensors(
+        target, lambda tensors: tensors.update({f"{name}.lora_A.default.weight": torch.ones(2, 2)})
+    )
+    assert "merge_and_unload" in error_of(read_checkpoint, target)
+
+
 def test_one_tensor_under_two_names(target):
     def add(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.language_model.norm.weight"] = tensors["model.norm.weight"].clone()
@@ -252,7 +345,7 @@ def test_a_wrong_shape(target):
     assert "[32]" in message
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.int64])
 def test_weights_that_are_not_floats(target, dtype):
     edit_tensors(
         target, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(32, dtype=dtype)})

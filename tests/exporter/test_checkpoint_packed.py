@@ -194,6 +194,12 @@ def test_other_ways_to_store_integers_are_refused_by_name(config, complaint, fol
     assert complaint in error_of(read_checkpoint, folder)
 
 
+@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
+def test_a_checkpoint_of_mlx(key, folder):
+    edit_config(folder, **{key: {"group_size": 64, "bits": 4}})
+    assert "quantized by MLX (4 bits in groups of 64)" in error_of(read_checkpoint, folder)
+
+
 @pytest.mark.parametrize(
     ("part", "tensor", "complaint"),
     [
