@@ -7,12 +7,16 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from runtime_py.accept import accept
 from runtime_py.backends import Backend, FloatArray
 from runtime_py.errors import RunError
 from runtime_py.rounds import DraftLength, FixedDraftLength, Outcome
 from runtime_py.sampling import SamplingLaw, choose
+
+# Backend -> the generation whose rows it holds: the one begun last, of whatever session.
+_holders: WeakKeyDictionary[Backend, object] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +44,14 @@ class Session:
 
     The rows 0 .. kv_length - 1 hold `committed`; a new prompt that begins with the same tokens
     continues from there, so a chat does not prefill its history again: as long as the rows that
-    sliding layers see from there are kept.
+    sliding layers see from there are kept, and no other session has used the backend since.
     """
 
     def __init__(self, backend: Backend, context_length: int) -> None:
         self._backend = backend
         self._context_length = min(context_length, backend.cache_length)
         self.committed: list[int] = []
+        self._last: object = None  # the generation begun last
 
     @property
     def kv_length(self) -> int:
@@ -61,6 +66,9 @@ class Session:
     ) -> Iterator[Step]:
         """Emit the tokens that follow a prompt.
 
+        The first step takes the backend over from whatever was generated on it before, which
+        cannot go on then.
+
         Args:
             prompt_ids: the whole sequence so far, at least one token.
             law: how tokens are chosen.
@@ -70,7 +78,8 @@ class Session:
 
         Raises:
             RunError: for an empty prompt, one that does not fit the context, or a draft length
-                that this bundle's graphs cannot verify.
+                that this bundle's graphs cannot verify; from a step, if another generation has
+                begun on the backend since.
         """
         self._check(prompt_ids)
         if isinstance(draft_length, int):
@@ -102,10 +111,16 @@ class Session:
         self, prompt_ids: Sequence[int], law: SamplingLaw, stops: Stops, draft_length: DraftLength
     ) -> Iterator[Step]:
         last, room = prompt_ids[-1], self._context_length - len(prompt_ids)
+        holder = self._take_over()
         self._prefill(prompt_ids[:-1])
         hidden: FloatArray | None = None  # of the position that produced `last`
         remaining = min(stops.max_new_tokens, room)
         while remaining > 0:
+            if _holders.get(self._backend) is not holder:
+                raise RunError(
+                    "this answer cannot go on: another one has begun on the same backend and "
+                    "written over its rows; generate anew, with what was said as part of the prompt"
+                )
             begun = time.perf_counter()
             position = self.kv_length
             planned = draft_length.next_round()
@@ -130,6 +145,13 @@ class Session:
             last, remaining = emitted[-1], remaining - len(emitted)
             if last in stops.token_ids:
                 return
+
+    def _take_over(self) -> object:
+        """Become the one whose rows the backend holds."""
+        if _holders.get(self._backend) is not self._last:
+            self.committed.clear()  # another session wrote over them
+        self._last = _holders[self._backend] = object()
+        return self._last
 
     def _prefill(self, token_ids: Sequence[int]) -> None:
         num_shared = 0

@@ -54,6 +54,13 @@ def test_the_pages_readers_refuse_damaged_files(tmp_path):
     assert found == [[section.model_type, section.begin, section.end] for section in sections]
 
 
+@needs_node
+def test_sessions_take_turns_and_a_superseded_generation_says_so():
+    first, second = node("turns.mjs")
+    assert first == second
+    assert first.startswith("this answer cannot go on: another one has begun")
+
+
 def test_all_that_the_page_loads_lies_beside_it(tmp_path):
     add_page(tmp_path)
     files = {path for path in tmp_path.rglob("*") if path.is_file()}

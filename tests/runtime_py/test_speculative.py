@@ -200,6 +200,45 @@ def test_abandoned_steps_leave_a_session_that_still_answers_right():
     )
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["same session", "another"])
+def test_a_generation_that_another_took_over_says_so(own):
+    backend = ScriptedBackend(skill=0.6)
+    session = Session(backend, 128)
+    newer = session if own else Session(backend, 128)
+    old = session.generate([5, 6, 7], GREEDY, Stops(max_new_tokens=40), 4)
+    next(old)
+    stops = Stops(max_new_tokens=9)
+    assert tokens_of(newer, [5, 8], stops=stops) == expected_tokens(backend, [5, 8], GREEDY, 9)
+    with pytest.raises(RunError, match="this answer cannot go on: another one has begun"):
+        next(old)
+
+
+@settings(deadline=None)
+@given(
+    turns=st.lists(st.tuples(st.integers(0, 2), prompts), min_size=2, max_size=6),
+    draft_length=st.integers(0, 7),
+)
+def test_sessions_take_turns_on_one_backend(turns, draft_length):
+    """Each goes on with its own text, whoever wrote rows since."""
+    backend = ForgetfulBackend()
+    sessions, texts = [Session(backend, 500) for _ in range(3)], [[], [], []]
+    for index, more in turns:
+        prompt_ids = texts[index] + more
+        answer = tokens_of(
+            sessions[index], prompt_ids, GREEDY, Stops(max_new_tokens=9), draft_length
+        )
+        assert answer == expected_tokens(backend, prompt_ids, GREEDY, 9)
+        texts[index] = prompt_ids + answer
+
+
+def test_a_generation_that_was_not_begun_takes_nothing_over():
+    backend = ScriptedBackend()
+    old = Session(backend, 128).generate([5, 6], GREEDY, Stops(max_new_tokens=5), 0)
+    next(old)
+    Session(backend, 128).generate([1], GREEDY, Stops(max_new_tokens=5), 0)
+    assert len(list(old)) == 4
+
+
 def test_an_interrupted_prefill_leaves_no_rows_that_claim_to_be_committed():
     class Interrupted(ScriptedBackend):
         interrupt = False

@@ -4,11 +4,15 @@
 import { RunError } from "./errors.js";
 import { choose } from "./sampling.js";
 
+// Backend -> the generation whose rows it holds: the one begun last, of whatever session.
+const holders = new WeakMap();
+
 /**
  * One sequence over one backend's KV buffer.
  *
  * The rows 0 .. kvLength - 1 hold `committed`; a new prompt that begins with the same tokens
- * continues from there, so a chat does not prefill its history again.
+ * continues from there, so a chat does not prefill its history again, unless another session has used
+ * the backend since.
  *
  * A backend has vocabSize, cacheLength, verifyWidths (ascending, the first is 1), hasDrafter and, as
  * promises, prefill(tokenIds, position), verify(tokenIds, position) -> {logits, hiddens}, a row per
@@ -18,6 +22,7 @@ export class Session {
   #backend;
   #contextLength;
   #committed = [];
+  #last; // the generation begun last
 
   constructor(backend, contextLength) {
     this.#backend = backend;
@@ -40,6 +45,7 @@ export class Session {
 
   /**
    * Emit the tokens that follow a prompt, one {tokenIds, numDrafted, numAccepted} per target call.
+   * The first step takes the backend over from what was generated on it before, which cannot go on.
    *
    * @param {number[]} promptIds the whole sequence so far, at least one token.
    * @param law how tokens are chosen; of samplingLaw().
@@ -52,13 +58,16 @@ export class Session {
     this.#check(promptIds, maxNewTokens, draftLength);
     const backend = this.#backend;
     let last = promptIds.at(-1);
-    await this.#prefill(promptIds.slice(0, -1));
+    const holder = this.#takeOver();
+    await this.#prefill(promptIds.slice(0, -1), holder);
     let hidden = null; // of the position that produced `last`
     let remaining = Math.min(maxNewTokens, this.#contextLength - promptIds.length);
     while (remaining > 0) {
+      this.#checkHolder(holder);
       const fitting = Math.min(draftLength, remaining - 1, this.#widestFit() - 1);
-      const drafts = hidden ? await this.#draft(last, hidden, law, fitting) : [];
+      const drafts = hidden ? await this.#draft(last, hidden, law, fitting, holder) : [];
       const { logits, hiddens } = await backend.verify([last, ...drafts], this.kvLength);
+      this.#checkHolder(holder);
       const [numAccepted, bonus] = accept(drafts, logits, law, this.kvLength + 1);
       hidden = hiddens[numAccepted];
       const kept = drafts.slice(0, numAccepted);
@@ -92,13 +101,30 @@ export class Session {
     }
   }
 
-  async #prefill(tokenIds) {
+  /** Become the one whose rows the backend holds. */
+  #takeOver() {
+    if (holders.get(this.#backend) !== this.#last) this.clear(); // another session wrote over them
+    this.#last = {};
+    holders.set(this.#backend, this.#last);
+    return this.#last;
+  }
+
+  #checkHolder(holder) {
+    if (holders.get(this.#backend) === holder) return;
+    throw new RunError(
+      "this answer cannot go on: another one has begun on the same backend and written over its " +
+        "rows; generate anew, with what was said as part of the prompt",
+    );
+  }
+
+  async #prefill(tokenIds, holder) {
     const differs = tokenIds.findIndex((id, index) => id !== this.#committed[index]);
     const numShared = differs < 0 ? tokenIds.length : differs;
     // Forget first: an interrupted prefill must not leave rows that claim to be committed.
     this.#committed.length = numShared;
     const added = tokenIds.slice(numShared);
     if (added.length) await this.#backend.prefill(added, numShared);
+    this.#checkHolder(holder);
     this.#committed.push(...added);
   }
 
@@ -108,10 +134,11 @@ export class Session {
     return this.#backend.verifyWidths.findLast((width) => width <= rowsLeft);
   }
 
-  async #draft(last, hidden, law, numDrafts) {
+  async #draft(last, hidden, law, numDrafts, holder) {
     const drafts = [];
     while (drafts.length < numDrafts) {
       const drafted = await this.#backend.draft(last, hidden, this.kvLength);
+      this.#checkHolder(holder);
       hidden = drafted.hidden;
       last = choose(drafted.logits, law, this.kvLength + 1 + drafts.length);
       drafts.push(last);

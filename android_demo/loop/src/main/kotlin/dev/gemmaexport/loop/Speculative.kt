@@ -5,6 +5,12 @@
  */
 package dev.gemmaexport.loop
 
+import java.util.Collections
+import java.util.WeakHashMap
+
+/** Backend -> the generation whose rows it holds: the one begun last, of whatever session. */
+private val holders: MutableMap<Backend, Any> = Collections.synchronizedMap(WeakHashMap())
+
 /** When generation ends; whatever comes first, and never one token later. */
 class Stops(
     val maxNewTokens: Int,
@@ -28,7 +34,8 @@ data class Step(
  * One sequence over one backend's KV buffer.
  *
  * The rows 0 .. kvLength - 1 hold `committed`; a new prompt that begins with the same tokens
- * continues from there, so a chat does not prefill its history again.
+ * continues from there, so a chat does not prefill its history again, unless another session has
+ * used the backend since.
  */
 class Session(
     private val backend: Backend,
@@ -37,6 +44,7 @@ class Session(
 ) {
     private val contextLength = minOf(contextLength, backend.cacheLength)
     private val committed = ArrayList<Int>()
+    private var newest: Any? = null // the generation begun last
 
     val kvLength: Int get() = committed.size
 
@@ -56,7 +64,8 @@ class Session(
     }
 
     /**
-     * Emit the tokens that follow a prompt, a step at a time, as the sequence is iterated.
+     * Emit the tokens that follow a prompt, a step at a time, as the sequence is iterated. The first
+     * step takes the backend over from what was generated on it before, which cannot go on.
      *
      * @param promptIds the whole sequence so far, at least one token.
      * @param draftLength decides before each round how many tokens the drafter proposes. The tokens
@@ -92,10 +101,17 @@ class Session(
         draftLength: DraftLength
     ): Sequence<Step> = sequence {
         var last = promptIds.last()
+        val holder = takeOver()
         prefill(promptIds.dropLast(1))
         var hidden: FloatArray? = null // of the position that produced `last`
         var remaining = minOf(stops.maxNewTokens, contextLength - promptIds.size)
         while (remaining > 0) {
+            if (holders[backend] !== holder) {
+                throw RunException(
+                    "this answer cannot go on: another one has begun on the same backend and " +
+                        "written over its rows; generate anew, with what was said as part of the prompt"
+                )
+            }
             val begun = clock()
             val planned = draftLength.nextRound()
             val numDrafts = minOf(planned.numDrafts, remaining - 1, widestFit() - 1)
@@ -123,6 +139,15 @@ class Session(
     /** Of a draft that was not verified: 1 if decode chose the same. */
     private fun numEqual(proposed: List<Int>, decoded: Accepted): Int =
         if (proposed.firstOrNull() == decoded.bonusToken) 1 else 0
+
+    /** Become the one whose rows the backend holds. */
+    private fun takeOver(): Any {
+        if (holders[backend] !== newest) committed.clear() // another session wrote over them
+        return Any().also {
+            newest = it
+            holders[backend] = it
+        }
+    }
 
     private fun prefill(tokenIds: List<Int>) {
         var numShared = 0
