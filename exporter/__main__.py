@@ -1,6 +1,15 @@
-"""`python -m exporter` is gemma-export."""
+"""gemma-export, as a command and as `python -m exporter`."""
 
-from exporter.cli import main
+from runtime_py.signals import interruptible
+
+
+def main() -> None:
+    """Run the command line; its imports take seconds, in which Ctrl-C is heeded too."""
+    with interruptible("gemma-export"):
+        from exporter.cli import main as command
+
+        command(prog_name="gemma-export")
+
 
 if __name__ == "__main__":
-    main(prog_name="gemma-export")
+    main()

@@ -27,6 +27,7 @@ from exporter.hub_listing import COMMIT, PATTERNS, Listing, read_listing
 from exporter.hub_request import TIMEOUT_S
 from exporter.hub_transfer import WAIT_S, RemoteFile, Transfer
 from exporter.progress import Bar
+from runtime_py.signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ def _download(listed: Sequence[_Listed], bar: Bar, hub: Hub) -> None:
                 raise ExportError(f"{model}: {error}") from error
             except FAILURES as error:
                 raise explained(error, model, hub.endpoint) from error
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Interrupted):
                 done = sum(there.values())
                 logger.info(
                     "download    stopped at %.0f of %.0f MB; %s", done / MB, total / MB, KEPT

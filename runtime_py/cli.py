@@ -36,6 +36,7 @@ from runtime_py.doctor import diagnose
 from runtime_py.errors import RunError
 from runtime_py.inspection import inspect_bundle
 from runtime_py.live import status_line
+from runtime_py.signals import Interrupted
 from runtime_py.tokenizer import Message
 
 
@@ -145,8 +146,10 @@ def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **optio
             answer = Answer(loaded, loaded.tokenizer.encode_chat(messages))
             try:
                 _stream(answer, shown=True, stats=stats)
-            except KeyboardInterrupt:
-                pass  # ends this answer; what was said stays in the conversation
+            except Interrupted as stop:
+                if not stop.is_ctrl_c:
+                    raise
+                # It ends this answer; what was said stays in the conversation.
             except RunError as error:
                 messages.pop()
                 say(f"{error}; or begin again with /reset", err=True)
@@ -327,7 +330,11 @@ def _read_line() -> str | None:
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
+            return None
+        except Interrupted as stop:
+            if not stop.is_ctrl_c:
+                raise
             return None
         if line == "/quit":
             return None

@@ -13,6 +13,7 @@ import click
 from runtime_py.console import drop_stdout, prepare_streams, say, stdout_fails
 from runtime_py.errors import RunError
 from runtime_py.printable import one_line, shown
+from runtime_py.signals import interruption
 
 # Set to anything, an error that nobody foresaw shows its traceback; the tests set it.
 TRACEBACK = "GEMMA_EXPORT_TRACEBACK"
@@ -64,7 +65,7 @@ class ErrorLine(click.Command):
         self._fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
 
     def _fail_unforeseen(self, error: Exception) -> NoReturn:
-        if os.environ.get(TRACEBACK):
+        if os.environ.get(TRACEBACK) or interruption(error):
             raise error
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGES)]

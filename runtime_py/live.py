@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 TERMINAL_S, LINES_S = 0.1, 1.0  # between two updates
+LEAST_ROWS = 3  # two for the text: no terminal scrolls a single row
 # The control sequences of a VT100, which every terminal knows.
 _SAVE, _RESTORE, _WHOLE_SCREEN, _CLEAR_LINE = "\x1b7", "\x1b8", "\x1b[r", "\x1b[2K"
 
@@ -15,8 +16,8 @@ _SAVE, _RESTORE, _WHOLE_SCREEN, _CLEAR_LINE = "\x1b7", "\x1b8", "\x1b[r", "\x1b[
 def status_line(wanted: bool = True) -> Iterator[Callable[[Callable[[], str]], None]]:
     """Yields a function to be called often, with what makes the line; it shows some of them.
 
-    On a terminal the line stays in the last row, while the rows above it scroll; elsewhere it is
-    one of many, once a second.
+    On a terminal the line stays in the last row, while the rows above it scroll, if there are
+    LEAST_ROWS or more; elsewhere it is one of many, once a second.
     """
     if not wanted:
         yield lambda _: None
@@ -47,25 +48,31 @@ def _seldom(show: Callable[[str], None], interval_s: float) -> Callable[[Callabl
 
 @contextmanager
 def _last_row() -> Iterator[Callable[[str], None]]:
-    rows = 0
+    rows = 0  # of the terminal, while its last one is kept
 
     def write(text: str) -> None:
         sys.stdout.flush()  # the cursor is where the text ends
         sys.stderr.write(text)
         sys.stderr.flush()
 
-    def show(line: str) -> None:
+    def keep(lines: int) -> None:
         nonlocal rows
-        size = shutil.get_terminal_size()
-        if size.lines != rows:
-            rows = size.lines
+        if rows:
+            write(f"{_SAVE}{_WHOLE_SCREEN}\x1b[{rows};1H{_CLEAR_LINE}{_RESTORE}")
+        rows = lines if lines >= LEAST_ROWS else 0
+        if rows:
             # A new line scrolls what stands in the last row up, out of the way.
             write(f"\n\x1b[A{_SAVE}\x1b[1;{rows - 1}r{_RESTORE}")
-        line = line[: size.columns - 1]
-        write(f"{_SAVE}\x1b[{rows};1H{_CLEAR_LINE}\x1b[7m{line}\x1b[0m{_RESTORE}")
+
+    def show(line: str) -> None:
+        size = shutil.get_terminal_size()
+        if size.lines != rows:
+            keep(size.lines)
+        if rows:
+            line = line[: size.columns - 1]
+            write(f"{_SAVE}\x1b[{rows};1H{_CLEAR_LINE}\x1b[7m{line}\x1b[0m{_RESTORE}")
 
     try:
         yield show
     finally:
-        if rows:
-            write(f"{_SAVE}{_WHOLE_SCREEN}\x1b[{rows};1H{_CLEAR_LINE}{_RESTORE}")
+        keep(0)

@@ -43,11 +43,16 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None
         TimeElapsedColumn(),
     )
     console = Screen(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    try:
+        bar.start()
         task = bar.add_task(shown(title), total=total)
         yield lambda done: bar.update(task, completed=done)
+    finally:
+        try:
+            bar.stop()
+        finally:
+            console.show_cursor(True)  # a signal may have ended stop() before it did
 
 
 def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
