@@ -2,8 +2,6 @@
 
 import logging
 import os
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +32,7 @@ from runtime_py.console import say
 from runtime_py.errors import RunError
 from runtime_py.manifest import Manifest, RuntimeName
 from runtime_py.printable import printable
+from runtime_py.signals import run_to_its_end
 
 RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
 
@@ -140,7 +139,11 @@ class Command(ErrorLine):
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Bundle folder.  [default: ./MODEL-TARGET]"
 )
-@click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace the bundle that is there; a folder with anything else in it is left alone.",
+)
 @click.option("--no-check", is_flag=True, help="Do not replay the original at the end.")
 @click.option(
     "--push",
@@ -166,7 +169,6 @@ def main(**options: Any) -> None:
     `gemma-run check` replays. A target picks runtime, recipe, context and draft length; every one
     can be overridden.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
     _show_stages()
     no_check, push, serial = (options.pop(name) for name in ("no_check", "push", "serial"))
     config = resolve(**options)
@@ -313,5 +315,5 @@ def _check(output: Path, manifest: Manifest) -> bool:
     passed = True
     for runtime in manifest.runtimes:
         command = [sys.executable, "-m", "runtime_py", "check", str(output), "--runtime", runtime]
-        passed = subprocess.run(command, check=False).returncode == 0 and passed
+        passed = run_to_its_end(command) == 0 and passed
     return passed

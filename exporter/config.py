@@ -137,6 +137,14 @@ class ExportConfig:
     requantize: bool = False  # round a checkpoint's own integers again, as the recipe says
     kv: KvType = "float32"
 
+    @property
+    def sources(self) -> list[Path]:
+        """What the user named of this machine's files and folders, to be read."""
+        source = self.source
+        recipe = Path(self.recipe) if self.recipe.endswith(".toml") else None
+        named = (source.model, source.drafter, source.adapter, source.prompts, recipe)
+        return [path for path in named if isinstance(path, Path)]
+
 
 def known_sizes() -> list[str]:
     """The names `--size` takes: one TOML file each in models/."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.bundle import BundleContents, add_page, refuse_existing, staged, write_bundle
+from exporter.bundle import BundleContents, add_page, write_bundle
 from exporter.checkpoint import (
     DrafterCheckpoint,
     TargetCheckpoint,
@@ -58,6 +58,7 @@ from exporter.reference import (
     record_reference,
     reference_size,
 )
+from exporter.staging import staged
 from exporter.text import TextFiles, read_text_files
 from exporter.text_proof import compare_text, encode_prompts
 from exporter.work import measure_work
@@ -99,11 +100,10 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
         ExportError: for any input that cannot be exported; nothing is left behind then.
     """
     start = time.monotonic()
-    refuse_existing(config.output, config.overwrite)
-    inputs = read_inputs(config, bar)
-    recording = plan_recording(config, inputs)
-    refuse_small_disk(foresee(config, inputs, recording), config.output)
-    with staged(config.output, config.overwrite) as folder:
+    with staged(config.output, config.overwrite, config.sources) as folder:
+        inputs = read_inputs(config, bar)
+        recording = plan_recording(config, inputs)
+        refuse_small_disk(foresee(config, inputs, recording), folder)
         recorded = record(recording, inputs, bar)
         if config.kv == "int8":
             inputs = replace(inputs, recipe=inputs.recipe.with_int8_rows(recorded.kv_ranges))

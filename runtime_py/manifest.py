@@ -123,6 +123,18 @@ def read_manifest(bundle: Path) -> Manifest:
     Raises:
         RunError: with one line that names the bundle, what is wrong and what to do.
     """
+    manifest = parse_manifest(bundle)
+    for name, entry in manifest.files.items():
+        _check_size(bundle, name, entry)
+    return manifest
+
+
+def parse_manifest(bundle: Path) -> Manifest:
+    """Read and check a bundle's manifest alone, whatever has become of the files it lists.
+
+    Raises:
+        RunError: as read_manifest does.
+    """
     path = bundle / MANIFEST_NAME
     if not bundle.is_dir():
         raise RunError(f"{bundle}: no such bundle folder; make one with gemma-export")
@@ -132,13 +144,6 @@ def read_manifest(bundle: Path) -> Manifest:
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise RunError(f"{path}: {path.stat().st_size} bytes; a manifest has at most 1 MiB")
-    manifest = _parse(path)
-    for name, entry in manifest.files.items():
-        _check_size(bundle, name, entry)
-    return manifest
-
-
-def _parse(path: Path) -> Manifest:
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -56,7 +56,7 @@ def pack(
         builder.add_system_metadata(
             litert_lm_builder.Metadata(key, value, litert_lm_builder.DType.STRING)
         )
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         description = Path(scratch) / "llm_metadata.pb"  # the builder takes a path only
         description.write_bytes(llm_metadata(text, cache_length).SerializeToString())
         builder.add_llm_metadata(str(description))
