@@ -25,6 +25,20 @@ SECTIONS = {
     "prefill_decode": "PREFILL_DECODE",
     "mtp_drafter": "MTP_DRAFTER",
 }
+# LiteRT-LM 0.18.1 passes every message as a list of pieces, a plain text too, and a text-only
+# fine-tune's template would print the list. What was recorded from transformers was a string.
+ONE_TEXT_IS_A_STRING = """\
+{%- set plain = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set pieces = message.content -%}
+{%- if pieces is sequence and pieces is not string and pieces | length == 1
+    and pieces[0].type == 'text' -%}
+{%- set message = dict(message, content=pieces[0].text) -%}
+{%- endif -%}
+{%- set plain.messages = plain.messages + [message] -%}
+{%- endfor -%}
+{%- set messages = plain.messages -%}
+{{- '' }}"""  # what follows keeps its leading spaces
 # Of the pieces of Gemma's syntax that the runtime parses by itself: proto field -> token's name in
 # tokenizer_config.json.
 SYNTAX_TOKENS = {
@@ -120,11 +134,12 @@ def llm_metadata(text: TextFiles, cache_length: int) -> Any:
 def _set_sampler(sampler: Any, generation: Mapping[str, Any]) -> None:
     from litert_lm_builder.runtime.proto import sampler_params_pb2
 
-    kinds = sampler_params_pb2.SamplerParameters
+    sampler.type = sampler_params_pb2.SamplerParameters.TOP_P
     if not generation.get("do_sample", False):
-        sampler.type = kinds.GREEDY
+        # The one of the most likely token. LiteRT-LM 0.18.1 has neither GREEDY nor TOP_K: every
+        # message without a sampler of its own fails ("UNIMPLEMENTED: Sampler type: 3").
+        sampler.k, sampler.p, sampler.temperature = 1, 1.0, 1.0
         return
-    sampler.type = kinds.TOP_P
     # Hugging Face's defaults, where generation_config.json leaves one out.
     sampler.k = generation.get("top_k", 50)
     sampler.p = generation.get("top_p", 1.0)
@@ -144,8 +159,12 @@ def _token_names(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _official_template(text: TextFiles) -> str:
-    """The chat template in the words of the runtime's engine: minijinja has no dict.get.
+    """The chat template for the runtime's engine and for what it passes; "" for none.
 
-    litert-torch does the same in generative/export_hf/core/litert_lm_builder.py.
+    minijinja has no dict.get; litert-torch replaces it likewise, in
+    generative/export_hf/core/litert_lm_builder.py.
     """
-    return re.sub(r"\.get\(\s*(['\"][^'\"]+['\"])\s*\)", r"[\1]", text.chat_template or "")
+    if not text.chat_template:
+        return ""
+    template = re.sub(r"\.get\(\s*(['\"][^'\"]+['\"])\s*\)", r"[\1]", text.chat_template)
+    return ONE_TEXT_IS_A_STRING + template

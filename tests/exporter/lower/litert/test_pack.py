@@ -3,6 +3,7 @@
 import json
 import zlib
 
+import jinja2
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
@@ -81,10 +82,26 @@ def test_tokens_template_and_limit_come_from_the_checkpoint(checkpoint):
     assert list(found.pad_token.token_ids.ids) == [0]
     # verify writes 4 rows, the last of them must be row 63 at most
     assert found.max_num_tokens == 61
-    assert found.jinja_prompt_template == "{{ bos_token }}{{ message['content'] }}"
+    assert found.jinja_prompt_template.endswith("{{ bos_token }}{{ message['content'] }}")
     assert found.HasField("supports_thinking")
     assert found.HasField("supports_function_calling")
     assert not found.channels
+
+
+def test_the_official_template_gets_a_text_as_text(checkpoint):
+    """LiteRT-LM passes each message as a list of pieces; transformers passed a string."""
+    each = "{% for message in messages %}{{ message.content }}|{% endfor %}"
+    (checkpoint / "chat_template.jinja").write_text(" " + each)
+    template = llm_metadata(read_text_files(checkpoint), 64).jinja_prompt_template
+    text, image = {"type": "text", "text": "Hi"}, {"type": "image"}
+    messages = [
+        {"content": [text]},
+        {"content": "Ho"},
+        {"content": [image, text]},
+        {"role": "user"},
+    ]
+    rendered = jinja2.Template(template).render(messages=messages)
+    assert rendered == f" Hi|Ho|{[image, text]}||"
 
 
 def test_a_multimodal_config_keeps_its_tokens_one_level_down(checkpoint):
@@ -96,7 +113,8 @@ def test_a_multimodal_config_keeps_its_tokens_one_level_down(checkpoint):
 
 def test_sampler_defaults_are_the_generation_configs(checkpoint):
     kinds = sampler_params_pb2.SamplerParameters
-    assert llm_metadata(read_text_files(checkpoint), 64).sampler_params.type == kinds.GREEDY
+    greedy = llm_metadata(read_text_files(checkpoint), 64).sampler_params
+    assert (greedy.type, greedy.k, greedy.p, greedy.temperature) == (kinds.TOP_P, 1, 1.0, 1.0)
     write(checkpoint, "generation_config.json", {"do_sample": True, "top_k": 64, "top_p": 0.95})
     sampler = llm_metadata(read_text_files(checkpoint), 64).sampler_params
     assert (sampler.type, sampler.k, sampler.temperature) == (kinds.TOP_P, 64, 1.0)
