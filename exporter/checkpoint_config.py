@@ -132,6 +132,15 @@ def parse_target(config: Mapping[str, Any], where: str) -> TargetSpec:
     )
 
 
+def max_context_length(config: Mapping[str, Any], where: str) -> int | None:
+    """Tokens that a target was made for, if its config.json says so."""
+    text = config.get("text_config")
+    fields = Fields(text if isinstance(text, dict) else config, where)
+    if not fields.optional("max_position_embeddings"):
+        return None
+    return fields.integer("max_position_embeddings", high=2**31)
+
+
 def parse_drafter(config: Mapping[str, Any], where: str, target: TargetSpec) -> DrafterSpec:
     """The spec of a drafter, checked against the target it must have been made for."""
     model_type = config.get("model_type")
@@ -146,6 +155,11 @@ def parse_drafter(config: Mapping[str, Any], where: str, target: TargetSpec) -> 
     text.refuse("enable_moe_block", (False, None), "a drafter has no experts")
     text.refuse("hidden_size_per_layer_input", (0, None), "a drafter has no per-layer embeddings")
     vocab_size, hidden_size = text.integer("vocab_size"), text.integer("hidden_size")
+    if vocab_size < target.vocab_size:
+        raise ExportError(
+            f"{where}: vocab_size is {vocab_size} and the target's is {target.vocab_size}; use the "
+            "drafter made for this target, or if tokens were added to it, --no-drafter"
+        )
     _match(where, "vocab_size", vocab_size, target.vocab_size)
     target_hidden_size = top.integer("backbone_hidden_size")
     _match(where, "backbone_hidden_size", target_hidden_size, target.hidden_size)

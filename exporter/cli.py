@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -25,7 +26,7 @@ from exporter.config import (
     parse_location,
     recipe_text,
 )
-from exporter.errors import ExportError
+from exporter.errors import ExportError, nearest
 from runtime_py import adb, render
 from runtime_py.command import ErrorLine
 from runtime_py.console import say
@@ -51,6 +52,16 @@ class LocationType(click.ParamType[Location]):
             self.fail(str(error), param, ctx)
 
 
+class Choice(click.Choice[str]):
+    """Names in any case; of an unknown one the nearest is suggested."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        super().__init__(choices, case_sensitive=False)
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        return super().get_invalid_choice_message(value, ctx) + nearest(str(value), self.choices)
+
+
 class Command(ErrorLine):
     program = "gemma-export"
     input_errors = (ExportError, RunError)
@@ -60,14 +71,14 @@ class Command(ErrorLine):
 @click.option(
     "--target",
     "device",
-    type=click.Choice(sorted(DEVICES)),
+    type=Choice(sorted(DEVICES)),
     required=True,
     help="Device to export for; picks the defaults below. web: with a page that runs the bundle in "
     "a browser.",
 )
 @click.option(
     "--size",
-    type=click.Choice(known_sizes()),
+    type=Choice(known_sizes()),
     help="A model this tool knows by name; all but tiny are downloaded.",
 )
 @click.option(
@@ -91,7 +102,7 @@ class Command(ErrorLine):
 @click.option(
     "--runtime",
     "runtimes",
-    type=click.Choice(RUNTIMES),
+    type=Choice(RUNTIMES),
     multiple=True,
     help="Runtime to lower to; may be given more than once.  [default: the target's; onnx for "
     "26b-a4b]",
@@ -105,14 +116,14 @@ class Command(ErrorLine):
 )
 @click.option(
     "--kv",
-    type=click.Choice(get_args(KvType)),
+    type=Choice(get_args(KvType)),
     default="float32",
     show_default=True,
     help="How KV rows are stored; int8 is a quarter of float32. Not on executorch or the web.",
 )
 @click.option(
     "--print-recipe",
-    type=click.Choice(known_recipes()),
+    type=Choice(known_recipes()),
     is_eager=True,
     expose_value=False,
     callback=lambda ctx, _option, name: _print_recipe(ctx, name),
@@ -129,7 +140,7 @@ class Command(ErrorLine):
     "context_length",
     type=click.IntRange(16, 2**20),
     metavar="N",
-    help="Tokens of prompt and answer together.  [default: the target's]",
+    help="Tokens of prompt and answer together.  [default: the target's, or the model's if less]",
 )
 @click.option(
     "--prompts",
@@ -234,7 +245,6 @@ def resolve(
     defaults = DEVICES[device]
     longest = source.max_context_length or defaults.context_length
     context_length = choices["context_length"] or min(defaults.context_length, longest)
-    prefill_lengths = tuple(n for n in source.prefill_lengths if n <= context_length)
     runtimes = choices["runtimes"] or source.runtimes or defaults.runtimes
     if defaults.page and "litert" not in runtimes:
         raise click.UsageError(f"the page of --target {device} runs LiteRT; add --runtime litert")
@@ -246,13 +256,12 @@ def resolve(
         runtimes=runtimes,
         recipe=choices["recipe"] or defaults.recipe,
         shapes=GraphShapes(
-            prefill_lengths=prefill_lengths,
-            verify_widths=defaults.verify_widths,
-            cache_length=context_length,
-        ),
+            prefill_lengths=source.prefill_lengths, verify_widths=defaults.verify_widths
+        ).within(context_length),
         draft_length=defaults.draft_length,
         requantize=choices["requantize"],
         kv=choices["kv"],
+        context_asked=choices["context_length"] is not None,
     )
 
 

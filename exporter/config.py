@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,11 @@ class GraphShapes:
     @property
     def max_draft_length(self) -> int:
         return max(self.verify_widths, default=1) - 1
+
+    def within(self, context_length: int) -> "GraphShapes":
+        """The same for a context of so many tokens: no call takes more of them."""
+        fitting = tuple(length for length in self.prefill_lengths if length <= context_length)
+        return replace(self, prefill_lengths=fitting, cache_length=context_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +141,7 @@ class ExportConfig:
     draft_length: int
     requantize: bool = False  # round a checkpoint's own integers again, as the recipe says
     kv: KvType = "float32"
+    context_asked: bool = True  # a default gives way to a model that was made for less
 
     @property
     def sources(self) -> list[Path]:

@@ -17,7 +17,8 @@ from exporter.checkpoint import (
     read_checkpoint,
     read_drafter,
 )
-from exporter.checkpoint_adapter import Adapter
+from exporter.checkpoint_adapter import Adapter, read_adapter_config
+from exporter.checkpoint_kinds import require_folder
 from exporter.config import (
     DEVICES,
     ExportConfig,
@@ -26,6 +27,7 @@ from exporter.config import (
     Location,
     ModelSource,
 )
+from exporter.context import fit_context
 from exporter.errors import ExportError, shown
 from exporter.estimate import (
     Estimate,
@@ -102,6 +104,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
     start = time.monotonic()
     with staged(config.output, config.overwrite, config.sources) as folder:
         inputs = read_inputs(config, bar)
+        config = fit_context(config, inputs.target)
         recording = plan_recording(config, inputs)
         refuse_small_disk(foresee(config, inputs, recording), folder)
         recorded = record(recording, inputs, bar)
@@ -142,6 +145,7 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
         refuse_int8_rows(config.device, config.runtimes, reasons)
     recipe = load_recipe(config.recipe)
     prompts = read_prompts(source.prompts)
+    _check_folders(source)
     snapshots = _download(source, bar)
     target = read_checkpoint(
         _folder(source.model, snapshots), source.adapter, keep_integers=not config.requantize
@@ -162,13 +166,6 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
             if isinstance(where, HubModel)
         },
     )
-    text = target.config.get("text_config")
-    longest = (text if isinstance(text, dict) else target.config).get("max_position_embeddings")
-    if isinstance(longest, int) and config.shapes.cache_length > longest:
-        raise ExportError(
-            f"{source.model}: the model was made for {longest} tokens, --context asks for "
-            f"{config.shapes.cache_length}; lower it"
-        )
     for name in config.runtimes:
         LOWER[name].check(_types(inputs))
     logger.info("checkpoint  %s, %.2f M weights", source.model, _num_weights(target) / 1e6)
@@ -177,6 +174,15 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     if drafter is not None:
         logger.info("checkpoint  %s, %.2f M weights", source.drafter, _num_weights(drafter) / 1e6)
     return inputs
+
+
+def _check_folders(source: ModelSource) -> None:
+    """What lies here is looked at before anything is downloaded."""
+    for where in (source.model, source.drafter):
+        if isinstance(where, Path):
+            require_folder(where)
+    if source.adapter is not None:
+        read_adapter_config(source.adapter)
 
 
 def _download(source: ModelSource, bar: Bar) -> dict[HubModel, Snapshot]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from exporter.config import known_recipes, recipe_text
-from exporter.errors import ExportError
+from exporter.errors import ExportError, nearest, shown
 from exporter.graph.spec import LayerSpec
 from exporter.quantize.kv_rows import KvRange, widened
 from runtime_py.manifest import Tolerances
@@ -221,13 +221,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         if not path.is_file():
             raise ExportError(f"{path}: no such recipe file; give a .toml file or a recipe's name")
         return _parse(path.stem, path.read_bytes())
-    known = known_recipes()
-    if str(name_or_path) not in known:
+    known, name = known_recipes(), str(name_or_path).lower()
+    if name not in known:
         raise ExportError(
-            f"recipe {name_or_path}: unknown; choose one of {', '.join(known)} or give the path "
-            "of a .toml file"
+            f"recipe {shown(name_or_path)}: unknown; choose one of {', '.join(known)} or give the "
+            f"path of a .toml file.{nearest(name, known)}"
         )
-    return _parse(str(name_or_path), recipe_text(str(name_or_path)).encode())
+    return _parse(name, recipe_text(name).encode())
 
 
 def _parse(name: str, content: bytes) -> Recipe:

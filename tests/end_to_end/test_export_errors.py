@@ -191,6 +191,14 @@ def test_a_context_longer_than_the_models(checkpoint):
     assert "2048" in export(checkpoint, "--context", "4096")
 
 
+@pytest.mark.parametrize("option", ["--model", "--adapter"])
+def test_what_is_missing_here_is_said_before_anything_is_downloaded(checkpoint, option):
+    """The drafter of --size e2b is on the hub, which is not asked."""
+    said = export(checkpoint, "--size", "e2b", option, checkpoint / "nowhere")
+    assert "nowhere: no" in said
+    assert "hub" not in said
+
+
 def test_no_tokenizer(checkpoint):
     (checkpoint / "target" / "tokenizer.json").unlink()
     assert "tokenizer.json" in export(checkpoint)

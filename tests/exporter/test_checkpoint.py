@@ -185,6 +185,22 @@ def test_a_drafter_of_another_target(tmp_path, drafter, change, said):
     assert "use the drafter made for this target" in message
 
 
+def test_a_drafter_knows_no_added_tokens(target, drafter):
+    """A fine-tune with tokens of its own, and the stock drafter."""
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"):
+            rows = tensors[name]
+            tensors[name] = torch.cat((rows, rows[:2]))
+
+    edit_tensors(target, add)
+    edit_config(target, vocab_size=66, vocab_size_per_layer_input=66)
+    message = drafter_error(target, drafter)
+    assert "vocab_size is 64 and the target's is 66" in message
+    assert "if tokens were added" in message
+    assert "--no-drafter" in message
+
+
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [

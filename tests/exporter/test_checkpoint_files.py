@@ -221,7 +221,9 @@ def test_shards_that_lost_their_index(sharded):
 
 def test_weights_under_a_name_of_their_own(target):
     (target / WEIGHTS).rename(target / "gemma\x1b[2J.safetensors")
-    assert "found gemma?[2J.safetensors" in error_of(read_checkpoint, target)
+    assert "found gemma\N{REPLACEMENT CHARACTER}[2J.safetensors" in error_of(
+        read_checkpoint, target
+    )
 
 
 def test_a_tensor_the_index_promises(sharded):
@@ -319,7 +321,7 @@ def test_names_of_another_kind_are_said(target):
     renamed(target, "transformer\x1b.")
     message = error_of(read_checkpoint, target)
     assert "no tensor embed_tokens.weight and" in message
-    assert "found transformer?.model." in message
+    assert "found transformer\N{REPLACEMENT CHARACTER}.model." in message
 
 
 def test_an_adapter_that_is_not_merged(target):

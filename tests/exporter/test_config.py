@@ -8,6 +8,7 @@ import pytest
 from exporter import cli, config
 from exporter.config import HubModel, known_sizes, load_size, parse_location
 from exporter.errors import ExportError
+from exporter.quantize import load_recipe
 
 BIG = {
     "e2b": "google/gemma-4-E2B-it",
@@ -51,6 +52,42 @@ def test_the_page_runs_litert():
         resolve("--target", "web", "--size", "tiny", "--runtime", "onnx")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--size", "E2B", "--quantize", "INT8"),
+        ("--size", "e2b", "--target", "Desktop"),
+        ("--size", "e2b", "--runtime", "LiteRT"),
+    ],
+)
+def test_names_in_any_case(words):
+    source = resolve(*words)
+    assert source.source == load_size("e2b")
+    assert load_recipe(source.recipe).name == "int8"
+    assert (source.device, source.runtimes) == ("desktop", ("litert",))
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (("--size", "e2"), "e2b"),
+        (("--size", "tiny", "--target", "raspberrypi"), "raspberry-pi"),
+        (("--size", "tiny", "--runtime", "executorche"), "executorch"),
+        (("--size", "tiny", "--kv", "int4"), "int8"),
+    ],
+)
+def test_a_misspelt_name_gets_a_suggestion(words, nearest):
+    with pytest.raises(click.UsageError, match=rf"Did you mean {nearest}\?"):
+        resolve(*words)
+
+
+def test_a_misspelt_recipe_gets_a_suggestion():
+    with pytest.raises(ExportError, match=r"int4, int4-groups.* Did you mean float16\?"):
+        load_recipe("flaot16")
+    with pytest.raises(ExportError, match=r"\.toml file\.$"):
+        load_recipe("zzz")
+
+
 def test_the_tiny_size_is_here():
     source = load_size("tiny")
     assert (source.model / "config.json").is_file()
@@ -74,6 +111,11 @@ def test_an_unknown_key_of_a_size(tmp_path, monkeypatch):
 def test_kv_rows_are_float32_unless_it_is_said():
     assert resolve("--size", "tiny").kv == "float32"
     assert resolve("--size", "tiny", "--kv", "int8").kv == "int8"
+
+
+def test_only_a_context_that_was_asked_for_is_insisted_on():
+    assert resolve("--size", "e2b", "--context", 8192).context_asked
+    assert not resolve("--size", "e2b").context_asked
 
 
 def test_a_size_lends_its_drafter_to_a_fine_tune(tmp_path):
