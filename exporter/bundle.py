@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from exporter.text import TextFiles
+from exporter.text import TextFiles, token_entry
 from runtime_py.manifest import (
     Manifest,
     ModelEntry,
     RuntimeEntry,
     RuntimeName,
-    TokenEntry,
     file_entry,
     write_manifest,
 )
@@ -33,6 +32,7 @@ class BundleContents:
     device: str
     model: ModelEntry
     text: TextFiles
+    special_tokens: Mapping[str, str]
     draft_length: int
     runtimes: Mapping[RuntimeName, RuntimeEntry]
     reference: Reference
@@ -57,12 +57,7 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
         device=contents.device,
         made_by={tool: _version(tool) for tool in _TOOLS},
         model=contents.model,
-        tokens=TokenEntry(
-            tokenizer="tokenizer.json",
-            chat_template=None if template is None else "chat_template.jinja",
-            bos_token_id=contents.text.bos_token_id,
-            stop_token_ids=contents.text.stop_token_ids,
-        ),
+        tokens=token_entry(contents.text, contents.special_tokens),
         draft_length=contents.draft_length,
         runtimes=dict(contents.runtimes),
         reference="reference.npz",

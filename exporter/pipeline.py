@@ -62,7 +62,7 @@ from exporter.reference import (
 )
 from exporter.staging import staged
 from exporter.text import TextFiles, read_text_files
-from exporter.text_proof import compare_text, encode_prompts
+from exporter.text_proof import prove_text
 from exporter.work import measure_work
 from runtime_py.manifest import (
     Manifest,
@@ -124,6 +124,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
             device=config.device,
             model=_model_entry(config, inputs),
             text=inputs.text,
+            special_tokens=recording.special_tokens,
             draft_length=config.draft_length if inputs.drafter else 0,
             runtimes=runtimes,
             reference=recorded.reference,
@@ -132,7 +133,6 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
         if DEVICES[config.device].page:
             add_page(folder)
         manifest = write_bundle(folder, contents)
-        compare_text(folder, manifest, inputs.text, inputs.prompts)
     logger.info("done        %s, %.0f s", config.output, time.monotonic() - start)
     return manifest
 
@@ -236,6 +236,7 @@ class Recording:
 
     size: ReferenceSize
     prompts: list[tuple[str, Sequence[int]]]  # text and token ids
+    special_tokens: Mapping[str, str]  # name -> text, for the bundle's chat template
 
 
 def plan_recording(config: ExportConfig, inputs: Inputs) -> Recording:
@@ -246,14 +247,14 @@ def plan_recording(config: ExportConfig, inputs: Inputs) -> Recording:
     """
     source = config.source
     size = reference_size(num_multiplied(inputs.target), config.draft_length)
-    encoded = encode_prompts(inputs.text, inputs.prompts, inputs.target.spec.vocab_size)
-    chosen = choose_prompts(encoded, size, config.shapes.cache_length)
+    proven = prove_text(inputs.text, inputs.prompts, inputs.target.spec.vocab_size)
+    chosen = choose_prompts(proven.prompts, size, config.shapes.cache_length)
     if not chosen:
         raise ExportError(
             f"{source.prompts}: no prompt leaves room for {size.num_tokens} tokens in a context of "
             f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
         )
-    return Recording(size, chosen)
+    return Recording(size, chosen, proven.special_tokens)
 
 
 def foresee(config: ExportConfig, inputs: Inputs, recording: Recording) -> Estimate:

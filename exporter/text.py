@@ -10,6 +10,8 @@ from typing import Any, TypeGuard
 
 from exporter.checkpoint_generation import read_generation, report_ignored
 from exporter.errors import ExportError, shown
+from runtime_py.manifest import TokenEntry
+from runtime_py.tokenizer import LibraryError, no_panic
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,17 @@ def read_text_files(folder: Path, adapter: Path | None = None) -> TextFiles:
         generation=generation,
         # Nothing is padded here: one that is no token, as -1, is as good as none.
         pad_token_id=pad_token_id if _is_token(pad_token_id, text_config) else None,
+    )
+
+
+def token_entry(text: TextFiles, special_tokens: Mapping[str, str]) -> TokenEntry:
+    """What the manifest says of the text side; the files' names are the bundle's."""
+    return TokenEntry(
+        tokenizer="tokenizer.json",
+        chat_template=None if text.chat_template is None else "chat_template.jinja",
+        bos_token_id=text.bos_token_id,
+        stop_token_ids=text.stop_token_ids,
+        special_tokens=dict(special_tokens),
     )
 
 
@@ -142,16 +155,26 @@ class OriginalTokenizer:
         import transformers
 
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False
-            )
-        except Exception as error:  # tokenizers raises bare Exception for a bad file
-            reason = " ".join(str(error).split()) or type(error).__name__
+            with no_panic():
+                self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                    folder, trust_remote_code=False
+                )
+        except LibraryError as error:
             raise ExportError(
-                f"{folder}: transformers cannot load the tokenizer ({shown(reason, 300)}); "
+                f"{folder}: transformers cannot load the tokenizer ({shown(error, 300)}); "
                 "correct it"
             ) from None
         self._folder = folder
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Name, as "eos_token", -> text: what a chat template may use."""
+        return {str(name): str(text) for name, text in self._tokenizer.special_tokens_map.items()}
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Text -> id of every token beside the vocabulary's own."""
+        return {str(text): int(item) for text, item in self._tokenizer.get_added_vocab().items()}
 
     def encode(self, text: str, bos_token_id: int) -> list[int]:
         """Plain text, begun with the beginning-of-sequence token."""

@@ -1,13 +1,19 @@
 """The proof that the bundle's text side says what transformers' says: token for token."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from exporter.errors import ExportError, shown
 from exporter.reference import Prompt
-from exporter.text import OriginalTokenizer, TextFiles
-from runtime_py.bundle import Bundle
-from runtime_py.manifest import Manifest
+from exporter.text import OriginalTokenizer, TextFiles, token_entry
+from runtime_py.errors import RunError
+from runtime_py.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Chat = Sequence[Mapping[str, str]]  # {"role", "content"} of each message
+_ANY_LENGTH = 1 << 24  # tokens: prompts too long for the context are left out later
 
 # What chat templates treat differently: one turn, several, and white space to be trimmed.
 CONVERSATIONS = (
@@ -20,55 +26,98 @@ CONVERSATIONS = (
 )
 
 
-def encode_prompts(
-    text: TextFiles, prompts: Sequence[Prompt], vocab_size: int
-) -> list[tuple[str, list[int]]]:
-    """The text of every prompt with its tokens, as transformers makes them.
+@dataclass(frozen=True)
+class ProvenText:
+    """What the bundle's own tokenizer and chat template make, equal to what transformers' do."""
+
+    prompts: list[tuple[str, list[int]]]  # text and token ids
+    special_tokens: Mapping[str, str]  # name, as "eos_token", -> text
+
+
+def prove_text(text: TextFiles, prompts: Sequence[Prompt], vocab_size: int) -> ProvenText:
+    """Turn every prompt into tokens, as transformers does and as the bundle will.
 
     Raises:
-        ExportError: if a prompt or a conversation becomes none of the model's tokens: better now
+        ExportError: if they differ, or if a text becomes none of the model's tokens: better now
             than when everything is lowered.
     """
-    tokenizer = OriginalTokenizer(text.folder)
-    encoded = [(prompt.text, _encode(tokenizer, text, prompt)) for prompt in prompts]
-    chats = [] if text.chat_template is None else CONVERSATIONS
-    for said, ids in [*encoded, *((str(chat), tokenizer.encode_chat(chat)) for chat in chats)]:
+    theirs = OriginalTokenizer(text.folder)
+    special_tokens = theirs.special_tokens
+    try:
+        ours = Tokenizer(
+            text.tokenizer,
+            token_entry(text, special_tokens),
+            text.chat_template,
+            context_length=_ANY_LENGTH,
+        )
+        _refuse_missing(text, theirs, ours)
+        encoded = [
+            (prompt.text, _encode(theirs, ours, text, prompt)) for prompt in _usable(text, prompts)
+        ]
+        chats = [] if text.chat_template is None else CONVERSATIONS
+        talks = [(str(chat), _encode_chat(theirs, ours, chat)) for chat in chats]
+    except RunError as error:
+        raise ExportError(f"{text.folder}: {error}") from None
+    for said, ids in [*encoded, *talks]:
         if max(ids, default=0) >= vocab_size:
             raise ExportError(
                 f"{text.folder}: the tokenizer turns {shown(said)!r} into token {max(ids)}, the "
                 f"model has {vocab_size}; add the model's own tokenizer"
             )
-    return encoded
+    return ProvenText(encoded, special_tokens)
 
 
-def _encode(tokenizer: OriginalTokenizer, text: TextFiles, prompt: Prompt) -> list[int]:
-    if prompt.kind == "chat":
-        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
-    return tokenizer.encode(prompt.text, text.bos_token_id)
-
-
-def compare_text(
-    folder: Path, manifest: Manifest, text: TextFiles, prompts: Sequence[Prompt]
-) -> None:
-    """The bundle's own tokenizer and chat template must say what transformers' say.
-
-    Raises:
-        ExportError: naming the text that becomes other tokens.
-    """
-    theirs, ours = OriginalTokenizer(text.folder), Bundle(folder, manifest).tokenizer()
-    for prompt in prompts:
-        wanted = theirs.encode(prompt.text, text.bos_token_id)
-        _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)
+def _usable(text: TextFiles, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """All prompts; those to be continued only, where no chat template is."""
     if text.chat_template is not None:
-        for conversation in CONVERSATIONS:
-            wanted = theirs.encode_chat(conversation)
-            said = str([message["content"] for message in conversation])
-            _refuse_other_tokens(said, ours.encode_chat(conversation), wanted)
+        return list(prompts)
+    plain = [prompt for prompt in prompts if prompt.kind == "text"]
+    if not plain:
+        raise ExportError(
+            f"{text.folder}: no chat template, and all {len(prompts)} prompts are chats; give "
+            'prompts of "kind": "text", or add the chat_template.jinja of the model'
+        )
+    logger.warning(
+        "text        no chat template: recording the %d text prompts, leaving out %d chats; the "
+        "bundle runs with gemma-run generate --raw, not with chat",
+        len(plain),
+        len(prompts) - len(plain),
+    )
+    return plain
 
 
-def _refuse_other_tokens(text: str, found: list[int], wanted: list[int]) -> None:
+def _refuse_missing(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer) -> None:
+    """transformers adds what tokenizer_config.json names; a bundle has tokenizer.json only."""
+    for token, token_id in theirs.added_tokens.items():
+        if ours.token_id(token) != token_id:
+            raise ExportError(
+                f"{text.folder}/tokenizer_config.json: token {shown(token)!r} is {token_id} there, "
+                f"and {ours.token_id(token)} in tokenizer.json, which a bundle has alone; save the "
+                "tokenizer again with save_pretrained"
+            )
+
+
+def _encode(
+    theirs: OriginalTokenizer, ours: Tokenizer, text: TextFiles, prompt: Prompt
+) -> list[int]:
+    if prompt.kind == "chat":
+        return _encode_chat(theirs, ours, [{"role": "user", "content": prompt.text}])
+    wanted = theirs.encode(prompt.text, text.bos_token_id)
+    return _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)
+
+
+def _encode_chat(theirs: OriginalTokenizer, ours: Tokenizer, chat: Chat) -> list[int]:
+    # Ours first: it is a process of its own, which an endless template does not outlive.
+    found = ours.encode_chat(chat)
+    said = str([message["content"] for message in chat])
+    return _refuse_other_tokens(said, found, theirs.encode_chat(chat))
+
+
+def _refuse_other_tokens(text: str, found: list[int], wanted: list[int]) -> list[int]:
     if found != wanted:
         raise ExportError(
-            f"the bundle's tokenizer turns {text[:60]!r} into {found[:12]}…, transformers' into "
-            f"{wanted[:12]}…; tokenizer.json does not match tokenizer_config.json, save both again"
+            f"the bundle's tokenizer turns {shown(text, 60)!r} into {found[:12]}…, transformers' "
+            f"into {wanted[:12]}…; tokenizer.json does not match tokenizer_config.json, save both "
+            "again"
         )
+    return found

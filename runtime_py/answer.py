@@ -12,7 +12,8 @@ from runtime_py.device_costs import auto_draft_length, remember
 from runtime_py.rounds import DraftLength
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Step, Stops
-from runtime_py.tokenizer import TextStream, Tokenizer
+from runtime_py.text_stream import TextStream
+from runtime_py.tokenizer import Tokenizer
 
 RECENT = 16  # rounds
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime_py.backends import Backend, SessionOptions
+from runtime_py.chat_template import read_template
 from runtime_py.errors import RunError
 from runtime_py.manifest import (
     Manifest,
@@ -86,7 +87,8 @@ class Bundle:
         return Tokenizer(
             bundle_path(self.folder, tokens.tokenizer),
             tokens,
-            None if template is None else bundle_path(self.folder, template),
+            None if template is None else read_template(bundle_path(self.folder, template)),
+            self.manifest.model.context_length,
         )
 
     def reference(self) -> Reference:

@@ -19,6 +19,7 @@ from runtime_py.bench_bundle import bench_bundle
 from runtime_py.bench_report import write_report
 from runtime_py.bench_rows import advice, bench_rows
 from runtime_py.bundle import BACKENDS, Bundle
+from runtime_py.chat_template import Message
 from runtime_py.check import check_bundle
 from runtime_py.cli_options import (
     AutoOrNumber,
@@ -37,7 +38,6 @@ from runtime_py.errors import RunError
 from runtime_py.inspection import inspect_bundle
 from runtime_py.live import status_line
 from runtime_py.signals import Interrupted
-from runtime_py.tokenizer import Message
 
 
 class Command(ErrorLine, click.Group):

@@ -33,6 +33,7 @@ BundlePath = Annotated[str, AfterValidator(_inside)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 LayerIndex = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenText = Annotated[str, Field(max_length=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -88,6 +89,8 @@ class TokenEntry(_Strict):
     chat_template: BundlePath | None
     bos_token_id: TokenId | None
     stop_token_ids: Annotated[tuple[TokenId, ...], Field(strict=False, max_length=64)]
+    # Name -> text, as a chat template may use them ("eos_token"); older bundles do not say.
+    special_tokens: Annotated[dict[TokenText, TokenText], Field(max_length=200)] | None = None
 
 
 class Manifest(_Strict):

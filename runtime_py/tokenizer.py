@@ -1,53 +1,84 @@
-"""Text to tokens and back, and the chat template, from the bundle's own files."""
+"""Text to tokens and back, and conversations to tokens, by the bundle's own files."""
 
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jinja2
-import jinja2.sandbox
 from tokenizers import Tokenizer as HfTokenizer
 
+from runtime_py.chat_template import ChatTemplate, Message
 from runtime_py.errors import RunError
 from runtime_py.manifest import TokenEntry
+from runtime_py.printable import shown
 
-Message = Mapping[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MAX_FILE_BYTES = 256 << 20  # Gemma 4's has 32 MB
+MAX_TOKEN_BYTES = 256  # more than any token of Gemma stands for
+MAX_GROWTH = 64  # as many characters may a normalizer or a decoder make of one
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
+class Thought(NamedTuple):
+    """The tokens between which a model thinks: <|channel> and <channel|>."""
+
+    begin: int
+    end: int
+
+
 class Tokenizer:
-    """A bundle's tokenizer with its chat template."""
+    """A bundle's tokenizer with its chat template.
 
-    def __init__(self, path: Path, tokens: TokenEntry, template: Path | None = None) -> None:
-        """Read tokenizer.json and the chat template.
+    Args:
+        path: tokenizer.json.
+        tokens: of the manifest.
+        template: the chat template's text.
+        context_length: tokens; text that is too long for so many is refused unread.
 
-        Raises:
-            RunError: naming the file that is none.
-        """
-        try:
-            self._tokenizer = HfTokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for a bad file
-            raise RunError(f"{path}: not a tokenizer file ({error}); export again") from None
+    Raises:
+        RunError: naming the file that is none.
+    """
+
+    def __init__(
+        self, path: Path, tokens: TokenEntry, template: str | None, context_length: int
+    ) -> None:
+        self._path = path
+        self._tokenizer = self._read(path)
+        self._bos_token_id = tokens.bos_token_id
+        self._context_length = context_length
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token_id for token_id, token in added.items() if token.special}
-        self._bos_token_id = tokens.bos_token_id
-        self._template = None if template is None else _compile(template)
+        special_tokens = tokens.special_tokens
+        if special_tokens is None:  # an older bundle
+            special_tokens = {"bos_token": self._text_of(self._bos_token_id)}
+        self.thought = self._thought(special_tokens)
+        self._template = None if template is None else ChatTemplate(template, special_tokens)
+
+    @property
+    def max_bytes(self) -> int:
+        """Of UTF-8; a longer text cannot fit the context."""
+        return MAX_TOKEN_BYTES * self._context_length
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of plain text, begun with the beginning-of-sequence token."""
-        token_ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """The tokens of plain text, begun with the beginning-of-sequence token.
+
+        Raises:
+            RunError: for text that is not UTF-8, or too long for the context.
+        """
+        token_ids = self._encode(text)
         if self._bos_token_id is not None and token_ids[:1] != [self._bos_token_id]:
             return [self._bos_token_id, *token_ids]
         return token_ids
 
     def encode_chat(self, messages: Iterable[Message]) -> list[int]:
-        """The tokens of a conversation, up to where the model's next turn begins."""
-        encoding = self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False)
-        return list(encoding.ids)
+        """The tokens of a conversation, up to where the model's next turn begins.
+
+        Raises:
+            RunError: as `encode` and `render_chat` do.
+        """
+        return self._encode(self.render_chat(messages))
 
     def render_chat(self, messages: Iterable[Message]) -> str:
         """The text of a conversation, with the model's next turn opened.
@@ -57,18 +88,18 @@ class Tokenizer:
         """
         if self._template is None:
             raise RunError("this bundle has no chat template; use gemma-run generate --raw")
-        try:
-            return self._template.render(
-                messages=list(messages),
-                add_generation_prompt=True,
-                bos_token=self._text_of(self._bos_token_id),
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise RunError(f"the bundle's chat template failed: {error}") from None
+        messages = list(messages)
+        self._refuse_too_long("".join(message["content"] for message in messages))
+        return self._template.render(messages)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text, without the control tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def token_id(self, text: str) -> int | None:
+        """The id of one token; None if there is no such token."""
+        token_id: int | None = self._tokenizer.token_to_id(text)
+        return token_id
 
     def is_shown(self, token_id: int) -> bool:
         """Whether `decode` makes text of it: a token, and no control token."""
@@ -83,79 +114,109 @@ class Tokenizer:
         kept = token_ids[1:] if token_ids[:1] == [self._bos_token_id] else token_ids
         return str(self._tokenizer.decode(list(kept), skip_special_tokens=False))
 
+    def _read(self, path: Path) -> HfTokenizer:
+        try:
+            size = path.stat().st_size
+            if size > MAX_FILE_BYTES:
+                raise RunError(
+                    f"{path}: {size} bytes, a tokenizer has at most {MAX_FILE_BYTES >> 20} MiB; "
+                    "export again"
+                )
+            with no_panic():
+                tokenizer = HfTokenizer.from_file(str(path))
+        except LibraryError as error:
+            raise RunError(f"{path}: not a tokenizer file ({error}); export again") from None
+        # As transformers does: one text at a time is neither padded nor cut.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        for name in ("normalizer", "decoder"):
+            if _growth(_state(getattr(tokenizer, name))) > MAX_GROWTH:
+                raise RunError(
+                    f"{path}: its {name} makes more than {MAX_GROWTH} characters of one; "
+                    "export again"
+                )
+        return tokenizer
+
+    def _encode(self, text: str) -> list[int]:
+        self._refuse_too_long(text)
+        try:
+            with no_panic():
+                return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except LibraryError as error:
+            raise RunError(f"{self._path}: the tokenizer fails ({error}); export again") from None
+
+    def _refuse_too_long(self, text: str) -> None:
+        try:
+            num_bytes = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise RunError(
+                f"the prompt is not UTF-8 at character {error.start + 1}; save it as UTF-8"
+            ) from None
+        if num_bytes > self.max_bytes:
+            raise RunError(
+                f"the prompt has {num_bytes} bytes, a context of {self._context_length} tokens "
+                f"holds at most {self.max_bytes}; shorten it"
+            )
+
     def _text_of(self, token_id: int | None) -> str:
         return "" if token_id is None else (self._tokenizer.id_to_token(token_id) or "")
 
+    def _thought(self, special_tokens: dict[str, str]) -> Thought | None:
+        begin, end = (
+            self.token_id(special_tokens.get(name, "")) for name in ("soc_token", "eoc_token")
+        )
+        return None if begin is None or end is None else Thought(begin, end)
 
-class TextStream:
-    """Turns tokens into text as they come, never splitting a character.
 
-    The pieces, put together, are the text of all tokens decoded at once, whatever the tokens. Held
-    back is what later tokens may change: byte tokens until their run ends, because one wrong byte
-    makes the whole run wrong, and a replacement character at the end, which may become a letter.
-    Each token is decoded a bounded number of times, however long a run is.
+class LibraryError(Exception):
+    """The tokenizers library refuses a file or a text, or panics."""
+
+
+@contextmanager
+def no_panic() -> Iterator[None]:
+    """A panic of Rust is no Exception, and writes lines of its own to stderr.
+
+    Raises:
+        LibraryError: whatever the library raises.
     """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._context: list[int] = []  # tokens already decoded, which the next ones continue
-        self._num_shown = 0  # characters of the context's text already given
-        self._bytes: list[int] = []  # the run of byte tokens that the text ends in
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens add."""
-        shown = [token_id for token_id in token_ids if self._tokenizer.is_shown(token_id)]
-        num_settled = len(shown)
-        while num_settled and self._tokenizer.is_byte(shown[num_settled - 1]):
-            num_settled -= 1
-        if not num_settled:
-            self._bytes += shown
-            return ""
-        text = self._decode([*self._bytes, *shown[:num_settled]])
-        self._bytes = shown[num_settled:]
-        return self._settle(text, len(text) - text.endswith(_REPLACEMENT))
-
-    def finish(self) -> str:
-        """What was held back."""
-        text = self._decode(self._bytes)
-        self._bytes = []
-        return self._settle(text, len(text))
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        self._context += token_ids
-        return self._tokenizer.decode(self._context)
-
-    def _settle(self, text: str, end: int) -> str:
-        added = text[self._num_shown : end]
-        num_held = len(text) - max(end, self._num_shown)
-        # A character has at most four bytes, so a letter that later bytes may complete begins here.
-        self._context = self._context[-4:]
-        self._num_shown = len(self._tokenizer.decode(self._context)) - num_held
-        return added
+    with _closed_stderr():
+        try:
+            yield
+        except BaseException as error:
+            # tokenizers raises bare Exception for a bad file.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise LibraryError(shown(error, 300) or type(error).__name__) from None
 
 
-def _compile(path: Path) -> jinja2.Template:
-    # A template comes with the bundle: the sandbox keeps it from reaching into Python.
-    # The same settings, filters and functions as transformers' chat_template_utils.py.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.filters["tojson"] = _to_json
+@contextmanager
+def _closed_stderr() -> Iterator[None]:
+    kept = None
+    with suppress(OSError):  # it may be closed already
+        kept = os.dup(2)
+    if kept is None:
+        yield
+        return
     try:
-        return environment.from_string(path.read_text(encoding="utf-8"))
-    except (jinja2.TemplateError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: not a valid chat template ({error}); export again") from None
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _state(part: Any) -> Any:
+    """A part's JSON; None where the file has no such part."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _growth(part: Any) -> int:
+    """The most characters that a part makes of one."""
+    if not isinstance(part, dict):
+        return 1
+    growth = max(1, len(part.get("content") or ""), len(part.get("prepend") or ""))
+    for nested in (*(part.get("normalizers") or ()), *(part.get("decoders") or ())):
+        growth *= _growth(nested)
+    return growth

@@ -49,12 +49,12 @@ const REPLAYS = {
   },
 
   /** Ids of texts, and texts of ids, as the library has them that wrote the tokenizer. */
-  tokenizers({ json, encoded, decoded, streamed }) {
+  tokenizers({ json, encoded, decoded, thought, streamed }) {
     const tokenizer = new Tokenizer(json === "tiny" ? read(tinyTokenizer) : JSON.parse(json));
     for (const [text, ids] of encoded) assert.deepEqual(tokenizer.encode(text), ids, text);
     for (const [ids, text] of decoded) assert.equal(tokenizer.decode(ids), text);
     for (const [chunks, pieces] of streamed) {
-      const stream = new TextStream(tokenizer);
+      const stream = new TextStream(tokenizer, thought);
       assert.deepEqual([...chunks.map((chunk) => stream.push(chunk)), stream.finish()], pieces);
     }
   },

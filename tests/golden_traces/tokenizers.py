@@ -3,13 +3,13 @@
 import json
 import random
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from runtime_py.tokenizer import TextStream
+from runtime_py.text_stream import TextStream
 from tests.runtime_py.bundles import opened
 
 TINY = Path(__file__).parents[2] / "models" / "gemma4-tiny" / "target" / "tokenizer.json"
@@ -30,34 +30,44 @@ _TEXTS = [
 def recorded_tokenizers() -> Iterator[dict[str, Any]]:
     """A tokenizer.json, its texts and their ids, and texts of ids cut anywhere."""
     tiny = json.loads(TINY.read_text())
-    yield _recorded(tiny | {"model": tiny["model"] | {"merges": "tiny", "vocab": "tiny"}}, tiny)
+    shown = tiny | {"model": tiny["model"] | {"merges": "tiny", "vocab": "tiny"}}
+    yield _recorded(shown, tiny, ("<|channel>", "<channel|>"))
     values = json.loads(like_gemma().to_str())
-    yield _recorded(values, values)
+    yield _recorded(values, values, ("<|turn>", "<turn|>"))
 
 
-def _recorded(shown: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+def _recorded(
+    shown: dict[str, Any], whole: dict[str, Any], thought: tuple[str, str]
+) -> dict[str, Any]:
     tokenizer = Tokenizer.from_str(json.dumps(whole))
     encoded = [[text, tokenizer.encode(text, add_special_tokens=False).ids] for text in _TEXTS]
     pieces = [ids[start:end] for _, ids in encoded for start, end in ((0, 9), (1, 3), (2, None))]
     decoded = [[ids, tokenizer.decode(ids, skip_special_tokens=True)] for ids in pieces]
-    # The tiny model's tokenizer lies beside the tests already.
-    return {"json": "tiny" if shown is not whole else json.dumps(whole), "encoded": encoded} | {
+    return {
+        # The tiny model's tokenizer lies beside the tests already.
+        "json": "tiny" if shown is not whole else json.dumps(whole),
+        "encoded": encoded,
         "decoded": decoded,
-        "streamed": [*_streamed(tokenizer, [ids for _, ids in encoded])],
+        "thought": [tokenizer.token_to_id(token) for token in thought],
+        "streamed": [*_streamed(tokenizer, thought, [ids for _, ids in encoded])],
     }
 
 
-def _streamed(tokenizer: Tokenizer, texts: list[list[int]]) -> Iterator[list[Any]]:
+def _streamed(
+    tokenizer: Tokenizer, thought: tuple[str, str], texts: list[list[int]]
+) -> Iterator[list[Any]]:
     """Chunks of ids and the piece after each, the last piece being what was held back."""
-    view, noise = opened(tokenizer), random.Random(7)
-    rare = tokenizer.encode("€" * 8 + "日本語 ꙮ𓀀 x", add_special_tokens=False).ids
+    view = opened(tokenizer, dict(zip(("soc_token", "eoc_token"), thought, strict=True)))
+    noise = random.Random(7)
+    begin, end = thought
+    said = ["€" * 8 + "日本語 ꙮ𓀀 x", f"a{begin}b{begin}c{end}d{end}e{begin}f", f"€{begin}€{end}€"]
+    texts = [*(tokenizer.encode(text, add_special_tokens=False).ids for text in said), *texts]
     # Byte tokens lie together, and so do those of GPT-2's signs: any order, whole or broken.
-    for ids in [rare, *texts, *([noise.randrange(300) for _ in range(40)] for _ in range(12))]:
-        sizes = [noise.randint(1, 4) for _ in ids]
-        starts = [0, *accumulate(sizes)]
-        chunks = [ids[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+    texts += [[noise.randrange(300) for _ in range(40)] for _ in range(12)]
+    for ids in texts:
+        starts = [0, *accumulate(noise.randint(1, 4) for _ in ids)]
+        chunks = [ids[start:stop] for start, stop in pairwise(starts) if ids[start:stop]]
         stream = TextStream(view)
-        chunks = [chunk for chunk in chunks if chunk]
         yield [chunks, [*(stream.push(chunk) for chunk in chunks), stream.finish()]]
 
 

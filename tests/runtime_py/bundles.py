@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +35,18 @@ def byte_tokenizer() -> HfTokenizer:
     return tokenizer
 
 
-def opened(library: HfTokenizer) -> Tokenizer:
+def opened(library: HfTokenizer, special_tokens: Mapping[str, str] | None = None) -> Tokenizer:
     """A bundle's view of a tokenizer, with <bos> where it has one."""
     tokens = TokenEntry(
         tokenizer="tokenizer.json",
         chat_template=None,
         bos_token_id=library.token_to_id("<bos>"),
         stop_token_ids=(),
+        special_tokens=None if special_tokens is None else dict(special_tokens),
     )
     with tempfile.TemporaryDirectory() as folder:
         library.save(f"{folder}/tokenizer.json")
-        return Tokenizer(Path(folder, "tokenizer.json"), tokens)
+        return Tokenizer(Path(folder, "tokenizer.json"), tokens, None, 4096)
 
 
 def scripted_reference(backend: ScriptedBackend, draft_length: int = 3) -> Reference:

@@ -52,6 +52,13 @@ class Bundle {
     return this.manifest.tokens.chat_template !== null;
   }
 
+  /** The ids of the tokens between which the model thinks; null if it does not. */
+  get thought() {
+    const { soc_token, eoc_token } = this.manifest.tokens.special_tokens ?? {};
+    const ids = [soc_token, eoc_token].map((text) => this.tokenizer.tokenId(text));
+    return ids.includes(undefined) ? null : ids;
+  }
+
   /** The tokens of plain text, begun with the beginning-of-sequence token. */
   encode(text) {
     const bos = this.manifest.tokens.bos_token_id;

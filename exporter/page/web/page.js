@@ -72,7 +72,7 @@ async function generate() {
   const text = page.prompt.value;
   const promptIds = page.asChat.checked ? bundle.encodeChat(text) : bundle.encode(text);
   const figures = new Figures(promptIds.length);
-  const stream = new TextStream(bundle.tokenizer);
+  const stream = new TextStream(bundle.tokenizer, bundle.thought);
   page.answer.textContent = "";
   page.status.textContent = "generating";
   [stopped, page.stop.disabled] = [false, false];

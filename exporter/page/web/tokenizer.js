@@ -112,6 +112,11 @@ export class Tokenizer {
     return this.#texts[tokenId] ?? "";
   }
 
+  /** Undefined if there is no such token. */
+  tokenId(text) {
+    return this.#ids.get(text);
+  }
+
   #add(token) {
     for (const flag of ["single_word", "lstrip", "rstrip"]) {
       if (token[flag]) refuse(`added token ${token.content}: ${flag}`, true);
@@ -220,20 +225,26 @@ function sooner(a, b) {
  *
  * Held back is what later tokens may change: byte tokens until their run ends, because one wrong byte
  * makes the whole run wrong, and a replacement character at the end, which may become a letter.
+ * Thoughts are left out, as Gemma 4's own template strips them.
  */
 export class TextStream {
   #tokenizer;
   #context = []; // tokens already decoded, which the next ones continue
   #numShown = 0; // code units of the context's text already given
   #bytes = []; // the run of byte tokens that the text ends in
+  #thought;
+  #thinking = false;
 
-  constructor(tokenizer) {
+  /** @param {[number, number] | null} thought the ids that begin and end one. */
+  constructor(tokenizer, thought = null) {
     this.#tokenizer = tokenizer;
+    this.#thought = thought;
   }
 
   /** The text that these tokens add. */
   push(tokenIds) {
-    const shown = [...tokenIds].filter((id) => this.#tokenizer.isShown(id));
+    const spoken = [...tokenIds].filter((id) => this.#isSpoken(id));
+    const shown = spoken.filter((id) => this.#tokenizer.isShown(id));
     const numSettled = shown.findLastIndex((id) => !this.#tokenizer.isByte(id)) + 1;
     if (!numSettled) {
       this.#bytes.push(...shown);
@@ -249,6 +260,12 @@ export class TextStream {
     const text = this.#decode(this.#bytes);
     this.#bytes = [];
     return this.#settle(text, text.length);
+  }
+
+  #isSpoken(id) {
+    if (!this.#thought?.includes(id)) return !this.#thinking;
+    this.#thinking = id === this.#thought[0];
+    return false;
   }
 
   #decode(tokenIds) {

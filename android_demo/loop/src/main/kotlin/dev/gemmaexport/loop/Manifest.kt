@@ -44,7 +44,8 @@ data class TokenEntry(
     val tokenizer: String,
     val chatTemplate: String?,
     val bosTokenId: Int?,
-    val stopTokenIds: List<Int>
+    val stopTokenIds: List<Int>,
+    val specialTokens: Map<String, String> = emptyMap() // by name; older bundles do not say
 )
 
 /** The whole manifest, format 1. */
@@ -210,8 +211,14 @@ private fun tokens(fields: Fields): TokenEntry = TokenEntry(
     tokenizer = fields.path("tokenizer"),
     chatTemplate = fields.orNull("chat_template") { fields.path("chat_template") },
     bosTokenId = fields.orNull("bos_token_id") { fields.whole("bos_token_id", TOKEN_IDS).toInt() },
-    stopTokenIds = fields.wholes("stop_token_ids", TOKEN_IDS, 64).map { it.toInt() }
+    stopTokenIds = fields.wholes("stop_token_ids", TOKEN_IDS, 64).map { it.toInt() },
+    specialTokens = specialTokens(fields)
 ).also { fields.end() }
+
+private fun specialTokens(fields: Fields): Map<String, String> {
+    if ("special_tokens" !in fields) return emptyMap()
+    return fields.orNull("special_tokens") { texts(fields.child("special_tokens")) }.orEmpty()
+}
 
 private fun runtime(owner: Fields, name: String): RuntimeEntry {
     if (name !in RUNTIMES) throw FieldException("runtimes.$name: one of ${RUNTIMES.joinToString()} is needed")

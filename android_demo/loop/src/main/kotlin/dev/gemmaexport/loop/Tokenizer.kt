@@ -97,6 +97,13 @@ class Tokenizer(json: String) {
     /** How a token is written; "" if there is none. */
     fun text(tokenId: Int): String = texts.getOrNull(tokenId).orEmpty()
 
+    /** The tokens between which the model thinks, by the names of its special tokens. */
+    fun thought(specialTokens: Map<String, String>): Thought? {
+        val begin = ids[specialTokens["soc_token"]] ?: return null
+        val end = ids[specialTokens["eoc_token"]] ?: return null
+        return Thought(begin, end)
+    }
+
     private fun flush(bytes: java.io.ByteArrayOutputStream, built: StringBuilder) {
         if (bytes.size() == 0) return
         // Where tokens stand for bytes, the library makes one sign of each if any of them is wrong.
@@ -254,20 +261,25 @@ class Tokenizer(json: String) {
     }
 }
 
+/** The tokens between which a model thinks: <|channel> and <channel|>. */
+class Thought(val begin: Int, val end: Int)
+
 /**
  * Turns tokens into text as they come, never splitting a character.
  *
  * Held back is what later tokens may change: byte tokens until their run ends, because one wrong byte
  * makes the whole run wrong, and a replacement character at the end, which may become a letter.
+ * Thoughts are left out, as Gemma 4's own template strips them.
  */
-class TextStream(private val tokenizer: Tokenizer) {
+class TextStream(private val tokenizer: Tokenizer, private val thought: Thought? = null) {
+    private var thinking = false
     private var context = emptyList<Int>() // tokens already decoded, which the next ones continue
     private var numShown = 0 // characters of the context's text already given
     private val bytes = ArrayList<Int>() // the run of byte tokens that the text ends in
 
     /** The text that these tokens add. */
     fun push(tokenIds: List<Int>): String {
-        val shown = tokenIds.filter { tokenizer.isShown(it) }
+        val shown = tokenIds.filter { isSpoken(it) && tokenizer.isShown(it) }
         val numSettled = shown.indexOfLast { !tokenizer.isByte(it) } + 1
         if (numSettled == 0) {
             bytes.addAll(shown)
@@ -284,6 +296,12 @@ class TextStream(private val tokenizer: Tokenizer) {
         val text = decode(bytes)
         bytes.clear()
         return settle(text, text.length)
+    }
+
+    private fun isSpoken(id: Int): Boolean {
+        if (thought == null || (id != thought.begin && id != thought.end)) return !thinking
+        thinking = id == thought.begin
+        return false
     }
 
     private fun decode(tokenIds: List<Int>): String {

@@ -46,6 +46,15 @@ class ManifestTest {
     }
 
     @Test
+    fun `special tokens may be named`() {
+        val stops = "\"stop_token_ids\""
+        fun with(tokens: String) = parseManifest(golden.replace(stops, "\"special_tokens\": $tokens, $stops")).tokens
+        assertEquals(mapOf("eos_token" to "<eos>"), with("{\"eos_token\": \"<eos>\"}").specialTokens)
+        assertEquals(emptyMap<String, String>(), with("null").specialTokens)
+        refused(stops, "\"special_tokens\": {\"eos_token\": 1}, $stops", "tokens.special_tokens.eos_token")
+    }
+
+    @Test
     fun `no path leaves the bundle`() {
         for (path in listOf("../elsewhere", "/etc/passwd", "a/../../b", "..", "", ".", "a\\\\b", "a\\u0000b")) {
             refused("\"reference\": \"reference.npz\"", "\"reference\": \"$path\"", "leaves the bundle")

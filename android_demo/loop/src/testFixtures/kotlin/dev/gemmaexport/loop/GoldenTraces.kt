@@ -95,9 +95,10 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
             val found = tokenizer.decode(longs(ids).map { it.toInt() })
             if (found != wanted) return "$ids is '$found', recorded '$wanted'"
         }
+        val (begin, end) = longs(recorded["thought"]).map { it.toInt() }
         for (pair in recorded.list("streamed")) {
             val (chunks, wanted) = pair as List<*>
-            val stream = TextStream(tokenizer)
+            val stream = TextStream(tokenizer, Thought(begin, end))
             val pieces = (chunks as List<*>).map { chunk -> stream.push(longs(chunk).map { it.toInt() }) }
             val found = pieces + stream.finish()
             if (found != wanted) return "$chunks streams as $found, recorded $wanted"

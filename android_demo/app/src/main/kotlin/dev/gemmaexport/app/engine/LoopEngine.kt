@@ -31,6 +31,7 @@ class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : 
     // The graphs last: whatever is refused before them leaves no native memory behind.
     private val tokenizer = Tokenizer(bundleFile(bundle, manifest.tokens.tokenizer).readText())
     private val bos = manifest.tokens.bosTokenId?.let { tokenizer.text(it) }.orEmpty()
+    private val thought = tokenizer.thought(manifest.tokens.specialTokens)
     private val reference = readReference(bundleFile(bundle, manifest.reference))
     private val graphs = LiteRtGraphs(bundleFile(bundle, entry.model), scratch, numThreads())
     private val backend = GraphBackend(graphs)
@@ -41,7 +42,7 @@ class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : 
         val promptIds = tokenizer.encode(renderChat(turns, bos))
         val law = SamplingLaw(settings.temperature, topK = TOP_K, topP = TOP_P, seed = settings.seed)
         val stops = Stops(MAX_NEW_TOKENS, manifest.tokens.stopTokenIds.toSet())
-        val pieces = TextStream(tokenizer)
+        val pieces = TextStream(tokenizer, thought)
         val steps = ArrayList<Step>()
         val text = StringBuilder()
         var begun = 0L

@@ -1,0 +1,115 @@
+"""Renders chat templates in a process of its own, which chat_template.py starts and limits.
+
+A template comes with the bundle and is a program: it may loop, nest or fill memory without end, and
+the sandbox that keeps it from reaching into Python has had holes. So it runs here, where nothing is
+at stake: no environment, no imports but jinja2, little memory, little time.
+
+Run as a script, `python -I -S template_process.py FOLDER...`: the folders hold jinja2 and
+markupsafe, the request comes by stdin and the reply goes to stdout, both JSON.
+"""
+
+import json
+import sys
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+MAX_BYTES = 512 << 20  # of address space
+MAX_CPU_S = 5
+MAX_CHARS = 16 << 20  # of the text
+
+
+def main() -> None:
+    """Answer one request: {"template", "messages", "special_tokens"}.
+
+    The reply is {"text"}, or {"error"}.
+    """
+    sys.path += sys.argv[1:]
+    _limit()
+    request = json.load(sys.stdin.buffer)
+    try:
+        reply = {"text": _render(**request)}
+    except MemoryError:
+        reply = {"error": f"it needs more than {MAX_BYTES >> 20} MiB of memory"}
+    except Exception as error:  # whatever a program can raise
+        reply = {"error": f"{error}" or type(error).__name__}
+    sys.stdout.buffer.write(json.dumps(reply).encode())
+
+
+def _limit() -> None:
+    with suppress(ImportError):  # Windows has none; the time limit of the caller stands
+        import resource
+
+        limits = {resource.RLIMIT_AS: MAX_BYTES, resource.RLIMIT_CPU: MAX_CPU_S}
+        for limit, value in limits.items():
+            with suppress(ValueError, OSError):  # macOS knows RLIMIT_AS and refuses it
+                resource.setrlimit(limit, (value, value))
+
+
+def _render(template: str, messages: list[Any], special_tokens: dict[str, str]) -> str:
+    pieces, num_chars = [], 0
+    # What transformers passes; unset tokens are undefined there too.
+    values = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+    for piece in _environment().from_string(template).generate(**values, **special_tokens):
+        pieces.append(piece)
+        num_chars += len(piece)
+        if num_chars > MAX_CHARS:
+            raise ValueError(f"it writes more than {MAX_CHARS} characters")
+    return "".join(pieces)
+
+
+def _environment() -> Any:
+    """The settings, filters and functions of transformers' utils/chat_template_utils.py."""
+    import jinja2.ext
+    import jinja2.sandbox
+
+    class Namespace(jinja2.utils.Namespace):
+        """No names that reach into Python."""
+
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            self, *values = args
+            names = dict(*values, **kwargs)
+            for name in names:
+                _refuse_hidden(name)
+            jinja2.utils.Namespace.__init__(self, names)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _refuse_hidden(name)
+            super().__setitem__(name, value)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    functions: dict[str, Any] = {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda layout: datetime.now().strftime(layout),
+        "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+        "namespace": Namespace,
+    }
+    environment.globals.update(functions)
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _refuse_hidden(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise ValueError(f"a namespace has no attribute {name!r}")
+
+
+def _raise_exception(message: str) -> None:
+    raise ValueError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    options: dict[str, Any] = {"indent": indent, "separators": separators}
+    return json.dumps(value, ensure_ascii=ensure_ascii, sort_keys=sort_keys, **options)
+
+
+if __name__ == "__main__":
+    main()
