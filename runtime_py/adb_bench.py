@@ -82,7 +82,7 @@ def bench_on_device(
     Raises:
         RunError: if the bundle is not for this runtime, or the program is missing or fails.
     """
-    model = bundle.model_path(bundle.pick_runtime("litert"))
+    model = bundle.model_path(bundle.made_for("litert"))
     if model.suffix != ".litertlm":
         raise RunError(f"{model}: the official runtime takes .litertlm files; export again")
     _send_program(device, program)

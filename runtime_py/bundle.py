@@ -1,6 +1,5 @@
 """Open a bundle: manifest, tokenizer, reference, and the backend that runs its graphs."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from runtime_py.backends import Backend, SessionOptions
 from runtime_py.chat_template import read_template
 from runtime_py.errors import RunError
+from runtime_py.installed import is_installed, require
 from runtime_py.manifest import (
     Manifest,
     RuntimeEntry,
@@ -55,11 +55,6 @@ BACKENDS: dict[RuntimeName, Open] = {
     "executorch": _open_executorch,
     "onnx": _open_onnx,
 }
-PACKAGES: dict[RuntimeName, str] = {
-    "litert": "ai_edge_litert",
-    "executorch": "executorch",
-    "onnx": "onnxruntime",
-}
 
 
 @dataclass(frozen=True)
@@ -95,11 +90,26 @@ class Bundle:
         return read_reference(bundle_path(self.folder, self.manifest.reference))
 
     def pick_runtime(self, wanted: str | None) -> RuntimeName:
-        """The runtime to use: the wanted one, or the first that is installed, or the first."""
+        """The runtime to use: the wanted one, or the first that is installed.
+
+        Raises:
+            RunError: if the bundle was not made for it, or none of the bundle's is installed.
+        """
         names = list(self.manifest.runtimes)
         if wanted is None:
-            installed = (name for name in names if importlib.util.find_spec(PACKAGES[name]))
-            return next(installed, names[0])
+            name = next(filter(is_installed, names), names[0])
+        else:
+            name = self.made_for(wanted)
+        require(name, self.folder)
+        return name
+
+    def made_for(self, wanted: str) -> RuntimeName:
+        """The same name, if the bundle was made for it; installed or not.
+
+        Raises:
+            RunError: if it was not.
+        """
+        names = list(self.manifest.runtimes)
         for name in names:
             if name == wanted:
                 return name

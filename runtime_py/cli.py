@@ -275,7 +275,7 @@ def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) ->
     Read from the files themselves: neither the runtime nor the checkpoint is needed.
     """
     opened = Bundle.open(bundle)
-    names = list(opened.manifest.runtimes) if runtime is None else [opened.pick_runtime(runtime)]
+    names = list(opened.manifest.runtimes) if runtime is None else [opened.made_for(runtime)]
     found = {name: inspect_bundle(opened, name) for name in names}
     if as_json:
         runtimes = {

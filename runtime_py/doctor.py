@@ -1,33 +1,21 @@
 """gemma-run doctor: what this device has, which runtimes load on it, and what fits into it."""
 
 import dataclasses
-import importlib.util
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-from runtime_py import official
-from runtime_py.bundle import PACKAGES, Bundle
+from runtime_py import installed, official
+from runtime_py.bundle import Bundle
 from runtime_py.device import Device, this_device
 from runtime_py.inspection import inspect_bundle
 from runtime_py.manifest import RuntimeName
 from runtime_py.memory import Verdict, bundle_need_bytes, known_sizes, verdict
 from runtime_py.probe import probe
 
-OFFICIAL = "official"
 RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
 CONTEXT_LENGTH = 2048  # tokens, to judge a size that is no bundle yet
-# Import name and distribution of what each needs.
-_MODULES = {name: PACKAGES[name] for name in RUNTIMES} | {OFFICIAL: "litert_lm"}
-_DISTRIBUTIONS = {
-    "litert": "ai-edge-litert",
-    "executorch": "executorch",
-    "onnx": "onnxruntime",
-    OFFICIAL: "litert-lm-api",
-}
-# What it asks for besides is torch's world, of which gemma-run needs nothing.
-_ALONE = ("executorch",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +56,12 @@ class Diagnosis:
     bundle: str | None = None
 
     @property
+    def loading(self) -> tuple[RuntimeName, ...]:
+        """The runtimes that can be used here."""
+        loads = {state.name for state in self.runtimes if state.loads}
+        return tuple(name for name in RUNTIMES if name in loads)
+
+    @property
     def healthy(self) -> bool:
         """Something loads, and the bundle, if there is one, runs with it and has room."""
         if self.bundle is None:
@@ -94,10 +88,10 @@ class Diagnosis:
 def diagnose(bundle: Bundle | None) -> Diagnosis:
     """Examine this device, alone or for a bundle."""
     device = this_device()
-    states = tuple(examine(name, device) for name in (*RUNTIMES, OFFICIAL))
+    states = tuple(examine(name, device) for name in (*RUNTIMES, installed.OFFICIAL))
     loading = [name for name in RUNTIMES if any(s.name == name and s.loads for s in states)]
     if bundle is None:
-        fits = size_fits(device)
+        fits = size_fits(device, loading)
         use = next(iter(loading), None)
     else:
         fits = bundle_fits(bundle, device)
@@ -105,7 +99,7 @@ def diagnose(bundle: Bundle | None) -> Diagnosis:
     return Diagnosis(
         device=device,
         system=_system(),
-        gemma_run=_version("gemma-export") or "a checkout",
+        gemma_run=installed.version(installed.US) or "a checkout",
         runtimes=states,
         fits=fits,
         use=use,
@@ -115,42 +109,19 @@ def diagnose(bundle: Bundle | None) -> Diagnosis:
 
 def examine(name: str, device: Device) -> RuntimeState:
     """Whether one runtime is there and loads."""
-    package = _DISTRIBUTIONS[name]
+    package = installed.DISTRIBUTIONS[name]
     problem: str | None
-    if importlib.util.find_spec(_MODULES[name]) is None:
-        problem, command, version = "not installed", install_command(name), None
+    if not installed.is_installed(name):
+        problem, command, version = "not installed", installed.install_command(name), None
     else:
-        version, command = _version(package) or "unknown", None
-        problem = official.refusal(device) if name == OFFICIAL else None
+        version, command = installed.version(package) or "unknown", None
+        problem = official.refusal(device) if name == installed.OFFICIAL else None
         problem = problem or probe(name)
-    if name == OFFICIAL and version is None and (refusal := official.refusal(device)):
+    if name == installed.OFFICIAL and version is None and (refusal := official.refusal(device)):
         problem, command = refusal, None
     return RuntimeState(
         name=name, package=package, version=version, problem=problem, command=command
     )
-
-
-def install_command(name: str) -> str:
-    """What to type for a runtime, with the release that this gemma-run was made for."""
-    package = _DISTRIBUTIONS[name]
-    alone = "--no-deps " if package in _ALONE else ""
-    return f"pip install {alone}'{_requirement(package)}'"
-
-
-def _requirement(package: str) -> str:
-    """As gemma-run's own metadata has it; the bare name in a checkout without metadata."""
-    try:
-        lines = metadata.requires("gemma-export") or []
-    except metadata.PackageNotFoundError:
-        lines = []
-    found = (line.partition(";")[0].strip() for line in lines)
-    return next((line for line in found if _name(line) == package), package)
-
-
-def _name(requirement: str) -> str:
-    """ai-edge-litert of ai-edge-litert==2.3.0."""
-    end = next((i for i, c in enumerate(requirement) if not (c.isalnum() or c in "-_.")), None)
-    return requirement[:end]
 
 
 def bundle_fits(bundle: Bundle, device: Device) -> tuple[Fit, ...]:
@@ -162,31 +133,22 @@ def bundle_fits(bundle: Bundle, device: Device) -> tuple[Fit, ...]:
     return tuple(fits)
 
 
-def size_fits(device: Device) -> tuple[Fit, ...]:
-    """Every size and recipe that gemma-export knows."""
-    return tuple(
-        _fit(
-            f"{size.name} {recipe}",
-            size.runtime,
-            size.need_bytes(recipe, CONTEXT_LENGTH),
-            device,
-        )
-        for size in known_sizes()
-        for recipe in size.recipes
-    )
+def size_fits(device: Device, loading: Sequence[RuntimeName]) -> tuple[Fit, ...]:
+    """Every size and recipe that gemma-export knows, on a runtime that loads, if one can run it."""
+    fits = []
+    for size in known_sizes():
+        for recipe in size.recipes:
+            able = [name for name in loading if size.runs_on(name, recipe)]
+            runtime = size.runtime if size.runtime in able or not able else able[0]
+            need = size.need_bytes(recipe, CONTEXT_LENGTH, runtime)
+            fits.append(_fit(f"{size.name} {recipe}", runtime, need, device))
+    return tuple(fits)
 
 
 def _fit(what: str, runtime: RuntimeName, need_bytes: int, device: Device) -> Fit:
     return Fit(
         what=what, runtime=runtime, need_bytes=need_bytes, verdict=verdict(need_bytes, device)
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _system() -> str:

@@ -49,10 +49,19 @@ class Size:
     sliding_window: int
     recipes: dict[str, Stored]
 
-    def need_bytes(self, recipe: str, context_length: int) -> int:
-        """Memory that it takes to run it, by the counted sizes."""
+    def runs_on(self, runtime: RuntimeName, recipe: str) -> bool:
+        """Whether gemma-export can lower it so."""
+        if self.recipes[recipe].experts_bytes:
+            return runtime == "onnx"
+        return (runtime, recipe) != ("executorch", "mobile")
+
+    def need_bytes(
+        self, recipe: str, context_length: int, runtime: RuntimeName | None = None
+    ) -> int:
+        """Memory that it takes to run it, by the counted sizes; on the runtime of its export."""
         stored = self.recipes[recipe]
-        packed = _repacked_bytes(self.runtime, stored.matrices_bytes, stored.experts_bytes)
+        runtime = runtime or self.runtime
+        packed = _repacked_bytes(runtime, stored.matrices_bytes, stored.experts_bytes)
         return round(packed) + self.kv_bytes(context_length) + OVERHEAD_BYTES
 
     def kv_bytes(self, context_length: int) -> int:

@@ -7,7 +7,6 @@ ends when stdin does. A process of its own, because the engine can take its proc
 the drafter's success rate to stderr and only when it is closed.
 """
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime_py import installed
 from runtime_py.device import Device, this_device
 from runtime_py.errors import RunError
 
@@ -24,7 +24,7 @@ _SUCCESS_RATE = re.compile(r"MTP Drafter - Success rate: ([\d.]+)")
 
 
 def is_installed() -> bool:
-    return importlib.util.find_spec("litert_lm") is not None
+    return installed.is_installed(installed.OFFICIAL)
 
 
 def can_run(model: Path) -> bool:

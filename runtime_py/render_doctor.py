@@ -1,12 +1,14 @@
 """What gemma-run doctor shows a person."""
 
+import os
 from shlex import quote
 
 from rich.table import Table
 
 from runtime_py.console import Screen, new_table
-from runtime_py.device import FEATURES
-from runtime_py.doctor import CONTEXT_LENGTH, OFFICIAL, Diagnosis, Fit, RuntimeState
+from runtime_py.device import FEATURES, Device
+from runtime_py.doctor import CONTEXT_LENGTH, Diagnosis, RuntimeState
+from runtime_py.installed import OFFICIAL
 from runtime_py.memory import Verdict
 from runtime_py.printable import one_line
 
@@ -85,7 +87,7 @@ def advice(found: Diagnosis) -> list[str]:
     """What to do next."""
     missing = [_no_runtime(found)] if found.use is None else []
     if found.bundle is None:
-        return [*missing, _what_to_export(found.fits)]
+        return [*missing, _what_to_export(found)]
     if missing:
         return missing
     chosen = next(fit for fit in found.fits if fit.runtime == found.use)
@@ -106,22 +108,31 @@ def _no_runtime(found: Diagnosis) -> str:
     return f"{none}, and no command repairs that: the table says why"
 
 
-def _what_to_export(fits: tuple[Fit, ...]) -> str:
+def _what_to_export(found: Diagnosis) -> str:
+    fits = [fit for fit in found.fits if found.use is None or fit.runtime in found.loading]
+    if all(fit.verdict is None for fit in fits):
+        return "How much memory this device has is unknown; choose by what the table says is needed"
     fitting = [fit for fit in fits if fit.verdict == "fits"]
     if not fitting:
         return "No published size fits here; gemma-export --size tiny makes one that does"
-    # The largest model; of its recipes the one with the most bits.
-    best = max(fitting, key=lambda fit: (_order(fits, fit), fit.need_bytes))
-    size, recipe = best.what.split()
+    # Of the recipe with the most bits that anything fits with, the last, the largest: fewer bits
+    # want a checkpoint that was trained for them.
+    recipes = list(dict.fromkeys(fit.what.split()[1] for fit in found.fits))
+    recipe = min((fit.what.split()[1] for fit in fitting), key=recipes.index)
+    best = [fit for fit in fitting if fit.what.endswith(f" {recipe}")][-1]
+    size = best.what.split()[0]
     return (
-        f"Largest that fits: {best.what}. On a workstation: gemma-export --target raspberry-pi "
-        f"--size {size} --quantize {recipe}"
+        f"Largest that fits with {recipe}: {size}. On a workstation: gemma-export --target "
+        f"{_target(found.device)} --size {size} --quantize {recipe} --runtime {best.runtime} "
+        f"--context {CONTEXT_LENGTH}"
     )
 
 
-def _order(fits: tuple[Fit, ...], fit: Fit) -> int:
-    sizes = list(dict.fromkeys(other.what.split()[0] for other in fits))
-    return sizes.index(fit.what.split()[0])
+def _target(device: Device) -> str:
+    """gemma-export's name for what this device is like."""
+    if "ANDROID_ROOT" in os.environ:
+        return "android"
+    return "raspberry-pi" if device.architecture == "aarch64" else "desktop"
 
 
 def _gb(num_bytes: int) -> str:

@@ -28,6 +28,7 @@ from runtime_py.backends.executorch_shim.prebuilt import (
     has_wheels,
 )
 from runtime_py.errors import RunError
+from runtime_py.installed import install_command
 
 MAX_RANK = 8
 _VERSION = 2  # GX_VERSION of shim.h
@@ -76,7 +77,7 @@ def load_library() -> ctypes.CDLL:
     """
     executorch = find_executorch()
     if executorch is None:
-        step = _next_step("pip install 'gemma-export[executorch]'")
+        step = _next_step(install_command("executorch"))
         raise RunError(f"this bundle needs ExecuTorch; {step}")
     try:
         # By full path and first: what the shim and the later ones need is then found by name.

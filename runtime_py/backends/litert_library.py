@@ -13,7 +13,6 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from runtime_py.backends.litert_accelerators import hide_accelerator
 from runtime_py.errors import RunError
+from runtime_py.installed import install_command, is_installed, version
 
 Array = npt.NDArray[Any]
 
@@ -97,14 +97,11 @@ def load_library() -> ctypes.CDLL:
     Raises:
         RunError: if ai_edge_litert is not installed, is of another release, or does not load.
     """
-    install = "pip install 'gemma-export[litert]'"
-    try:
-        found = importlib.util.find_spec("ai_edge_litert")
-    except ValueError:  # it was hidden from the import system
-        found = None
+    install = install_command("litert")
+    found = importlib.util.find_spec("ai_edge_litert") if is_installed("litert") else None
     if found is None or not found.submodule_search_locations:
         raise RunError(f"this bundle needs ai_edge_litert, which is not installed; {install}")
-    release = metadata.version(PACKAGE)
+    release = version(PACKAGE) or "of no known release"
     if not release.startswith(RELEASE):
         raise RunError(f"{PACKAGE} is {release}, this runtime needs {RELEASE}x; {install}")
     path = Path(found.submodule_search_locations[0]) / _NAMES.get(sys.platform, "libLiteRt.so")

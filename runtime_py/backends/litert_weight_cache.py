@@ -12,9 +12,9 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
+from runtime_py.installed import version
 from runtime_py.litertlm import Section
 from runtime_py.user_cache import processor
 
@@ -115,7 +115,7 @@ def _digest(bundle: Path, section: Section) -> str:
     """Changes with the file, the runtime and the processor; reads about 1.3 MB at most."""
     status = bundle.stat()
     about = f"{section} {status.st_size} {status.st_mtime_ns} {processor()}"
-    digest = hashlib.sha256(f"{about} {metadata.version('ai-edge-litert')}".encode())
+    digest = hashlib.sha256(f"{about} {version('ai-edge-litert')}".encode())
     with bundle.open("rb") as file:
         file.seek(section.begin)
         digest.update(file.read(min(_HEAD_BYTES, section.size_bytes)))

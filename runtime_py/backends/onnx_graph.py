@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_py.errors import RunError
+from runtime_py.installed import install_command
 
 Array = npt.NDArray[Any]
 Size = int | None  # None: free, chosen with every call
@@ -46,7 +47,7 @@ class Runtime:
             import onnxruntime
         except ImportError as error:
             raise RunError(
-                f"this bundle needs onnxruntime ({error}); pip install 'gemma-export[onnx]'"
+                f"this bundle needs onnxruntime ({error}); {install_command('onnx')}"
             ) from error
         known = onnxruntime.get_available_providers()
         for name in providers:

@@ -2,12 +2,17 @@
 
 import importlib.util
 import json
+import sys
+from importlib import metadata
+from types import SimpleNamespace
 from typing import get_args
+from unittest.mock import Mock
 
 import pytest
 
-from runtime_py.bundle import BACKENDS, PACKAGES, Bundle
+from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.errors import RunError
+from runtime_py.installed import DISTRIBUTIONS, PACKAGES, install_command, is_installed
 from runtime_py.manifest import Manifest, RuntimeName
 from tests.runtime_py.bundles import manifest_values
 
@@ -24,7 +29,9 @@ def installed(monkeypatch):
     """Sets which packages can be found."""
 
     def install(*packages):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in packages or None)
+        spec = SimpleNamespace(origin="/somewhere")
+        found = dict.fromkeys(packages, spec)
+        monkeypatch.setattr(importlib.util, "find_spec", found.get)
 
     return install
 
@@ -39,16 +46,32 @@ def test_the_first_installed_runtime_is_the_default(tmp_path, installed):
     assert bundle.pick_runtime(None) == "executorch"
 
 
-def test_with_none_installed_it_is_the_first_whose_error_then_says_what_to_install(
-    tmp_path, installed
-):
+def test_what_is_not_installed_is_said_with_what_is_and_what_to_type(tmp_path, installed):
     installed()
-    assert bundle_of(tmp_path, "executorch", "litert").pick_runtime(None) == "executorch"
+    said = "with onnx, which is not installed; pip install 'onnxruntime>=1.32'$"
+    with pytest.raises(RunError, match=said):
+        bundle_of(tmp_path, "onnx", "litert").pick_runtime(None)
+    installed(PACKAGES["onnx"])
+    for wanted in (None, "litert"):
+        bundle = bundle_of(tmp_path, *(["litert", "onnx"] if wanted else ["litert"]))
+        said = "with litert, .*; installed is onnx; pip install 'ai-edge-litert==2.3.0'$"
+        with pytest.raises(RunError, match=said):
+            bundle.pick_runtime(wanted)
+    assert bundle.made_for("litert") == "litert"  # to look at it is enough
 
 
-def test_a_wanted_runtime_is_taken_installed_or_not(tmp_path, installed):
-    installed()
-    assert bundle_of(tmp_path, "litert", "executorch").pick_runtime("executorch") == "executorch"
+def test_the_advice_is_the_same_from_a_checkout_that_is_not_installed(monkeypatch):
+    with_metadata = [install_command(name) for name in DISTRIBUTIONS]
+    monkeypatch.setattr(metadata, "requires", Mock(side_effect=metadata.PackageNotFoundError))
+    assert [install_command(name) for name in DISTRIBUTIONS] == with_metadata
+
+
+def test_a_folder_that_has_a_runtimes_name_is_no_runtime(monkeypatch, tmp_path):
+    (tmp_path / "executorch").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(metadata, "version", Mock(side_effect=metadata.PackageNotFoundError))
+    assert importlib.util.find_spec("executorch") is not None
+    assert not is_installed("executorch")
 
 
 def test_a_runtime_that_is_not_in_it_is_an_error(tmp_path, installed):

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from runtime_py import doctor, official, probe
+from runtime_py import doctor, installed, official, probe
 from runtime_py.bundle import Bundle
 from runtime_py.cli import main
 from runtime_py.device import this_device
-from runtime_py.doctor import RUNTIMES, RuntimeState, diagnose, install_command
+from runtime_py.doctor import RUNTIMES, RuntimeState, diagnose
+from runtime_py.installed import install_command
 from runtime_py.memory import known_sizes, verdict
 from runtime_py.render_doctor import advice, print_diagnosis
 from tests.runtime_py.test_official import PI_4
@@ -106,7 +107,7 @@ def test_a_runtime_that_hangs_is_given_up(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_runtimes_of_this_environment_load(runtime):
-    pytest.importorskip(doctor.PACKAGES[runtime].partition(".")[0], exc_type=ImportError)
+    pytest.importorskip(installed.PACKAGES[runtime].partition(".")[0], exc_type=ImportError)
     state = doctor.examine(runtime, this_device())
     assert state.loads, state
     assert state.version
@@ -134,8 +135,7 @@ def test_the_official_runtime_is_neither_loaded_nor_advised_on_a_pi_4(monkeypatc
     on_a_pi_4 = replace(this_device(), **PI_4)
     monkeypatch.setattr(doctor, "probe", lambda name: pytest.fail(f"loaded {name}"))
     for is_there in (True, False):
-        spec = object() if is_there else None
-        monkeypatch.setattr(importlib.util, "find_spec", lambda _, spec=spec: spec)
+        monkeypatch.setattr(installed, "is_installed", lambda _, there=is_there: there)
         state = doctor.examine("official", on_a_pi_4)
         assert state.problem == official.refusal(on_a_pi_4)
         assert state.command is None
@@ -180,9 +180,29 @@ def test_without_a_bundle_the_largest_size_that_fits_is_named(device, loads):
     device(8 * GB, 7 * GB)
     loads("litert")
     found = diagnose(None)
-    assert advice(found)[0].startswith("Largest that fits: e4b int8.")
+    assert advice(found)[0].startswith("Largest that fits with int8: e4b.")
+    device(2 * GB, 2 * GB)
+    assert advice(diagnose(None))[0].startswith("Largest that fits with int4: e2b.")
     device(GB // 2, GB // 2)
     assert advice(diagnose(None))[0].startswith("No published size fits here")
+    device(None, None)
+    assert advice(diagnose(None))[0].startswith("How much memory this device has is unknown")
+
+
+@pytest.mark.parametrize(
+    ("machine", "runtime", "expected"),
+    [
+        ("aarch64", "litert", "raspberry-pi --size 12b --quantize int8 --runtime litert"),
+        ("aarch64", "executorch", "raspberry-pi --size 12b --quantize int8 --runtime executorch"),
+        ("x86_64", "onnx", "desktop --size e4b --quantize int8 --runtime onnx"),
+    ],
+)
+def test_only_what_is_installed_here_is_advised(device, loads, machine, runtime, expected):
+    device(24 * GB, 23 * GB, architecture=machine, flags=None)
+    loads(runtime)
+    found = diagnose(None)
+    assert f"--target {expected} --context 2048" in advice(found)[0]
+    assert {fit.runtime for fit in found.fits if fit.what.startswith("e2b int")} == {runtime}
 
 
 def test_without_a_runtime_too(device, loads):
@@ -190,7 +210,7 @@ def test_without_a_runtime_too(device, loads):
     loads()
     install, export = advice(diagnose(None))
     assert install == f"No runtime loads here. Next: {install_command('litert')}"
-    assert export.startswith("Largest that fits: e4b int8.")
+    assert export.startswith("Largest that fits with int8: e4b.")
 
 
 def test_the_smallest_size_comes_first():

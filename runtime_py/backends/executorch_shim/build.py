@@ -37,7 +37,7 @@ def build(folder: Path) -> None:
         found = installed.version if installed else "none"
         raise BuildError(
             f"executorch installed: {found}, needed: {PINNED_VERSION}; "
-            "pip install 'gemma-export[executorch]'"
+            f"pip install --no-deps executorch=={PINNED_VERSION}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for architecture in prebuilt.ARCHITECTURES:

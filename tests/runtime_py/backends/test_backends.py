@@ -1,5 +1,6 @@
 """The laws of every backend, on its toy bundle, against what the toy's eager modules computed."""
 
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime_py.errors import RunError
+from runtime_py.installed import install_command
 from runtime_py.sampling import GREEDY, SamplingLaw
 from runtime_py.speculative import Session, Stops
 from tests.runtime_py.backends.toys import (
@@ -270,7 +272,7 @@ def test_a_missing_file_is_one_line(open_bundle, toy, tmp_path):
 
 def test_without_the_runtime_the_next_step_is_named(open_bundle, toy, monkeypatch):
     toy.hide_runtime(monkeypatch)
-    with pytest.raises(RunError, match=rf"pip install 'gemma-export\[{toy.extra}\]'"):
+    with pytest.raises(RunError, match=re.escape(install_command(toy.extra))):
         open_bundle()
 
 

@@ -65,7 +65,7 @@ def shim(request):
 def test_without_executorch_the_next_step_is_named(monkeypatch, fresh_load, on_machine):
     monkeypatch.setattr(executorch_library, "find_executorch", lambda: None)
     on_machine("aarch64")
-    with pytest.raises(RunError, match=r"pip install 'gemma-export\[executorch\]'"):
+    with pytest.raises(RunError, match=r"pip install --no-deps 'executorch==1\.5\.1', or"):
         fresh_load()
 
 

@@ -28,7 +28,7 @@ CACHE_LENGTH = 24
 class Toy:
     """A backend class, its toy bundle and what the tests must know besides."""
 
-    extra: str  # of the package, which installs the runtime
+    extra: str  # the runtime's name, and that of the extra which installs it
     backend: Callable[..., Backend]
     bundle: Path
     reference: Path  # .npz: token_ids [C], and what follows each of them
