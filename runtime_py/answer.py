@@ -51,12 +51,14 @@ def load(
     tokenizer = bundle.tokenizer()
     name = bundle.pick_runtime(runtime)
     with closing(bundle.backend(name, options)) as backend:
+        session = bundle.session(backend)
         if draft_length != "auto":
-            yield Loaded(bundle.session(backend), tokenizer, sampling, stops, draft_length)
+            session.check_draft_length(draft_length)
+            yield Loaded(session, tokenizer, sampling, stops, draft_length)
             return
         policy = auto_draft_length(bundle, name, backend, options)
         try:
-            yield Loaded(bundle.session(backend), tokenizer, sampling, stops, policy)
+            yield Loaded(session, tokenizer, sampling, stops, policy)
         finally:
             remember(policy)
 

@@ -18,6 +18,7 @@ from runtime_py.bench import (
 )
 from runtime_py.bundle import Bundle
 from runtime_py.device_costs import auto_draft_length
+from runtime_py.errors import RunError
 from runtime_py.manifest import RuntimeName
 from runtime_py.rounds import DraftLength
 
@@ -39,7 +40,7 @@ def bench_bundle(
     prompts = [ids.tolist() for ids in bundle.reference().prompt_ids[: effort.num_prompts]]
     texts = [bundle.tokenizer().text_after_bos(ids) for ids in prompts]
     with (
-        closing(TimedBackend(bundle.backend(name, options))) as backend,
+        closing(_opened(bundle, name, options, wanted)) as backend,
         official_contestants(
             bundle.model_path(name),
             texts,
@@ -52,6 +53,21 @@ def bench_bundle(
         ours = policies(backend, wanted, auto)
         session = bundle.session(backend)
         return compare_draft_lengths(session, backend, prompts, effort, (ours, others), progress)
+
+
+def _opened(
+    bundle: Bundle, name: RuntimeName, options: SessionOptions, wanted: Sequence[Length]
+) -> TimedBackend:
+    """The graphs, once it is known that they can verify what is wanted: before a long contest."""
+    backend = bundle.backend(name, options)
+    try:
+        for length in wanted:
+            if length != "auto":
+                bundle.session(backend).check_draft_length(length)
+    except RunError:
+        backend.close()
+        raise
+    return TimedBackend(backend)
 
 
 def draft_lengths(backend: Backend) -> list[int]:

@@ -51,8 +51,9 @@ runtime_options = _options(
         "providers",
         multiple=True,
         metavar="NAME",
-        help="Execution provider of onnxruntime, such as XnnpackExecutionProvider; may be given "
-        "more than once, the best first.  [default: CPUExecutionProvider]",
+        help="Execution provider of onnxruntime; may be given more than once, the best first. "
+        "Its stock wheel has the CPU's; others, such as XnnpackExecutionProvider, need a build of "
+        "their own.  [default: CPUExecutionProvider]",
     ),
 )
 draft_length_option: Decorator = click.option(

@@ -83,11 +83,15 @@ class Session:
         """
         self._check(prompt_ids)
         if isinstance(draft_length, int):
-            longest = self.longest_draft
-            if not 0 <= draft_length <= longest:
-                raise RunError(f"draft length is {draft_length}; this bundle allows 0 .. {longest}")
+            self.check_draft_length(draft_length)
             draft_length = FixedDraftLength(draft_length)
         return self._rounds(prompt_ids, law, stops, draft_length)
+
+    def check_draft_length(self, draft_length: int) -> None:
+        """Raises RunError for one that this bundle's graphs cannot verify."""
+        longest = self.longest_draft
+        if not 0 <= draft_length <= longest:
+            raise RunError(f"draft length is {draft_length}; this bundle allows 0 .. {longest}")
 
     @property
     def longest_draft(self) -> int:

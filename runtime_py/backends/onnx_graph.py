@@ -53,8 +53,9 @@ class Runtime:
         for name in providers:
             if name not in known:
                 raise RunError(
-                    f"onnxruntime {onnxruntime.__version__} has no {name}, only "
-                    f"{', '.join(known)}; install a build that has it"
+                    f"{name} is not in this build of onnxruntime {onnxruntime.__version__}, which "
+                    f"has {', '.join(known)}; install one that has it (the stock wheel has few: "
+                    "most need a package or a build of their own), or leave --provider out"
                 )
         self.library = onnxruntime
         self._providers = list(providers)

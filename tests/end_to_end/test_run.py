@@ -272,7 +272,7 @@ class TestBadRequests:
         said = failed("generate", bundle, *on, "--provider", "TeapotExecutionProvider",
                       "--prompt", "hi")  # fmt: skip
         if on[1] == "onnx":
-            assert "has no TeapotExecutionProvider, only" in said
+            assert "TeapotExecutionProvider is not in this build of onnxruntime" in said
         else:
             assert "only onnxruntime has execution providers; leave --provider out" in said
 

@@ -77,3 +77,11 @@ def test_letters_of_all_scripts_stay():
 def test_what_is_shown_of_a_value_is_short():
     assert shown("x" * 81) == "x" * 77 + "..."
     assert shown("x" * 80) == "x" * 80
+
+
+@pytest.mark.parametrize("command", ["chat", "generate", "bench"])
+def test_too_many_drafts_are_refused_before_anything_is_said(command, bundle):
+    options = ("--prompt", "x") if command == "generate" else ()
+    done = gemma_run(command, bundle, *options, "--draft-length", 63, text=True, input="hello\n")
+    line = "gemma-run: error: draft length is 63; this bundle allows 0 .. 7\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
