@@ -236,6 +236,10 @@ def resolve(
     Raises:
         click.UsageError: for options that contradict each other.
     """
+    if isinstance(model, Path) and not os.path.isdir(model):
+        from exporter.checkpoint_kinds import require_folder  # imports torch
+
+        require_folder(model)  # what it is goes before what else an export needs
     source = _source(size, model, drafter, no_drafter)
     if adapter is not None:
         name = f"{source.name}+{adapter.resolve().name}"

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -232,9 +231,12 @@ def _name(blob: Path, path: Path, size_bytes: int) -> None:
 def _write(path: Path, text: str) -> None:
     """All of a file or nothing: other programs read the cache meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _refuse_damaged(model: HubModel, path: Path, file: RemoteFile) -> None:
