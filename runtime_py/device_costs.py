@@ -24,7 +24,7 @@ from runtime_py.draft_length import AutoDraftLength
 from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
 from runtime_py.rounds import DraftLength, FixedDraftLength
-from runtime_py.user_cache import processor, user_cache
+from runtime_py.user_cache import open_own, private_folder, processor, user_cache
 
 MAX_SAMPLES = 18  # of each width, besides one that warms up; the later half counts
 IN_A_ROW = 3  # rounds alike
@@ -108,7 +108,7 @@ def device_costs(backend: Backend, key: str, folder: Path) -> CallMs:
     Args:
         backend: has a drafter; its KV rows hold nothing yet, and are written to.
         key: changes with whatever changes the costs: bundle, runtime, threads, processor.
-        folder: of the cache; where it cannot be written, nothing is kept.
+        folder: of the cache; where it cannot be written, or by others too, nothing is kept.
     """
     path = _place(folder, key)
     widths = [width for width in backend.verify_widths if width <= backend.cache_length]
@@ -186,8 +186,10 @@ def _ms(call: Callable[[], object]) -> float:
 
 def _read(path: Path, widths: list[int]) -> CallMs | None:
     """None for whatever is not what `_write` wrote: then it is measured again."""
+    if private_folder(path.parent) is None:
+        return None
     try:
-        with path.open("rb") as file:
+        with open_own(path) as file:
             values = json.loads(file.read(_MOST_BYTES))
         verify = {int(width): float(ms) for width, ms in values["verify"].items()}
         first = float(values["first"])
@@ -207,8 +209,9 @@ def _read(path: Path, widths: list[int]) -> CallMs | None:
 
 def _write(path: Path, found: CallMs) -> None:
     """Beside, then renamed: another process sees all of it or nothing."""
+    if private_folder(path.parent) is None:
+        return
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

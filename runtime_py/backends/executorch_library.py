@@ -8,9 +8,9 @@ A device has no use for what executorch's wheel asks for besides: after the base
 `pip install --no-deps executorch==1.5.1` (74 MB) brings all that is needed here.
 """
 
+import contextlib
 import ctypes
 import functools
-import os
 import platform
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from runtime_py.backends.executorch_shim.prebuilt import (
 )
 from runtime_py.errors import RunError
 from runtime_py.installed import install_command
+from runtime_py.user_cache import not_private, open_own, user_cache
 
 MAX_RANK = 8
 _VERSION = 2  # GX_VERSION of shim.h
@@ -118,11 +119,16 @@ def _shim_path(executorch: Installed) -> Path:
 
 def _compiled(executorch: Installed) -> Path:
     about = f"{executorch.version}-{platform.machine()}-{source_digest()}"
-    path = _cache_directory() / f"shim-{about}.so"
-    if path.is_file():
-        return path
+    path = user_cache("executorch") / f"shim-{about}.so"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if why := not_private(path.parent):
+            raise RunError(
+                f"{path.parent}: {why}, and what is loaded from there runs as this user; "
+                "remove it, or chmod 700 it"
+            )
+        with contextlib.suppress(OSError), open_own(path):
+            return path
         compile_shim(executorch, path)
     except (BuildError, OSError) as error:
         step = _next_step(f"pip install --no-deps {_PINNED}, which needs no compiler")
@@ -131,8 +137,3 @@ def _compiled(executorch: Installed) -> Path:
             f"not compile here ({error}); install g++, or {step}"
         ) from error
     return path
-
-
-def _cache_directory() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "gemma-export" / "executorch"

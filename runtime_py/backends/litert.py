@@ -37,7 +37,7 @@ from runtime_py.backends.litert_weight_cache import weight_cache
 from runtime_py.errors import RunError
 from runtime_py.litertlm import find_model, read_metadata, read_sections
 from runtime_py.sliding import KEY, read_sliding
-from runtime_py.user_cache import user_cache
+from runtime_py.user_cache import private_folder, user_cache
 
 # What the official runtime writes: far below any score, and two of them still add up to a float32.
 _HIDDEN = np.float32(-0.7 * np.finfo(np.float32).max)
@@ -50,7 +50,8 @@ class LiteRTBackend:
         path: the .litertlm file; its weights stay in it and are not copied.
         num_threads: CPU threads; default: the available cores, at most 4.
         cache_dir: where repacked weights are kept between runs; default: the user's cache
-            directory. A file about as large as the model; safe to delete.
+            directory. A file about as large as the model; safe to delete. Where others can write
+            to it, the weights stay in memory.
 
     Raises:
         RunError: if LiteRT is not installed, or the file is damaged or not of the contract.
@@ -64,7 +65,7 @@ class LiteRTBackend:
         cache_dir: Path | None = None,
     ) -> None:
         self._path = path
-        self._cache_dir = cache_dir or user_cache("litert")
+        self._cache_dir = private_folder(cache_dir or user_cache("litert"))
         self._sections = read_sections(path)
         self._models: list[LoadedModel] = []
         self._num_threads = num_threads or default_num_threads()

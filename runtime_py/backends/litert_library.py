@@ -173,7 +173,7 @@ class CompiledModel:
                 )
             finally:
                 library.LiteRtDestroyOptions(options)
-        except LiteRtError:
+        except BaseException:
             self.close()
             raise
 

@@ -55,6 +55,7 @@ class LoadedModel:
         except (OSError, ValueError) as error:  # ValueError: the file has become shorter
             if cache is not None:
                 cache.close()
+                cache.discard()
             raise RunError(f"{where}: cannot map it: {error}") from error
         try:
             content = self._range.data.data
@@ -66,12 +67,14 @@ class LoadedModel:
                 # for E2B's head. What was packed is there at once.
                 self._model.close()
                 self._model = CompiledModel(self._range.data, num_threads, packed)
-        except (FlatbufferError, LiteRtError) as error:
+        except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they refer to the mapped bytes
             self.close()
             if cache is not None:
                 cache.discard()
-            raise RunError(f"{where}: does not load: {error}; copy the file again") from error
+            if isinstance(error, FlatbufferError | LiteRtError):
+                raise RunError(f"{where}: does not load: {error}; copy the file again") from error
+            raise  # Ctrl-C, too, leaves nothing half-written
         self.signatures = Signatures(where, specs)
 
     def bind(self, spec: SignatureSpec, shared: Mapping[str, Array]) -> "BoundSignature":

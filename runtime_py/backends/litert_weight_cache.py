@@ -2,22 +2,30 @@
 
 Without a cache every signature repacks all the weights into memory of its own; with one they are
 packed once, into a file that is mapped. XNNPACK believes such a file by the index of a weight, not
-by its content, so the file's name carries a digest of the model; and it aborts the process when
-the disk fills while it writes, so room is checked before. The files can be deleted at any time.
+by its content, so the file's name carries a digest of the model, and its checksum is kept beside
+it; and it aborts the process when the disk fills while it writes, so room is checked before. The
+files can be deleted at any time.
 """
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime_py.installed import version
 from runtime_py.litertlm import Section
-from runtime_py.user_cache import processor
+from runtime_py.sealed_file import discard, is_intact, publish
+from runtime_py.user_cache import open_own, processor
 
+if sys.platform != "win32":
+    import fcntl
+
+_logger = logging.getLogger(__name__)
 # XNNPACK's name for an anonymous file: shared by the signatures, not kept, never to be read again.
 UNNAMED = ":memory"
 _SPARE_BYTES = 64 << 20
@@ -33,19 +41,17 @@ class WeightCache:
 
     path: str
     final: Path | None = None  # set while the file is being written under a temporary name
-    descriptor: int | None = None  # of an anonymous file, which the path leads to
+    descriptor: int | None = None  # of the anonymous file that the path leads to, or of a lock
 
     def commit(self) -> str | None:
-        """Give a freshly written file its name, and remove the ones it replaces.
+        """Give a freshly written file its name and checksum, and remove the ones it replaces.
 
         Returns:
             Where the weights can be read that were packed just now; None: they were packed before,
             or they are where only the model that packed them has them.
         """
-        if self.descriptor is not None:
-            return self.path
         if self.final is None:
-            return None
+            return None if self.descriptor is None else self.path
         written = Path(self.path)
         try:
             descriptor = os.open(written, os.O_RDWR)
@@ -53,13 +59,14 @@ class WeightCache:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            written.replace(self.final)
+            publish(written, self.final)
         except OSError:
+            self.discard()
             return None  # the model keeps the file it has open; the next load packs again
         place = self.final.name.rpartition("-")[0]
         for other in self.final.parent.glob(f"{place}-*.xnnpack"):
             if other != self.final:
-                _remove(other)
+                discard(other)
         return self.final.as_posix()
 
     def close(self) -> None:
@@ -71,7 +78,7 @@ class WeightCache:
         """What was written for a model that did not load."""
         if self.final is not None:
             _remove(Path(self.path))
-            _remove(self.final)
+            discard(self.final)
 
 
 def in_memory() -> WeightCache:
@@ -86,24 +93,41 @@ def in_memory() -> WeightCache:
     return WeightCache(UNNAMED)
 
 
-def weight_cache(directory: Path, bundle: Path, section: Section) -> WeightCache:
-    """The cache of one model section: an existing file, a new one, or memory for want of room."""
+def weight_cache(directory: Path | None, bundle: Path, section: Section) -> WeightCache:
+    """The cache of one model section: an existing file, a new one, or memory for want of room.
+
+    Args:
+        directory: None keeps the weights in memory.
+        bundle: the .litertlm.
+        section: of it.
+    """
+    if directory is None:
+        return in_memory()
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         final = directory / _file_name(bundle, section)
         if set('"\\') & set(final.as_posix()):  # LiteRT writes the path into TOML unescaped
             return in_memory()
-        if final.exists():
+        if is_intact(final):
             return WeightCache(final.as_posix())
+        if os.path.lexists(final):
+            _logger.debug("%s: not what was written; packing the weights again", final)
+            discard(final)
         _remove_abandoned(directory)
         free_bytes = shutil.disk_usage(directory).free
-    except OSError:
-        return in_memory()
-    enough = free_bytes >= section.size_bytes * 5 // 4 + _SPARE_BYTES
-    if not enough or not os.access(directory, os.W_OK):
-        return in_memory()
+        if free_bytes >= section.size_bytes * 5 // 4 + _SPARE_BYTES:
+            return _new_file(final)
+    except OSError as error:
+        _logger.debug("%s: %s", directory, error)
+    return in_memory()
+
+
+def _new_file(final: Path) -> WeightCache:
+    """An empty file for XNNPACK to write, locked for as long as the model is loaded."""
     writing = final.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
-    return WeightCache(writing.as_posix(), final)
+    descriptor = os.open(writing, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    if sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return WeightCache(writing.as_posix(), final, descriptor)
 
 
 def _file_name(bundle: Path, section: Section) -> str:
@@ -128,8 +152,20 @@ def _digest(bundle: Path, section: Section) -> str:
 def _remove_abandoned(directory: Path) -> None:
     for path in directory.glob("*.tmp"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_S:
+            if time.time() - path.lstat().st_mtime > _STALE_S or not _is_locked(path):
                 path.unlink()
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether the process that writes it is alive."""
+    if sys.platform == "win32":
+        return True
+    with open_own(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _remove(path: Path) -> None:

@@ -179,6 +179,16 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_costs_are_neither_read_nor_kept_where_others_can_write(tmp_path):
+    device_costs(SleepingBackend(), "key", tmp_path)
+    (kept,) = tmp_path.iterdir()
+    times = kept.stat().st_mtime_ns
+    tmp_path.chmod(0o777)
+    assert module._read(kept, [1, 2, 4, 8]) is None
+    device_costs(SleepingBackend(), "key", tmp_path)
+    assert kept.stat().st_mtime_ns == times
+
+
 @pytest.fixture
 def bundle(tmp_path, monkeypatch) -> Bundle:
     monkeypatch.setattr(module, "user_cache", lambda part: tmp_path / "cache" / part)

@@ -1,4 +1,8 @@
-from runtime_py.user_cache import processor, user_cache
+import os
+
+import pytest
+
+from runtime_py.user_cache import open_own, private_folder, processor, user_cache
 
 
 def test_the_folder_follows_the_platform(monkeypatch, tmp_path):
@@ -9,3 +13,35 @@ def test_the_folder_follows_the_platform(monkeypatch, tmp_path):
 
 def test_a_processor_is_told_by_more_than_its_family():
     assert len(processor()) > 10
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path, caplog, mode):
+    folder = tmp_path / "cache"
+    assert private_folder(folder) == folder
+    folder.chmod(mode)
+    assert private_folder(folder) is None
+    assert private_folder(folder) is None
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{folder}: others can write to it")
+
+
+def test_a_folder_of_another_user_is_not_used(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert private_folder(tmp_path) is None
+    assert "belongs to user" in caplog.text
+
+
+def test_only_a_regular_file_of_this_user_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    with open_own(path) as file:
+        assert file.read() == b"content"
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe", "none", "."):
+        with pytest.raises(OSError, match=name), open_own(tmp_path / name):
+            pass
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises(OSError, match="belongs to user"), open_own(path):
+        pass

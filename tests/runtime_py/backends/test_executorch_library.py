@@ -170,6 +170,17 @@ def test_without_a_shim_it_is_compiled_once(executorch, tmp_path):  # noqa: ARG0
     assert list(built.parent.iterdir()) == [built]
 
 
+def test_no_shim_is_loaded_from_where_others_can_write(monkeypatch, fresh_load, tmp_path):
+    made_up = Installed(tmp_path / "lib", "0.0")
+    monkeypatch.setattr(executorch_library, "find_executorch", lambda: made_up)
+    monkeypatch.setattr(executorch_library, "LIBRARIES", ())
+    folder = tmp_path / "gemma-export" / "executorch"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(RunError, match=f"{folder}: others can write to it.*chmod 700"):
+        fresh_load()
+
+
 @needs_compiler
 def test_what_does_not_compile_is_one_line(tmp_path):
     (tmp_path / "include").mkdir()

@@ -171,11 +171,76 @@ def test_a_damaged_model_is_one_line(open_bundle, tmp_path):
 def test_the_second_load_finds_the_repacked_weights(open_bundle, cache_dir):
     open_bundle()
     names = {path.name: path.stat().st_mtime_ns for path in cache_dir.iterdir()}
-    assert all(name.endswith(".xnnpack") for name in names)
+    assert {Path(name).suffix for name in names} == {".xnnpack", ".sum"}
     again = open_bundle()
     assert {path.name: path.stat().st_mtime_ns for path in cache_dir.iterdir()} == names
     logits, _ = again.verify(TOKEN_IDS[:1], 0)
     np.testing.assert_allclose(logits[0], REFERENCE["logits"][0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("damage", ["a bit", "zeros", "shorter", "pipe", "link", "folder"])
+def test_a_damaged_weight_cache_is_packed_again(tmp_path, damage):
+    def logits():
+        with closing(LiteRTBackend(BUNDLE, num_threads=1, cache_dir=tmp_path / "weights")) as one:
+            return one.verify(TOKEN_IDS[:1], 0)[0]
+
+    right = logits()
+    (path,) = (tmp_path / "weights").glob("*-tf_lite_prefill_decode-*.xnnpack")
+    content = path.read_bytes()
+    times = path.stat()
+    if damage in ("pipe", "link", "folder"):
+        path.unlink()
+        if damage == "pipe":
+            os.mkfifo(path)
+        elif damage == "link":
+            (tmp_path / "elsewhere").write_bytes(content)
+            path.symlink_to(tmp_path / "elsewhere")
+        else:
+            path.mkdir()
+    else:
+        middle = len(content) // 2
+        changed = {
+            "a bit": content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :],
+            "zeros": content[: -middle // 2] + bytes(middle // 2),
+            "shorter": content[:-64],
+        }
+        path.write_bytes(changed[damage])
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    np.testing.assert_array_equal(logits(), right)
+    assert not list(path.parent.glob("*.tmp"))
+    if damage == "folder":
+        assert path.is_dir()
+    else:
+        assert path.is_file()
+        assert not path.is_symlink()
+        assert path.read_bytes() == content
+    if damage == "link":
+        assert (tmp_path / "elsewhere").read_bytes() == content
+
+
+def test_ctrl_c_while_weights_are_packed_leaves_nothing(tmp_path, monkeypatch):
+    class Interrupted(litert_model.CompiledModel):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            if arguments[2]:
+                raise KeyboardInterrupt  # which Python raises when the call has come back
+
+    monkeypatch.setattr(litert_model, "CompiledModel", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LiteRTBackend(BUNDLE, num_threads=1, cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="access is by lists there")
+def test_nothing_is_kept_where_others_can_write(tmp_path, caplog):
+    tmp_path.chmod(0o777)
+    for _ in range(2):
+        with closing(LiteRTBackend(BUNDLE, num_threads=1, cache_dir=tmp_path)) as backend:
+            backend.verify(TOKEN_IDS[:1], 0)
+    assert not list(tmp_path.iterdir())
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"]
+    assert warning.startswith(f"{tmp_path}: others can write to it")
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
@@ -201,7 +266,7 @@ def test_what_was_packed_is_loaded_by_a_model_that_did_not_pack(tmp_path, monkey
         assert cached[0::2] == cached[1::2]
     else:
         assert all(path.endswith(".tmp") for path in cached[0::2])
-        assert {*map(Path, cached[1::2])} == {*tmp_path.iterdir()}
+        assert {*map(Path, cached[1::2])} == {*tmp_path.glob("*.xnnpack")}
     del backend
     assert len(os.listdir("/proc/self/fd")) == num_open
 

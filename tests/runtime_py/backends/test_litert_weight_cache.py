@@ -1,12 +1,13 @@
 import os
 import shutil
-import time
 from types import SimpleNamespace
 
 import pytest
 
+from runtime_py import sealed_file
 from runtime_py.backends.litert_weight_cache import UNNAMED, in_memory, weight_cache
 from runtime_py.litertlm import Section
+from runtime_py.user_cache import private_folder
 
 pytest.importorskip("ai_edge_litert")  # its version is part of the name
 
@@ -23,7 +24,7 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def directory(tmp_path):
-    return tmp_path / "cache"
+    return private_folder(tmp_path / "cache")
 
 
 def build(directory, bundle):
@@ -61,7 +62,7 @@ def test_a_changed_model_gets_a_new_file_and_the_old_one_goes(directory, bundle,
     bundle.write_bytes(content)
     os.utime(bundle, ns=(0, 10**18))
     new = build(directory, bundle).final
-    assert list(directory.iterdir()) == [new]
+    assert set(directory.iterdir()) == {new, new.with_name(new.name + ".sum")}
     assert new != old
 
 
@@ -75,10 +76,8 @@ def test_another_section_of_the_same_file_stays(directory, bundle):
     first = build(directory, bundle).final
     other = Section(data_type="tflite_model", model_type="tf_lite_prefill_decode", begin=0, end=9)
     cache = weight_cache(directory, bundle, other)
-    with open(cache.path, "wb"):
-        pass
     cache.commit()
-    assert set(directory.iterdir()) == {first, cache.final}
+    assert set(directory.glob("*.xnnpack")) == {first, cache.final}
 
 
 @pytest.fixture
@@ -94,7 +93,8 @@ class TestWithoutFile:
 
     def test_a_directory_that_cannot_be_made_is_no_error(self, bundle, tmp_path):
         (tmp_path / "taken").write_bytes(b"")
-        assert weight_cache(tmp_path / "taken" / "cache", bundle, SECTION).path == UNNAMED
+        directory = private_folder(tmp_path / "taken" / "cache")
+        assert weight_cache(directory, bundle, SECTION).path == UNNAMED
 
     def test_a_path_that_toml_would_misread_is_not_used(self, bundle, tmp_path):
         assert weight_cache(tmp_path / 'a"b', bundle, SECTION).path == UNNAMED
@@ -115,11 +115,38 @@ def test_weights_in_memory_can_be_read_again_until_the_model_is_closed():
     assert not os.path.exists(cache.path)
 
 
-def test_abandoned_files_are_removed_after_a_day(directory, bundle):
-    directory.mkdir()
-    old, young = directory / "a.1.2.tmp", directory / "b.1.2.tmp"
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (0, time.time() - 2 * 24 * 3600))
+def test_what_dead_processes_left_is_removed_at_once(directory, bundle):
+    writing = weight_cache(directory, bundle, SECTION)
+    left = directory / "a.1.2.tmp"
+    left.write_bytes(b"half")
+    other = weight_cache(directory, bundle, SECTION)
+    assert {str(path) for path in directory.iterdir()} == {writing.path, other.path}
+    writing.close()
+    other.close()
     weight_cache(directory, bundle, SECTION)
-    assert list(directory.iterdir()) == [young]
+    assert not os.path.exists(writing.path)
+
+
+def test_a_file_that_was_written_but_not_changed_is_kept(directory, bundle):
+    """As one that was copied with the user's home: another inode, other times."""
+    path = build(directory, bundle).final
+    content, sealed = path.read_bytes(), path.with_name(path.name + ".sum").read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    for _ in range(2):
+        assert weight_cache(directory, bundle, SECTION).path == path.as_posix()
+    assert path.with_name(path.name + ".sum").read_bytes() != sealed
+
+
+def test_a_file_that_nobody_touched_is_not_read_again(directory, bundle, monkeypatch):
+    path = build(directory, bundle).final
+    monkeypatch.setattr(sealed_file, "_checksum", lambda _: pytest.fail("read again"))
+    assert weight_cache(directory, bundle, SECTION).path == path.as_posix()
+
+
+@pytest.mark.parametrize("sums", [b"", b"{}", b"[]", b'{"identity": 1, "crc32": []}', b"\xff"])
+def test_a_damaged_checksum_packs_again(directory, bundle, sums):
+    path = build(directory, bundle).final
+    path.with_name(path.name + ".sum").write_bytes(sums)
+    assert weight_cache(directory, bundle, SECTION).path.endswith(".tmp")
+    assert not path.exists()
