@@ -31,6 +31,7 @@ from runtime_py import adb, render
 from runtime_py.command import ErrorLine
 from runtime_py.console import say
 from runtime_py.errors import RunError
+from runtime_py.installed import install_extra, our_version
 from runtime_py.manifest import Manifest, RuntimeName
 from runtime_py.printable import printable
 from runtime_py.signals import run_to_its_end
@@ -65,6 +66,17 @@ class Choice(click.Choice[str]):
 class Command(ErrorLine):
     program = "gemma-export"
     input_errors = (ExportError, RunError)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ImportError as error:  # as on a device, where gemma-run needs none of it
+            if (error.name or "").partition(".")[0] in ("exporter", "runtime_py"):
+                raise
+            raise ExportError(
+                f"{error}: exporting needs packages that running does not, torch among them; "
+                f"{install_extra('export')}"
+            ) from error
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -163,7 +175,7 @@ class Command(ErrorLine):
     "`gemma-run bench --adb` find it. (Tested against a stand-in for adb, not on a phone.)",
 )
 @click.option("--serial", metavar="ID", help="Which device, if several are connected.")
-@click.version_option(package_name="gemma-export", prog_name="gemma-export")
+@click.version_option(our_version(), prog_name="gemma-export")
 def main(**options: Any) -> None:
     """Export Gemma 4 and its MTP drafter to a bundle for a device, and prove that it says the same.
 

@@ -36,6 +36,7 @@ from runtime_py.device import this_device
 from runtime_py.doctor import diagnose
 from runtime_py.errors import RunError
 from runtime_py.inspection import inspect_bundle
+from runtime_py.installed import our_version
 from runtime_py.live import status_line
 from runtime_py.signals import Interrupted
 
@@ -55,7 +56,7 @@ def _close_stderr() -> None:
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="gemma-export", prog_name="gemma-run")
+@click.version_option(our_version(), prog_name="gemma-run")
 def main() -> None:
     """Run exported Gemma 4 bundles with their MTP drafter. No torch needed.
 

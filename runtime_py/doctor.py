@@ -99,7 +99,7 @@ def diagnose(bundle: Bundle | None) -> Diagnosis:
     return Diagnosis(
         device=device,
         system=_system(),
-        gemma_run=installed.version(installed.US) or "a checkout",
+        gemma_run=installed.our_version(),
         runtimes=states,
         fits=fits,
         use=use,

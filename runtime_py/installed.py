@@ -4,12 +4,14 @@ import importlib.util
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 
 from runtime_py.errors import RunError
 from runtime_py.manifest import RuntimeName
 
 US = "gemma-export"
 OFFICIAL = "official"
+_ROOT = Path(__file__).parents[1]
 # Import name and distribution of what each needs.
 PACKAGES: dict[RuntimeName, str] = {
     "litert": "ai_edge_litert",
@@ -63,6 +65,11 @@ def version(distribution: str) -> str | None:
         return None
 
 
+def our_version() -> str:
+    """As it is installed."""
+    return version(US) or "of a checkout that is not installed"
+
+
 def install_command(name: str) -> str:
     """What to type for a runtime, with the release that this gemma-run was made for.
 
@@ -72,6 +79,16 @@ def install_command(name: str) -> str:
     package = DISTRIBUTIONS[name]
     alone = "--no-deps " if package in _ALONE else ""
     return f"pip install {alone}'{requirement(package)}'"
+
+
+def install_extra(extra: str) -> str:
+    """What to type for all of an extra of ours.
+
+    pip knows what an installed package asks for, and looks no further; a checkout that is not
+    installed is named by its folder.
+    """
+    ours = US if version(US) else str(_ROOT)
+    return f"pip install {quote(f'{ours}[{extra}]')}"
 
 
 def requirement(package: str) -> str:
@@ -85,7 +102,7 @@ def _requirements() -> list[str]:
     except metadata.PackageNotFoundError:
         pass
     try:
-        text = Path(__file__).parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8")
+        text = (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
         extras: dict[str, list[str]] = tomllib.loads(text)["project"]["optional-dependencies"]
     except (OSError, ValueError, LookupError):
         return []
