@@ -16,6 +16,8 @@ from runtime_py.text_stream import TextStream
 from runtime_py.tokenizer import Tokenizer
 
 RECENT = 16  # rounds
+# The model's own end, --max-new-tokens, or the end of the context.
+FinishReason = Literal["stop", "length", "context"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Loaded:
 @contextmanager
 def load(
     bundle: Bundle,
+    tokenizer: Tokenizer,
     draft_length: int | Literal["auto"],
     *,
     runtime: str | None,
@@ -48,7 +51,6 @@ def load(
     stops = Stops(
         max_new_tokens=max_new_tokens, token_ids=frozenset(bundle.manifest.tokens.stop_token_ids)
     )
-    tokenizer = bundle.tokenizer()
     name = bundle.pick_runtime(runtime)
     with closing(bundle.backend(name, options)) as backend:
         session = bundle.session(backend)
@@ -70,7 +72,9 @@ class Answer:
         self._bundle = bundle
         self.prompt_ids = prompt_ids
         self.steps: list[Step] = []
-        self.text = ""
+        self.text = ""  # without thoughts
+        self.finish_reason: FinishReason | None = None  # None until it ends by itself
+        self.ends_in_thought = False
         self.prefill_s = 0.0  # until the first token is there
         self.decode_s = 0.0  # from then on
         self._ends_s: list[float] = []  # of the steps
@@ -92,6 +96,14 @@ class Answer:
             self._ends_s.append(now)
             yield self._add(pieces.push(step.token_ids))
         yield self._add(pieces.finish())
+        self.finish_reason = self._finish_reason(bundle.stops)
+        self.ends_in_thought = pieces.thinking
+
+    def _finish_reason(self, stops: Stops) -> FinishReason:
+        token_ids = self.token_ids
+        if token_ids and token_ids[-1] in stops.token_ids:
+            return "stop"
+        return "length" if len(token_ids) == stops.max_new_tokens else "context"
 
     def _add(self, piece: str) -> str:
         self.text += piece
@@ -129,6 +141,7 @@ class Answer:
         return {
             "text": self.text,
             "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
             "num_prompt_tokens": len(self.prompt_ids),
             "num_target_calls": len(self.steps),
             "draft_length": length if isinstance(length, int) else "auto",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import click
 
 from runtime_py import adb, adb_bench, official, render, render_doctor, render_inspection
-from runtime_py.answer import Answer, load
+from runtime_py.answer import Answer, Loaded, load
 from runtime_py.backends import SessionOptions
 from runtime_py.bench import Effort
 from runtime_py.bench_bundle import bench_bundle
@@ -111,13 +111,14 @@ def generate(
 ) -> None:
     """Answer one prompt, streaming the text to stdout and a summary to stderr."""
     as_json, stats = options.pop("as_json"), options.pop("stats")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    opened = Bundle.open(bundle)
+    tokenizer = opened.tokenizer()
+    text = sys.stdin.read(tokenizer.max_bytes + 1) if prompt == "-" else prompt
     if not text:
         raise RunError("the prompt is empty; say something with --prompt")
+    prompt_ids = tokenizer.encode(text) if raw else tokenizer.encode_chat([_user(text)])
     session = _session(options)
-    with load(Bundle.open(bundle), draft_length, options=session, **options) as loaded:
-        tokenizer = loaded.tokenizer
-        prompt_ids = tokenizer.encode(text) if raw else tokenizer.encode_chat([_user(text)])
+    with load(opened, tokenizer, draft_length, options=session, **options) as loaded:
         answer = Answer(loaded, prompt_ids)
         _stream(answer, shown=not as_json, stats=stats)
         if as_json:
@@ -135,22 +136,19 @@ def generate(
 @runtime_options
 def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **options: Any) -> None:
     """Talk to the model. /reset forgets the conversation, /quit or Ctrl-D leaves."""
+    opened = Bundle.open(bundle)
+    tokenizer = opened.tokenizer()
+    tokenizer.render_chat([_user("")])  # refuse now if there is no template
     session = _session(options)
-    with load(Bundle.open(bundle), draft_length, options=session, **options) as loaded:
-        loaded.tokenizer.render_chat([_user("")])  # refuse now if there is no template
+    with load(opened, tokenizer, draft_length, options=session, **options) as loaded:
         messages: list[Message] = []
         while (line := _read_line()) is not None:
             if line == "/reset":
                 messages.clear()
                 continue
             messages.append(_user(line))
-            answer = Answer(loaded, loaded.tokenizer.encode_chat(messages))
             try:
-                _stream(answer, shown=True, stats=stats)
-            except Interrupted as stop:
-                if not stop.is_ctrl_c:
-                    raise
-                # It ends this answer; what was said stays in the conversation.
+                answer = _reply(loaded, messages, stats)
             except RunError as error:
                 messages.pop()
                 say(f"{error}; or begin again with /reset", err=True)
@@ -313,6 +311,17 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
 def _session(options: dict[str, Any]) -> SessionOptions:
     """Takes what belongs to it out of a command's options."""
     return SessionOptions(options.pop("threads"), options.pop("providers"))
+
+
+def _reply(loaded: Loaded, messages: list[Message], stats: bool) -> Answer:
+    answer = Answer(loaded, loaded.tokenizer.encode_chat(messages))
+    try:
+        _stream(answer, shown=True, stats=stats)
+    except Interrupted as stop:
+        if not stop.is_ctrl_c:
+            raise
+        # It ends this answer; what was said stays in the conversation.
+    return answer
 
 
 def _stream(answer: Answer, *, shown: bool, stats: bool) -> None:

@@ -63,8 +63,9 @@ def prepare_streams() -> None:
             mode = "w" if descriptor else "r"
             stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-        if descriptor and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            # A prompt that is not UTF-8 is refused by the tokenizer, wherever it came from.
+            stream.reconfigure(errors="replace" if descriptor else "surrogateescape")
 
 
 def drop_stdout() -> None:

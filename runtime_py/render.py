@@ -14,6 +14,8 @@ from runtime_py.check import CheckReport, Comparison
 from runtime_py.console import Screen, new_table, say
 from runtime_py.printable import shown
 
+# Why an answer ended before the model did.
+_CUT = {"length": "cut by --max-new-tokens", "context": "cut by the end of the context"}
 # Of first drafts. Published pairs have 60 to 90 %; chance has next to none.
 USELESS_SHARE, POOR_SHARE = 0.01, 0.1
 
@@ -23,7 +25,10 @@ class Answer(Protocol):
 
     prompt_ids: list[int]
     prefill_s: float
+    ends_in_thought: bool
 
+    @property
+    def finish_reason(self) -> str | None: ...
     @property
     def token_ids(self) -> list[int]: ...
     @property
@@ -147,6 +152,10 @@ def print_summary(answer: Answer) -> None:
         parts.append(f"{answer.tokens_per_s:.1f} tokens/s")
     if answer.accepted_per_round is not None:
         parts.append(f"{answer.accepted_per_round:.2f} drafts accepted per round")
+    if answer.finish_reason in _CUT:
+        parts.append(_CUT[answer.finish_reason])
+    if answer.ends_in_thought:
+        parts.append("in the middle of a thought, which is not shown")
     say(f"[{' · '.join(parts)}]", err=True)
 
 

@@ -21,7 +21,7 @@ class TextStream:
         self._context: list[int] = []  # tokens already decoded, which the next ones continue
         self._num_shown = 0  # characters of the context's text already given
         self._bytes: list[int] = []  # the run of byte tokens that the text ends in
-        self._thinking = False
+        self.thinking = False  # whether a thought has begun and not ended
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens add."""
@@ -50,8 +50,8 @@ class TextStream:
         thought = self._tokenizer.thought
         for token_id in token_ids:
             if thought is not None and token_id in thought:
-                self._thinking = token_id == thought.begin
-            elif not self._thinking:
+                self.thinking = token_id == thought.begin
+            elif not self.thinking:
                 yield token_id
 
     def _decode(self, token_ids: Sequence[int]) -> str:

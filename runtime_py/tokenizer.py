@@ -89,7 +89,8 @@ class Tokenizer:
         if self._template is None:
             raise RunError("this bundle has no chat template; use gemma-run generate --raw")
         messages = list(messages)
-        self._refuse_too_long("".join(message["content"] for message in messages))
+        for message in messages:
+            self._refuse_too_long(message["content"])
         return self._template.render(messages)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -154,8 +155,8 @@ class Tokenizer:
             ) from None
         if num_bytes > self.max_bytes:
             raise RunError(
-                f"the prompt has {num_bytes} bytes, a context of {self._context_length} tokens "
-                f"holds at most {self.max_bytes}; shorten it"
+                f"the prompt is longer than {self.max_bytes} bytes, more than a context of "
+                f"{self._context_length} tokens can hold; shorten it"
             )
 
     def _text_of(self, token_id: int | None) -> str:

@@ -187,8 +187,8 @@ def expected(bundle: Bundle, text: str, as_chat: bool, law: dict, length: int) -
     """What gemma-run makes of it, as the page shows it."""
     options = SessionOptions(num_threads=1)
     choices = {"runtime": "litert", "options": options, "max_new_tokens": NUM_TOKENS}
-    with load(bundle, length, **choices, **law) as loaded:
-        tokenizer = loaded.tokenizer
+    tokenizer = bundle.tokenizer()
+    with load(bundle, tokenizer, length, **choices, **law) as loaded:
         if as_chat:
             prompt_ids = tokenizer.encode_chat([{"role": "user", "content": text}])
         else:
