@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -40,9 +41,15 @@ class Device:
         Raises:
             RunError: with the last line of it, if the command fails.
         """
-        line = " ".join(shlex.quote(str(part)) for part in command)
+        return self._run(_quoted(*command))
+
+    def replace(self, folder: PurePosixPath, new: PurePosixPath) -> None:
+        """Let a folder take another's place, by one command: the device ends what it has begun."""
+        self._run(f"{_quoted('rm', '-rf', folder)} && {_quoted('mv', new, folder)}")
+
+    def _run(self, line: str) -> str:
         # The device's shell may keep stderr to itself; 2>&1 is for that shell.
-        return _adb("-s", self.serial, "shell", f"{line} 2>&1")
+        return _adb("-s", self.serial, "shell", f"({line}) 2>&1")
 
     def model(self) -> str:
         """What its maker calls it."""
@@ -94,6 +101,10 @@ class Device:
         return {name: checksum for checksum, name in found}
 
 
+def _quoted(*command: str | PurePosixPath) -> str:
+    return " ".join(shlex.quote(str(part)) for part in command)
+
+
 def connect(serial: str | None) -> Device:
     """The connected device, or the one of several that is meant.
 
@@ -136,9 +147,22 @@ def push_bundle(device: Device, bundle: Path, progress: Progress = lambda _: Non
     folder = FOLDER / re.sub(r"[^A-Za-z0-9._+-]", "_", bundle.resolve().name)
     if device.checksums(folder, checksums) == checksums:
         return folder
-    _check_room(device, bundle, checksums)
     part = folder.with_name(f"{folder.name}.part")
-    device.shell("rm", "-rf", part)
+    device.shell("rm", "-rf", part)  # of a push that died: it takes room
+    _check_room(device, bundle, checksums)
+    try:
+        _send(device, bundle, checksums, part, progress)
+    except BaseException:
+        with suppress(RunError):  # the device has gone: the next push removes it
+            device.shell("rm", "-rf", part)
+        raise
+    device.replace(folder, part)
+    return folder
+
+
+def _send(
+    device: Device, bundle: Path, checksums: dict[str, str], part: PurePosixPath, progress: Progress
+) -> None:
     device.shell("mkdir", "-p", *{(part / name).parent for name in checksums})
     num_sent = 0
     for name in checksums:
@@ -154,9 +178,6 @@ def push_bundle(device: Device, bundle: Path, progress: Progress = lambda _: Non
     # Or no app could list the folder, or read the bundle.
     device.shell("chmod", "a+rx", FOLDER)
     device.shell("chmod", "-R", "a+rX", part)
-    device.shell("rm", "-rf", folder)
-    device.shell("mv", part, folder)
-    return folder
 
 
 def size_megabytes(bundle: Path) -> int:

@@ -10,7 +10,9 @@ import pytest
 from tests.end_to_end.conftest import ROOT
 
 
-@pytest.mark.parametrize("num_exports", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_exports", [4, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
 def test_old_or_new_bundle_and_no_debris_after_the_next_export(tmp_path, num_exports):
     """By SIGINT, SIGTERM, SIGHUP and SIGKILL in turn."""
     command = [

@@ -1,4 +1,5 @@
 import os
+import signal
 import stat
 
 import pytest
@@ -8,6 +9,7 @@ import exporter.cli
 from runtime_py.adb import connect, push_bundle, size_megabytes
 from runtime_py.bundle import Bundle
 from runtime_py.errors import RunError
+from runtime_py.signals import Interrupted
 from tests.runtime_py.bundles import write_fake_bundle
 from tests.runtime_py.fake_adb import FakeAdb
 
@@ -71,6 +73,33 @@ def test_a_failed_push_leaves_the_old_bundle(adb, bundle):
     with pytest.raises(RunError, match=r"was not sent: adb: error: .*No space left on device"):
         push_bundle(connect(None), bundle)
     assert (adb.folder() / "my_bundle" / "manifest.json").read_bytes() == old
+    assert os.listdir(adb.folder()) == ["my_bundle"]
+
+
+def test_an_interrupted_push_leaves_the_old_bundle(adb, bundle, monkeypatch):
+    push_bundle(connect(None), bundle)
+    old = (adb.folder() / "my_bundle" / "manifest.json").read_bytes()
+    (bundle / "manifest.json").write_bytes(old + b"\n")
+
+    def interrupt(_megabytes):
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr("runtime_py.adb._runs_on", lambda _: True)
+    with pytest.raises(Interrupted):
+        push_bundle(connect(None), bundle, interrupt)
+    assert (adb.folder() / "my_bundle" / "manifest.json").read_bytes() == old
+    assert os.listdir(adb.folder()) == ["my_bundle"]
+
+
+def test_what_a_push_that_died_left_takes_no_room(adb, bundle, monkeypatch):
+    left = adb.folder() / "my_bundle.part"
+    left.mkdir(parents=True)
+    there = []
+    monkeypatch.setattr(
+        "runtime_py.adb.Device.free_bytes", lambda _: there.append(left.exists()) or 1 << 40
+    )
+    push_bundle(connect(None), bundle)
+    assert there == [False]
 
 
 def test_a_file_that_arrives_altered_is_noticed(adb, bundle):
