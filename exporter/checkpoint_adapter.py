@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +217,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
+        what = f"no {CONFIG_FILE}, so not a PEFT adapter" if isdir(folder) else "no such folder"
         raise ExportError(
-            f"{shown(folder, 300)}: no {CONFIG_FILE}, so not a PEFT adapter; give the folder that "
-            "save_pretrained of a PEFT model wrote"
+            f"{shown(folder, 300)}: {what}; give the folder that save_pretrained of a PEFT model "
+            "wrote"
         )
     refuse_pointers(folder)
     config = read_json(path)

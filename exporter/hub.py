@@ -137,9 +137,10 @@ def _cached(model: HubModel, hub: Hub, reason: Exception) -> Snapshot:
             )
         )
     except LocalEntryNotFoundError as error:
-        part = "only a part of it is" if isinstance(error, IncompleteSnapshotError) else "it is not"
+        partly = isinstance(error, IncompleteSnapshotError)
+        what = "only a part of it is" if partly else "it is neither a folder here nor"
         raise ExportError(
-            f"{model}: {part} in the cache, and {no_answer(reason, hub.endpoint)}"
+            f"{model}: {what} in the cache, and {no_answer(reason, hub.endpoint)}"
         ) from error
     snapshots, ref = (hub.storage(model) / name for name in ("snapshots", f"refs/{model.revision}"))
     if folder.parent != snapshots.resolve() or not COMMIT.fullmatch(folder.name):

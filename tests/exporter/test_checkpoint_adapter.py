@@ -273,7 +273,7 @@ def test_tensors_that_do_not_fit(name, tensor, complaint, adapter, originals):
 
 def test_folders_that_are_no_adapters(adapter, originals, tmp_path):
     base = originals[0]
-    assert "no adapter_config.json" in error_of(read_checkpoint, base, tmp_path / "nowhere")
+    assert "nowhere: no such folder" in error_of(read_checkpoint, base, tmp_path / "nowhere")
     assert "no adapter_config.json" in error_of(read_checkpoint, base, base)
     assert "--adapter" in error_of(read_checkpoint, adapter)
     weights = adapter / adapters.WEIGHTS

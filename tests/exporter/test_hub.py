@@ -372,7 +372,7 @@ class TestWithoutNetwork:
             port = free.getsockname()[1]
         hub = Hub(endpoint=f"http://127.0.0.1:{port}", cache=tmp_path / "cache")
         message = error_of(TARGET, hub=hub)
-        assert "it is not in the cache" in message
+        assert "it is neither a folder here nor in the cache" in message
         assert "check the network" in message
 
     def test_offline_by_wish(self, server, hub, monkeypatch):
@@ -381,7 +381,7 @@ class TestWithoutNetwork:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         assert fetch([TARGET], no_bar, hub) == first
         message = error_of(DRAFTER, hub=hub)
-        assert "it is not in the cache, and HF_HUB_OFFLINE is set" in message
+        assert "it is neither a folder here nor in the cache, and HF_HUB_OFFLINE is set" in message
         assert not server.requests
 
     def test_a_part_in_the_cache(self, server, hub):
