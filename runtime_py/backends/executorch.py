@@ -125,6 +125,7 @@ class ExecuTorchBackend:
 
     def close(self) -> None:
         """Free the program; neither the backend nor arrays it returned can be used afterwards."""
+        self._pages.close()
         self._program.close()
 
     def _fill(self, token_ids: Sequence[int], position: int) -> list[FloatArray]:

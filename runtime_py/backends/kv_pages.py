@@ -19,6 +19,7 @@ from runtime_py.kv_rows import MARGIN, STEP, needed_rows
 
 _NEVER = sys.maxsize
 _MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15
+_MAP_FIXED = 0x10
 _MAPS = Path("/proc/self/maps")
 
 
@@ -72,8 +73,8 @@ class KvPages:
         self._buffers = buffers
         self._sliding = [buffer for buffer in buffers if buffer.slides]
         self._num_needed = needed_rows(window or 0)
-        self._releasable = sys.platform == "linux" and _are_private(buffers)
-        if self._releasable:
+        self._releasable = self._advised = sys.platform == "linux" and _are_private(buffers)
+        if self._advised:
             for buffer in buffers:
                 # With huge pages one row would make megabytes resident, and one of a buffer that
                 # lies by columns all of it. A kernel without them refuses, and has none.
@@ -100,6 +101,20 @@ class KvPages:
                 ctypes.memset(begin, 0, pages.start - begin)
                 begin = pages.stop
             ctypes.memset(begin, 0, end - begin)
+
+    def close(self) -> None:
+        """Before the buffers are freed: what they hold is lost.
+
+        Advice stays with the addresses after they are freed, and memory that differs in it is a
+        mapping of its own: the heap would be cut into a few more at every load, up to the kernel's
+        limit (65530 by default). Fresh memory in the same place has no advice.
+        """
+        if self._advised:
+            for buffer in self._buffers:
+                _renew(buffer.pages)
+        self._advised = self._releasable = False
+        self._buffers, self._sliding = (), []
+        self._restart()
 
     def _restart(self) -> None:
         self._first_kept = 0  # rows of sliding layers before it may be zeros
@@ -147,8 +162,19 @@ def _advise(pages: range, advice: int) -> bool:
     return not pages or _libc().madvise(pages.start, len(pages), advice) == 0
 
 
+def _renew(pages: range) -> None:
+    if pages and sys.platform == "linux":
+        access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        _libc().mmap(pages.start, len(pages), access, kind | _MAP_FIXED, -1, 0)
+
+
 @functools.cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_size_t),
+        *(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long),
+    )
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return libc

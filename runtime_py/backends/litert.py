@@ -69,6 +69,7 @@ class LiteRTBackend:
         self._sections = read_sections(path)
         self._models: list[LoadedModel] = []
         self._num_threads = num_threads or default_num_threads()
+        self._pages = KvPages((), None)
         self._let_go()
         try:
             with native_messages_hidden():
@@ -123,8 +124,8 @@ class LiteRTBackend:
         self._verify: dict[int, _TargetStep] = {}
         self.verify_widths: tuple[int, ...] = ()
         self._drafter: _DraftStep | None = None
+        self._pages.close()
         self._kv: dict[str, Array] = {}
-        self._pages = KvPages((), None)
 
     def _load(self) -> None:
         target = self._model(PREFILL_DECODE, cached=True)

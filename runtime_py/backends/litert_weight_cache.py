@@ -107,12 +107,12 @@ def weight_cache(directory: Path | None, bundle: Path, section: Section) -> Weig
         final = directory / _file_name(bundle, section)
         if set('"\\') & set(final.as_posix()):  # LiteRT writes the path into TOML unescaped
             return in_memory()
+        _remove_abandoned(directory)
         if is_intact(final):
             return WeightCache(final.as_posix())
         if os.path.lexists(final):
             _logger.debug("%s: not what was written; packing the weights again", final)
             discard(final)
-        _remove_abandoned(directory)
         free_bytes = shutil.disk_usage(directory).free
         if free_bytes >= section.size_bytes * 5 // 4 + _SPARE_BYTES:
             return _new_file(final)

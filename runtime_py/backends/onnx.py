@@ -168,10 +168,12 @@ class OnnxBackend:
         return call.logits[0, 0], call.projected[0, 0]
 
     def close(self) -> None:
-        """Free the sessions; the backend cannot be used afterwards."""
+        """Free sessions and buffers; the backend cannot be used afterwards."""
+        self._pages.close()
         self._verify_calls.clear()
         self._draft_call = None
         self._graphs.clear()
+        self._kv.clear()
 
     def _bind_fill(self, token_ids: Array, between: Mapping[str, Array]) -> Call:
         past = {PAST + name: rows for name, rows in self._kv.items()}

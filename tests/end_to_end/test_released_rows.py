@@ -1,6 +1,7 @@
 """Rows behind the window are given back, on every runtime, and no number changes by it."""
 
 import mmap
+import subprocess
 import sys
 from contextlib import closing
 
@@ -18,6 +19,7 @@ from runtime_py.bundle import BACKENDS
 from runtime_py.kv_rows import MARGIN, STEP, resident_rows
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
+from tests.end_to_end.conftest import ROOT
 from tests.exporter.tiny_models import Shape, save_pair
 from tests.runtime_py.resident import resident_bytes
 
@@ -139,3 +141,12 @@ def test_a_file_that_does_not_say_what_slides_is_not_resident_at_first_either(ke
     keys_and_values = buffers(keeping, slides=False)
     assert len(keys_and_values) == 4
     assert resident_bytes(keys_and_values) == 0
+
+
+def test_loading_again_and_again_leaves_no_mappings(export_tiny, runtime):
+    """A server loads often, and a process may have 65530. glibc's heaps of threads are two each."""
+    command = [sys.executable, "-m", "tests.runtime_py.many_loads", export_tiny("int8"), runtime]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    settled, later = map(int, done.stdout.split())
+    assert later - settled <= 4

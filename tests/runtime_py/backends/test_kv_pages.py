@@ -2,6 +2,7 @@
 
 import mmap
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,3 +153,25 @@ def test_no_needed_row_is_ever_released(layout, window, data):
             furthest = 0
         back = data.draw(st.integers(pages.resumable_from, num_rows - 1) | st.just(0))
         position = back
+
+
+@linux_only
+def test_the_heap_is_in_one_piece_when_the_buffers_are_freed():
+    """Rows of 60 kB lie in the heap: a buffer without huge pages cuts it in three."""
+
+    def load_and_close():
+        rows = [np.ones((1, 240, 64), np.float32) for _ in range(8)]
+        pages = KvPages([KvBuffer(each.ctypes.data, 1, 240, 256, True) for each in rows], 32)
+        cut = num_mappings()
+        pages.close()
+        return cut
+
+    num_before = num_mappings()
+    assert load_and_close() > num_before + 8
+    for _ in range(20):
+        load_and_close()
+    assert num_mappings() <= num_before + 2
+
+
+def num_mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
