@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 import click
 
-from runtime_py.console import drop_stdout, prepare_streams, say, stdout_fails
+from runtime_py.console import STDOUT, drop_stdout, prepare_streams, say
 from runtime_py.errors import RunError
 from runtime_py.printable import one_line, shown
 from runtime_py.signals import interruption
@@ -57,11 +57,10 @@ class ErrorLine(click.Command):
 
     def _fail_system(self, error: OSError) -> NoReturn:
         """A file that cannot be read or written, or stdout."""
-        if stdout_fails():
-            drop_stdout()
-            self._fail(f"stdout: {error.strerror}; send it elsewhere")
         if error.filename is None:
             self._fail_unforeseen(error)
+        if error.filename == STDOUT:
+            drop_stdout()
         self._fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
 
     def _fail_unforeseen(self, error: Exception) -> NoReturn:

@@ -8,15 +8,15 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from runtime_py.printable import one_line, printable
 
+STDOUT = "stdout"  # the file name in errors of writing to it
 _DESCRIPTORS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
@@ -38,13 +38,30 @@ def new_table(title: str, **options: Any) -> Table:
 def say(text: str = "", *, err: bool = False) -> None:
     """Lines on stdout, or on stderr, where what cannot be written is dropped."""
     with contextlib.suppress(*([OSError] if err else [])):
-        click.echo(printable(text), err=err)
+        _write(sys.stderr if err else sys.stdout, f"{printable(text)}\n")
 
 
 def say_model_text(piece: str) -> None:
     """A piece of what a model says, on stdout: as it is where that is a file or a pipe."""
-    # color: click removes control sequences from what it writes to a file else.
-    click.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False, color=True)
+    _write(sys.stdout, printable(piece) if sys.stdout.isatty() else piece)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    # Not by click's echo, which takes control sequences out of what goes into a file, and writes
+    # UTF-8 where ASCII is asked for.
+    stream.write(text)
+    stream.flush()
+
+
+class _Stdout(io.FileIO):
+    """Says whose error it is, as those of files do."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = STDOUT
+            raise
 
 
 def prepare_streams() -> None:
@@ -58,25 +75,30 @@ def prepare_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-        stream = getattr(sys, name)
-        if stream is None:
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
             mode = "w" if descriptor else "r"
-            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             # A prompt that is not UTF-8 is refused by the tokenizer, wherever it came from.
             stream.reconfigure(errors="replace" if descriptor else "surrogateescape")
+    if isinstance(sys.stdout, io.TextIOWrapper) and _descriptor(sys.stdout) == 1:
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Stdout(1, "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            errors="replace",
+            line_buffering=True,
+        )
+
+
+def _descriptor(stream: io.TextIOWrapper) -> int | None:
+    try:
+        return stream.fileno()
+    except OSError:  # in memory, as in tests
+        return None
 
 
 def drop_stdout() -> None:
     """What cannot be written is not tried again when the program ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def stdout_fails() -> bool:
-    """Whether what was said last is still waiting, because it cannot be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False

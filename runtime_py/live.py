@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from runtime_py.console import say
+
 TERMINAL_S, LINES_S = 0.1, 1.0  # between two updates
 LEAST_ROWS = 3  # two for the text: no terminal scrolls a single row
 # The control sequences of a VT100, which every terminal knows.
@@ -29,8 +31,7 @@ def status_line(wanted: bool = True) -> Iterator[Callable[[Callable[[], str]], N
 
 
 def _write_line(line: str) -> None:
-    sys.stderr.write(f"[{line}]\n")
-    sys.stderr.flush()
+    say(f"[{line}]", err=True)
 
 
 def _seldom(show: Callable[[str], None], interval_s: float) -> Callable[[Callable[[], str]], None]:

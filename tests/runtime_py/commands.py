@@ -29,9 +29,14 @@ main(prog_name="gemma-run")
 
 
 def gemma_run(*arguments: object, **options) -> subprocess.CompletedProcess:
-    """A command that finds a scripted backend wherever it opens ONNX graphs."""
+    """A command that finds a scripted backend wherever it opens ONNX graphs.
+
+    Args:
+        options: of subprocess.run; redirected is what a shell would have after the command.
+    """
+    shell = ("sh", "-c", f'exec "$0" "$@" {options.pop("redirected", "")}')
     return subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *map(str, arguments)],
+        [*shell, sys.executable, "-c", _PROGRAM, *map(str, arguments)],
         env=environment(**options.pop("env", {})),
         **{"capture_output": True, "check": False, "timeout": 60} | options,
     )

@@ -2,13 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 from runtime_py.cli import main
 from runtime_py.printable import REPLACEMENT, printable, shown
-from tests.runtime_py.commands import HOSTILE, gemma_run, hostile_bundle, on_terminal
+from tests.runtime_py.commands import HOSTILE, environment, gemma_run, hostile_bundle, on_terminal
 
 ACTING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SAYING = (
@@ -85,3 +87,46 @@ def test_too_many_drafts_are_refused_before_anything_is_said(command, bundle):
     done = gemma_run(command, bundle, *options, "--draft-length", 63, text=True, input="hello\n")
     line = "gemma-run: error: draft length is 63; this bundle allows 0 .. 7\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+GENERATE = ("generate", "--raw", "--prompt", "x", "--max-new-tokens", 8, "--draft-length", 2)
+STREAMS = {"generate": GENERATE, "check": ("check", "--threads", 1), "inspect": ("inspect",)}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("name", ["generate", "check"])
+def test_what_the_output_cannot_encode_is_replaced(name, encoding, bundle):
+    command, *options = STREAMS[name]
+    done = gemma_run(command, bundle, *options, env={"PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+    assert (done.stdout + done.stderr.replace(b"\xb7", b"")).isascii()
+
+
+@pytest.mark.parametrize("name", ["help", *STREAMS])
+def test_a_full_disk_is_one_line(name, bundle):
+    command, *options = STREAMS.get(name, ("--help",))
+    there = (bundle,) if options or name == "inspect" else ()
+    env = {"PYTHONUNBUFFERED": "1" if name == "generate" else ""}
+    done = gemma_run(command, *there, *options, redirected=">/dev/full", env=env, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "gemma-run: error: stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("redirected", ["2>/dev/full", ">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_what_is_closed_or_full_changes_nothing_else(redirected, bundle):
+    command, *options = ("chat", "--draft-length", 2) if redirected == "<&-" else GENERATE
+    done = gemma_run(command, bundle, *options, redirected=redirected, input=b"")
+    assert (done.returncode, b"Error" in done.stderr) == (0, False), done.stderr
+
+
+def test_a_closed_stream_is_no_place_for_other_files(tmp_path):
+    """A file that took the number of stdout would get what native libraries print."""
+    program = (
+        "from runtime_py.console import prepare_streams; prepare_streams(); import os, sys;"
+        f"file = open({str(tmp_path / 'file')!r}, 'w'); os.write(1, b'x'); os.write(2, b'x');"
+        "print(file.fileno() > 2 and sys.stdin.read() == '', file=file)"
+    )
+    command = f"exec {sys.executable} -c '{program.replace(chr(39), chr(34))}' <&- >&- 2>&-"
+    assert subprocess.run(command, shell=True, env=environment(), check=False).returncode == 0
+    assert (tmp_path / "file").read_text() == "True\n"
