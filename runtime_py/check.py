@@ -22,6 +22,9 @@ from runtime_py.speculative import Session, Stops
 
 # Relative to the largest logit: a smaller margin between two tokens is a tie that rounding decides.
 MAX_TIE = 1e-3
+# The same, of float32 alone. A sum of 4096 products is off by about sqrt(4096) roundings of 2**-24
+# each, and the two logits of a tie by that together: 2 * 64 * 2**-24.
+ROUNDING_TIE = 2.0**-17
 Progress = Callable[[int], None]  # called with the number of prompts done
 
 
@@ -58,7 +61,8 @@ class CheckReport:
 
     original: Comparison  # plain decoding of the bundle against the original
     speculative: Comparison  # speculative against plain decoding, both of the bundle
-    agreement: float  # share of greedy tokens equal, the original's text given
+    agreement: float  # share of greedy tokens equal, the original's text given, ties left out
+    num_ties: int  # tokens that differ where float32's rounding decides between two
     logit_error: float  # largest difference, relative to the original's largest logit
     acceptance: tuple[float, ...]  # by draft position, on the original's text
     original_acceptance: tuple[float, ...]  # the same, of the original drafter
@@ -138,7 +142,8 @@ def run_check(
     report = CheckReport(
         original=_compare(plain, partings),
         speculative=_compare(plain, _spec_partings(replay, plain, fast)),
-        agreement=replay.num_agreed / reference.greedy_ids.size,
+        agreement=replay.agreement,
+        num_ties=replay.num_ties,
         logit_error=replay.max_error / reference.logit_scale,
         acceptance=_shares(drafts, reference.greedy_ids),
         original_acceptance=_shares(reference.draft_ids, reference.greedy_ids),
@@ -160,7 +165,11 @@ class _Replay:
         self._backend = backend
         self._reference = reference
         self.max_error = 0.0
-        self.num_agreed = 0
+        self.num_agreed = self.num_ties = 0
+
+    @property
+    def agreement(self) -> float:
+        return self.num_agreed / max(1, self._reference.greedy_ids.size - self.num_ties)
 
     def walk(self, index: int) -> npt.NDArray[np.float32]:
         """Compare the logits along prompt `index`; returns the hidden states, [M, D]."""
@@ -191,7 +200,11 @@ class _Replay:
         error = float(np.abs(probes - reference.probe_logits[index, token]).max())
         # Not-a-number must not hide behind a comparison that is false.
         self.max_error = max(self.max_error, error if np.isfinite(error) else float("inf"))
-        self.num_agreed += int(np.argmax(logits)) == reference.greedy_ids[index, token]
+        chosen = int(np.argmax(logits))
+        if chosen == reference.greedy_ids[index, token]:
+            self.num_agreed += 1
+        elif reference.behind(index, token, chosen) <= ROUNDING_TIE * reference.logit_scale:
+            self.num_ties += 1
 
     def propose(self, index: int, hiddens: npt.NDArray[np.float32]) -> Ids:
         """[S, K] what the drafter proposes after each of the original's tokens."""

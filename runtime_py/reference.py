@@ -40,6 +40,12 @@ class Reference:
         """[N, M] how far the chosen token's logit was above the next."""
         return self.probe_logits[..., 0] - self.probe_logits[..., 1]
 
+    def behind(self, prompt: int, token: int, token_id: int) -> float:
+        """How far a token's logit was below the chosen one's; infinite if it was not kept."""
+        (kept,) = np.nonzero(self.probe_ids[prompt, token] == token_id)
+        logits = self.probe_logits[prompt, token]
+        return float(logits[0] - logits[kept[0]]) if kept.size else float("inf")
+
     def __post_init__(self) -> None:
         num_prompts, num_tokens = self.greedy_ids.shape
         shapes_agree = (

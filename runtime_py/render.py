@@ -73,7 +73,8 @@ def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
     ):
         found = f"{comparison.num_equal} of {comparison.num_tokens} tokens"
         table.add_row(name, found, _part(comparison))
-    table.add_row("same token, given the original's text", f"{report.agreement:.1%}", "")
+    ties = f"{report.num_ties} near ties not counted" if report.num_ties else ""
+    table.add_row("same token, given the original's text", f"{report.agreement:.1%}", ties)
     table.add_row("largest logit difference / scale", f"{report.logit_error:.1e}", "")
     if report.draft_length:
         table.add_section()
@@ -112,9 +113,10 @@ def mtp_lines(report: CheckReport) -> list[str]:
     share = max(report.original_acceptance[0], report.acceptance[0])
     if share <= USELESS_SHARE:
         lines.append(
-            f"WARNING: {share:.1%} of first drafts are right, of the original drafter's too: it is "
-            "wired wrongly or was made for another model. It can only cost time: train one for "
-            "this model, or export with --no-drafter"
+            f"WARNING: {share:.1%} of first drafts are right, of the original drafter's too: it "
+            "does not predict this target (it is another model's, or untrained), and the export is "
+            "true to it. It can only cost time: train one for this model, or export with "
+            "--no-drafter"
         )
     elif share < POOR_SHARE:
         lines.append(

@@ -91,6 +91,31 @@ def test_speculative_output_that_is_not_plain_output_fails(reference):
     assert any("speculative output differs from plain" in failure for failure in report.failures)
 
 
+class SecondBest(ScriptedBackend):
+    """Says the second best token after the first prompt."""
+
+    def target_logits(self, tokens):
+        logits = super().target_logits(tokens)
+        if list(tokens) == [2, 5, 7, 0]:
+            best, second = np.argsort(-logits)[:2]
+            logits[[best, second]] = logits[[second, best]]
+        return logits
+
+
+@pytest.mark.parametrize(("margin", "ties"), [(7e-6, 1), (9e-6, 0)])
+def test_a_tie_that_rounding_decides_is_no_disagreement(reference, margin, ties):
+    """Where the original's two best logits lie this far apart, of its scale."""
+    logits = reference.probe_logits.copy()
+    logits[0, 0, 1] = logits[0, 0, 0] - margin * reference.logit_scale
+    near = dataclasses.replace(reference, probe_logits=logits)
+    tolerances = Tolerances(max_logit_error=1.0, min_agreement=1.0)
+    report = check(SecondBest(vocab_size=VOCAB_SIZE), near, tolerances)
+    assert report.num_ties == ties
+    num_tokens = reference.greedy_ids.size
+    assert report.agreement == (1 if ties else pytest.approx(1 - 1 / num_tokens))
+    assert any("of tokens agree" in failure for failure in report.failures) == (not ties)
+
+
 def test_another_model_fails(reference):
     class Other(ScriptedBackend):
         def _rng(self, tokens, what):
@@ -136,7 +161,8 @@ def test_the_check_says_whether_drafting_pays(reference):
 
 
 @pytest.mark.parametrize(
-    ("skill", "warning"), [(0.0, "wired wrongly"), (0.05, "other prompts"), (0.8, None)]
+    ("skill", "warning"),
+    [(0.0, "does not predict this target"), (0.05, "other prompts"), (0.8, None)],
 )
 def test_a_drafter_for_another_model_is_warned_of_loudly(skill, warning):
     """Its original is as bad, so that the check passes: nothing else would show it."""
@@ -144,6 +170,7 @@ def test_a_drafter_for_another_model_is_warned_of_loudly(skill, warning):
     assert report.passed
     warnings = mtp_lines(report)[1:]
     assert [warning in line for line in warnings] == ([] if warning is None else [True])
+    assert not any("wired" in line for line in warnings)
 
 
 def test_what_a_round_costs_is_measured_while_checking(reference):

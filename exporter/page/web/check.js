@@ -3,6 +3,8 @@ import { argmax, GREEDY } from "./sampling.js";
 
 // Relative to the largest logit: a smaller margin between two tokens is a tie that rounding decides.
 const MAX_TIE = 1e-3;
+// The same, of float32 alone: runtime_py/check.py says why this many roundings.
+const ROUNDING_TIE = 2 ** -17;
 
 /**
  * Replay a reference on a loaded backend.
@@ -11,7 +13,7 @@ const MAX_TIE = 1e-3;
  * @param {(numPrompts: number) => void} progress called with the number of prompts done.
  * @returns original and speculative ({numEqual, numTokens, largestMargin}: plain decoding against the
  *     original, speculative against plain decoding), agreement (share of tokens equal, the original's
- *     text given), logitError (relative to the largest logit), acceptance and originalAcceptance (by
+ *     text given, but for numTies where rounding decides), logitError (relative to the largest logit), acceptance and originalAcceptance (by
  *     draft position), draftLength, failures (lines; none if it passed).
  */
 export async function runCheck(session, backend, reference, tolerances, progress = () => {}) {
@@ -34,7 +36,8 @@ export async function runCheck(session, backend, reference, tolerances, progress
   const report = {
     original: await compare(plain, greedyIds, recorded),
     speculative: await compare(fast, plain, measured),
-    agreement: replay.numAgreed / (greedyIds.length * greedyIds[0].length),
+    agreement: replay.numAgreed / Math.max(1, greedyIds.length * greedyIds[0].length - replay.numTies),
+    numTies: replay.numTies,
     logitError: replay.maxError / reference.logitScale,
     acceptance: draftLength ? acceptance(drafts, greedyIds) : [],
     originalAcceptance: acceptance(reference.draftIds, greedyIds),
@@ -56,6 +59,7 @@ async function tokens(session, { promptIds, greedyIds }, index, draftLength) {
 class Replay {
   maxError = 0;
   numAgreed = 0;
+  numTies = 0;
   #backend;
   #reference;
 
@@ -90,7 +94,19 @@ class Replay {
       // Not-a-number must not hide behind a comparison that is false.
       this.maxError = Math.max(this.maxError, Number.isNaN(error) ? Infinity : error);
     }
-    if (argmax(logits) === greedyIds[index][token]) this.numAgreed++;
+    const chosen = argmax(logits);
+    if (chosen === greedyIds[index][token]) this.numAgreed++;
+    else if (this.#behind(index, token, chosen) <= ROUNDING_TIE * this.#reference.logitScale) {
+      this.numTies++;
+    }
+  }
+
+  /** How far a token's logit was below the chosen one's; infinite if it was not kept. */
+  #behind(index, token, id) {
+    const { probeIds, probeLogits } = this.#reference;
+    const kept = probeIds[index][token].indexOf(id);
+    const logits = probeLogits[index][token];
+    return kept < 0 ? Infinity : Math.fround(logits[0] - logits[kept]);
   }
 
   /** [M - K][K] what the drafter proposes after each of the original's tokens. */

@@ -150,7 +150,10 @@ async function check() {
       `speculative (K = ${draftLength}) = plain`,
       `${speculative.numEqual} of ${speculative.numTokens} tokens`,
     ],
-    ["same token, given the original's text", percent(report.agreement)],
+    [
+      "same token, given the original's text",
+      percent(report.agreement) + (report.numTies ? `, ${report.numTies} near ties not counted` : ""),
+    ],
     ["largest logit difference / scale", report.logitError.toExponential(1)],
     ...report.acceptance.map((share, index) => [
       `drafts accepted up to position ${index + 1}`,

@@ -16,7 +16,8 @@ class Comparison(
 class CheckReport(
     val original: Comparison, // plain decoding of the bundle against the original
     val speculative: Comparison, // speculative against plain decoding, both of the bundle
-    val agreement: Double, // share of greedy tokens equal, the original's text given
+    val agreement: Double, // share of greedy tokens equal, the original's text given, ties left out
+    val numTies: Int, // tokens that differ where float32's rounding decides between two
     val logitError: Double, // largest difference, relative to the original's largest logit
     val acceptance: List<Double>, // by draft position, on the original's text
     val originalAcceptance: List<Double>,
@@ -61,7 +62,8 @@ fun runCheck(
             reference.probeLogits[prompt][token].let { (it[0] - it[1]).toDouble() }
         },
         speculative = compare(fast, plain, margin),
-        agreement = replay.numAgreed.toDouble() / (reference.greedyIds.size * reference.numTokens),
+        agreement = replay.agreement,
+        numTies = replay.numTies,
         logitError = (replay.maxError / reference.logitScale),
         acceptance = if (draftLength > 0) acceptance(drafts, reference.greedyIds) else emptyList(),
         originalAcceptance = acceptance(reference.draftIds, reference.greedyIds),
@@ -75,6 +77,10 @@ fun runCheck(
 private class CheckReplay(private val backend: Backend, private val reference: Reference) {
     var maxError = 0.0
     var numAgreed = 0
+    var numTies = 0
+
+    val agreement: Double
+        get() = numAgreed.toDouble() / maxOf(1, reference.greedyIds.size * reference.numTokens - numTies)
 
     /** Compare the logits along a prompt; the hidden states of its M positions. */
     fun walk(index: Int): List<FloatArray> {
@@ -102,7 +108,19 @@ private class CheckReplay(private val backend: Backend, private val reference: R
             // Not-a-number must not hide behind a comparison that is false.
             maxError = maxOf(maxError, if (error.isNaN()) Double.POSITIVE_INFINITY else error)
         }
-        if (argmax(logits) == reference.greedyIds[index][token]) numAgreed++
+        val chosen = argmax(logits)
+        if (chosen == reference.greedyIds[index][token]) {
+            numAgreed++
+        } else if (behind(index, token, chosen) <= ROUNDING_TIE * reference.logitScale) {
+            numTies++
+        }
+    }
+
+    /** How far a token's logit was below the chosen one's; infinite if it was not kept. */
+    private fun behind(index: Int, token: Int, id: Int): Double {
+        val kept = reference.probeIds[index][token].indexOf(id)
+        val logits = reference.probeLogits[index][token]
+        return if (kept < 0) Double.POSITIVE_INFINITY else (logits[0] - logits[kept]).toDouble()
     }
 
     /** [S, K] what the drafter proposes after each of the original's tokens. */
@@ -179,8 +197,8 @@ private fun judged(report: CheckReport, tolerances: Tolerances, logitScale: Doub
         failures.add("the drafter is broken or mis-wired: ${percent(report.acceptance[0])} of first drafts accepted, needed ${percent(wanted)}")
     }
     return CheckReport(
-        report.original, report.speculative, report.agreement, report.logitError, report.acceptance,
-        report.originalAcceptance, report.draftLength, failures
+        report.original, report.speculative, report.agreement, report.numTies, report.logitError,
+        report.acceptance, report.originalAcceptance, report.draftLength, failures
     )
 }
 
@@ -190,3 +208,6 @@ private fun percent(value: Double) = String.format(java.util.Locale.ROOT, "%.1f%
 
 // Relative to the largest logit: a smaller margin between two tokens is a tie that rounding decides.
 private const val MAX_TIE = 1e-3
+
+// The same, of float32 alone: runtime_py/check.py says why this many roundings.
+private const val ROUNDING_TIE = 1.0 / (1 shl 17)

@@ -129,11 +129,12 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
         )
         val found = listOf(
             listOf(report.original.numEqual.toLong(), report.speculative.numEqual.toLong()),
-            report.agreement, report.acceptance, report.originalAcceptance, pooledAcceptance(reference),
+            report.agreement, report.numTies.toLong(), report.acceptance, report.originalAcceptance, pooledAcceptance(reference),
             report.failures.size.toLong()
         )
         val wanted = listOf(
-            "num_equal", "agreement", "acceptance", "original_acceptance", "pooled_acceptance", "num_failures"
+            "num_equal", "agreement", "num_ties", "acceptance", "original_acceptance", "pooled_acceptance",
+            "num_failures"
         ).map { recorded[it] }
         val error = report.logitError - recorded["logit_error"] as Double
         return if (found == wanted && Math.abs(error) < 1e-9) null else "$found, recorded $wanted"
