@@ -23,6 +23,9 @@ DRAFTER_TYPES = {
 }
 TEXT_TYPES = frozenset(TARGET_TYPES.values())
 
+# Keys and transformers' defaults of the tokens in whose places another modality is put.
+PLACEHOLDERS = {"image_token_id": 258_880, "audio_token_id": 258_881, "video_token_id": 258_884}
+
 MAX_LAYERS = 512
 MAX_SIZE = 2**24
 MAX_EXPERTS = 2**12
@@ -112,6 +115,8 @@ def parse_target(config: Mapping[str, Any], where: str) -> TargetSpec:
     per_layer_size = 0
     if text.values.get("model_type") != "gemma4_unified_text":
         per_layer_size = text.integer("hidden_size_per_layer_input", low=0)
+    placeholder_ids = () if text.values is config else _placeholders(config, vocab_size)
+    pad_token_id = text.integer("pad_token_id", 0, vocab_size - 1, 0) if placeholder_ids else 0
     return TargetSpec(
         vocab_size=vocab_size,
         hidden_size=text.integer("hidden_size"),
@@ -129,6 +134,8 @@ def parse_target(config: Mapping[str, Any], where: str) -> TargetSpec:
         per_layer_vocab_size=(
             text.integer("vocab_size_per_layer_input", low=vocab_size) if per_layer_size else 0
         ),
+        placeholder_ids=placeholder_ids,
+        pad_token_id=pad_token_id,
     )
 
 
@@ -139,6 +146,12 @@ def max_context_length(config: Mapping[str, Any], where: str) -> int | None:
     if not fields.optional("max_position_embeddings"):
         return None
     return fields.integer("max_position_embeddings", high=2**31)
+
+
+def _placeholders(config: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """Of a multimodal checkpoint; a text one embeds every token as itself."""
+    ids = [config.get(key, default) for key, default in PLACEHOLDERS.items()]
+    return tuple(item for item in ids if isinstance(item, int) and 0 <= item < vocab_size)
 
 
 def parse_drafter(config: Mapping[str, Any], where: str, target: TargetSpec) -> DrafterSpec:

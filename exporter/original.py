@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
 from exporter.errors import ExportError, NotFiniteError, shown
+from exporter.graph.spec import TargetSpec
+from exporter.graph.target import embedded_ids
 from exporter.original_weights import Kept, LentLinear, Rows, WeightSource, give, lend
 from exporter.quantize import KvRange
 
@@ -53,7 +55,7 @@ class Original:
         """
         names = target.names()
         self.num_weights = sum(math.prod(target.shape(name)) for name in names)
-        self._donors = target.spec.donors
+        self._spec = target.spec
         said = torch.ones(target.spec.vocab_size, dtype=torch.bool)
         said[list(target.spec.suppressed_ids)] = False
         self.said_ids = said.nonzero()[:, 0]  # ascending, the tokens that are not suppressed
@@ -64,13 +66,14 @@ class Original:
     def read(self, token_ids: Sequence[int]) -> Tensor:
         """[T, V] logits of a whole text, which is read at once."""
         whole = torch.arange(len(token_ids))
-        out = self.target(input_ids=torch.tensor([list(token_ids)]), logits_to_keep=whole)
+        text = embedded_ids(torch.tensor([list(token_ids)]), self._spec)
+        out = self.target(input_ids=text, logits_to_keep=whole)
         logits: Tensor = out.logits[0]
         return logits
 
     def begin(self, texts: Sequence[Sequence[int]]) -> "Continuation":
         """Read the beginnings of several texts of at least one token each."""
-        return Continuation(self.target, self.drafter, self._donors, texts)
+        return Continuation(self.target, self.drafter, self._spec, texts)
 
 
 class Continuation:
@@ -86,12 +89,12 @@ class Continuation:
         self,
         target: Any,
         drafter: Any,
-        donors: Any,
+        spec: TargetSpec,
         texts: Sequence[Sequence[int]],
     ) -> None:
         from exporter.original_cache import growing_cache  # loads transformers
 
-        self._target, self._drafter, self._donors = target, drafter, donors
+        self._target, self._drafter, self._spec = target, drafter, spec
         self._cache: Any = growing_cache()
         longest = max(len(text) for text in texts)
         pads = [longest - len(text) for text in texts]
@@ -128,7 +131,7 @@ class Continuation:
         positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
         with _remembered(self._target.lm_head) as hidden:
             out = self._target(
-                input_ids=token_ids,
+                input_ids=embedded_ids(token_ids, self._spec),
                 attention_mask=self._mask,
                 position_ids=positions,
                 past_key_values=self._cache,
@@ -154,14 +157,12 @@ class Continuation:
         """
         if self._drafter is None:
             return torch.zeros(len(token_ids), 0, dtype=torch.long)
-        layers = self._cache.layers
-        rows = {
-            kind: (layers[index].keys, layers[index].values) for kind, index in self._donors.items()
-        }
+        layers, donors = self._cache.layers, self._spec.donors
+        rows = {kind: (layers[index].keys, layers[index].values) for kind, index in donors.items()}
         last, hidden = token_ids[:, None], self.hidden[:, None]
         drafts = []
         for _ in range(draft_length):
-            embedding = self._target.get_input_embeddings()(last)
+            embedding = self._target.get_input_embeddings()(embedded_ids(last, self._spec))
             out = self._drafter(
                 inputs_embeds=torch.cat((embedding, hidden), dim=-1),
                 position_ids=self._lengths[:, None],

@@ -67,6 +67,8 @@ class TargetSpec:
     per_layer_size: int  # P, width of the per-layer embeddings; 0: the model has none
     per_layer_vocab_size: int  # rows of their table
     suppressed_ids: tuple[int, ...] = ()  # tokens that are never said
+    placeholder_ids: tuple[int, ...] = ()  # of other modalities: they embed as pad_token_id does
+    pad_token_id: int = 0
 
     @property
     def donors(self) -> dict[Kind, int]:

@@ -31,15 +31,27 @@ class Table(nn.Module):
         return nn.functional.embedding(token_ids, self.weight) * self.scale
 
 
+def embedded_ids(token_ids: Tensor, spec: TargetSpec) -> Tensor:
+    """The tokens whose rows stand for `token_ids`: padding for an image's or a sound's place.
+
+    As transformers' multimodal classes do, prompt or answer, before they put in what the other
+    modality gives; without any, padding stays.
+    """
+    for placeholder in spec.placeholder_ids:
+        token_ids = token_ids.masked_fill(token_ids == placeholder, spec.pad_token_id)
+    return token_ids
+
+
 class Embedder(nn.Module):
     """token_ids [1, T] int32 -> embeddings [1, T, D], scaled by sqrt(D)."""
 
     def __init__(self, spec: TargetSpec) -> None:
         super().__init__()
+        self._spec = spec
         self.embed_tokens = Table(spec.vocab_size, spec.hidden_size, math.sqrt(spec.hidden_size))
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return cast(Tensor, self.embed_tokens(token_ids))
+        return cast(Tensor, self.embed_tokens(embedded_ids(token_ids, self._spec)))
 
 
 class PerLayerEmbedder(nn.Module):
@@ -47,13 +59,14 @@ class PerLayerEmbedder(nn.Module):
 
     def __init__(self, spec: TargetSpec) -> None:
         super().__init__()
+        self._spec = spec
         self._shape = (len(spec.layers), spec.per_layer_size)
         self.embed_tokens_per_layer = Table(
             spec.per_layer_vocab_size, math.prod(self._shape), math.sqrt(spec.per_layer_size)
         )
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        rows = self.embed_tokens_per_layer(token_ids)
+        rows = self.embed_tokens_per_layer(embedded_ids(token_ids, self._spec))
         return cast(Tensor, rows.reshape(1, -1, *self._shape))
 
 

@@ -12,6 +12,7 @@ from exporter.checkpoint import read_checkpoint, read_drafter
 from exporter.errors import ExportError
 from exporter.original import Original
 from tests.exporter import tiny_models
+from tests.exporter.graph.eager import EagerModel
 from tests.whole_model import WholeModel
 
 LENGTHS = (17, 3, 1, 9)  # longer and shorter than every window, so that all are padded but one
@@ -109,6 +110,36 @@ def test_the_text_part_of_a_multimodal_checkpoint(name, tmp_path):
     pair.assert_close(
         pair.original().read(pair.prompts[0]), pair.whole.read(pair.prompts[0]).logits
     )
+
+
+@pytest.mark.parametrize("name", ["e2b", "unified-12b"])
+def test_placeholders_of_other_modalities_embed_as_padding(name, tmp_path):
+    """In prompt and answer, in both tables, as transformers' multimodal classes do."""
+    pair = Pair(name, tmp_path, multimodal=True)
+    prompt = [2, 9, 5, 11, 6, 7]
+    wanted = pair.whole.greedy(prompt, NUM_TOKENS)  # when they are tokens like others
+    path = tmp_path / "target" / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"image_token_id": 5, "audio_token_id": 6, "video_token_id": wanted[0]}
+    config["text_config"]["pad_token_id"] = 3
+    path.write_text(json.dumps(config))
+    whole = WholeModel(tmp_path / "target", None)
+    wanted = whole.greedy(prompt, NUM_TOKENS)
+    checkpoint = read_checkpoint(tmp_path / "target")
+    assert checkpoint.spec.placeholder_ids == (5, 6, config["video_token_id"])
+
+    texts, said = Original(checkpoint, None).begin([prompt]), []
+    for _ in wanted:
+        said.append(int(texts.logits.argmax()))
+        texts.advance(torch.tensor(said[-1:]))
+    assert said == wanted
+    text = [*prompt, config["video_token_id"], *wanted]
+    logits = whole.read(text).logits
+    pair.assert_close(Original(checkpoint, None).read(text), logits)
+    graph = EagerModel(tmp_path / "target", tmp_path / "drafter", cache_length=32)
+    with torch.no_grad():
+        graph.prefill(torch.tensor(text[:4]), 0)
+        pair.assert_close(graph.verify(torch.tensor(text[4:]), 4)[0], logits[4:])
 
 
 def test_experts_of_any_width(tmp_path):
