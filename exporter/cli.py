@@ -33,6 +33,7 @@ from runtime_py.console import say
 from runtime_py.errors import RunError
 from runtime_py.installed import install_extra, our_version
 from runtime_py.manifest import Manifest, RuntimeName
+from runtime_py.own_process import own_module
 from runtime_py.printable import printable
 from runtime_py.signals import run_to_its_end
 
@@ -339,6 +340,6 @@ def _check(output: Path, manifest: Manifest) -> bool:
     """Run gemma-run check, as the device would: in a process that never loads torch."""
     passed = True
     for runtime in manifest.runtimes:
-        command = [sys.executable, "-m", "runtime_py", "check", str(output), "--runtime", runtime]
+        command = [*own_module("runtime_py"), "check", str(output), "--runtime", runtime]
         passed = run_to_its_end(command) == 0 and passed
     return passed

@@ -16,6 +16,7 @@ from runtime_py.manifest import (
     check_checksums,
     read_manifest,
 )
+from runtime_py.probe import probe_model
 from runtime_py.reference import Reference, read_reference
 from runtime_py.speculative import Session
 from runtime_py.tokenizer import Tokenizer
@@ -128,6 +129,15 @@ class Bundle:
     def backend(self, runtime: RuntimeName, options: SessionOptions) -> Backend:
         """Load the graphs; the caller closes the backend."""
         return BACKENDS[runtime](self.model_path(runtime), options)
+
+    def try_backend(self, runtime: RuntimeName, options: SessionOptions) -> None:
+        """Load and call the graphs in a process of its own first, which they may end.
+
+        Raises:
+            RunError: if they ended it, or did not come to an end.
+        """
+        size_bytes = sum(entry.size_bytes for entry in self.manifest.files.values())
+        probe_model(runtime, self.model_path(runtime), size_bytes, options)
 
     def session(self, backend: Backend) -> Session:
         """A new sequence over a loaded backend."""

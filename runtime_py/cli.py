@@ -82,12 +82,18 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
 
     Exit code 0 if the bundle says what the original says, within its recipe's tolerances, and
     speculative decoding equals plain decoding; 1 if not.
+
+    The graphs are first loaded and called once in a process of their own, so that a file that ends
+    or holds up the runtime's native code is named in an error. That costs a second load; it is no
+    protection from a file that was made to take over the process.
     """
     opened = Bundle.open(bundle)
     opened.verify_checksums()
     name = opened.pick_runtime(runtime)
+    session = _session(options)
+    opened.try_backend(name, session)
     with render.progress(f"check {name}", opened.reference().num_prompts, "prompts") as progress:
-        report = check_bundle(opened, name, _session(options), progress)
+        report = check_bundle(opened, name, session, progress)
     if as_json:
         derived = {"tokens_per_round": report.tokens_per_round, "passed": report.passed}
         say(json.dumps({**dataclasses.asdict(report), **derived}))

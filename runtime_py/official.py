@@ -19,6 +19,7 @@ from typing import Any
 from runtime_py import installed
 from runtime_py.device import Device, this_device
 from runtime_py.errors import RunError
+from runtime_py.own_process import own_module
 
 _SUCCESS_RATE = re.compile(r"MTP Drafter - Success rate: ([\d.]+)")
 
@@ -68,7 +69,7 @@ class OfficialEngine:
             raise RunError(f"{model}: the official runtime cannot run it: {reason}")
         self._scratch = tempfile.TemporaryDirectory()
         self._log = (Path(self._scratch.name) / "log").open("w+")
-        command = [sys.executable, "-m", "runtime_py.official"]
+        command = own_module("runtime_py.official")
         self._process = subprocess.Popen(
             [*command, str(model), str(int(mtp)), str(num_threads), self._scratch.name],
             stdin=subprocess.PIPE,

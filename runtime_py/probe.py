@@ -1,16 +1,29 @@
-"""Load one runtime, in a process of its own: what it is not compiled for ends the process.
+"""Load one runtime, and a model, in a process of its own, which either may end.
 
-python -m runtime_py.probe RUNTIME
+A runtime may not be compiled for this processor; and graphs whose bytes were made or changed with
+care end or hold up the native code that runs them, whatever their checksums. The process has this
+user's rights: it protects the command, not the machine.
+
+Its arguments: RUNTIME [MODEL THREADS PROVIDER ...]
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+from runtime_py.backends import SessionOptions, default_num_threads
 from runtime_py.errors import RunError
+from runtime_py.own_process import own_module
 
-TIMEOUT_S = 120  # a cold start from a slow card
+TIMEOUT_S = 120.0  # a cold start from a slow card
+SLOWEST = 10e6  # bytes per second that a model is loaded with
+
+
+PROGRAM = own_module("runtime_py.probe")
 
 
 def _load_litert() -> None:
@@ -49,28 +62,54 @@ LOAD: dict[str, Callable[[], None]] = {
 
 def probe(runtime: str) -> str | None:
     """Why a runtime does not load here, in one line; None if it does."""
-    command = [sys.executable, "-m", "runtime_py.probe", runtime]
+    return _why_not([runtime], TIMEOUT_S)[1]
+
+
+def probe_model(runtime: str, model: Path, size_bytes: int, options: SessionOptions) -> None:
+    """Load a model and call each of its graphs in a process of its own, which costs a second load.
+
+    An error that the model's backend reports is left for the next load to report.
+
+    Args:
+        size_bytes: of all files that are loaded; how long it may take goes by it.
+
+    Raises:
+        RunError: if that ended the process, or did not come to its end.
+    """
+    threads = options.num_threads or default_num_threads()
+    arguments = [runtime, str(model), str(threads), *options.providers]
+    crashed, why = _why_not(arguments, TIMEOUT_S + size_bytes / SLOWEST)
+    if crashed:
+        raise RunError(
+            f"{model}: tried in a process of its own, {why}; the file is damaged, or was made to "
+            "do that: copy it again, from a source you trust"
+        )
+
+
+def _why_not(arguments: Sequence[str], timeout_s: float) -> tuple[bool, str | None]:
+    """Whether the process crashed or hung, and why it failed, in one line; None if it did not."""
     try:
         done = subprocess.run(
-            command,
+            [*PROGRAM, *arguments],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"it did not load within {TIMEOUT_S} s"
+        return True, f"it did not load within {timeout_s:.0f} s"
     except OSError as error:
-        return f"python does not start another process ({error})"
+        return False, f"python does not start another process ({error})"
     if done.returncode == 0:
-        return None
+        return False, None
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     said = lines[-1] if lines else "no message"
     if done.returncode < 0:
-        return f"it ends the process with {_signal_name(-done.returncode)} ({said})"
-    return said
+        return True, f"it ends the process with {_signal_name(-done.returncode)} ({said})"
+    return False, said
 
 
 def _signal_name(number: int) -> str:
@@ -80,9 +119,33 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def _use(runtime: Any, model: str, threads: str, *providers: str) -> None:
+    from runtime_py.bundle import BACKENDS
+
+    _leave_no_core()
+    options = SessionOptions(num_threads=int(threads), providers=providers)
+    with contextlib.closing(BACKENDS[runtime](Path(model), options)) as backend:
+        backend.prefill([0], 0)
+        for width in backend.verify_widths:
+            _, hidden = backend.verify([0] * min(width, backend.cache_length - 1), 1)
+        if backend.has_drafter:
+            backend.draft(0, hidden[0], 1)
+
+
+def _leave_no_core() -> None:
+    """A dump of a process that has mapped a model is as large as the model."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has none
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def main() -> int:
+    runtime, *model = sys.argv[1:]
     try:
-        LOAD[sys.argv[1]]()
+        LOAD[runtime]()
+        if model:
+            _use(runtime, *model)
     except (RunError, ImportError, OSError, RuntimeError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         sys.stderr.write(f"{lines[0]}\n")
