@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +92,30 @@ class _Listed:
     def bytes_to_come(self) -> int:
         return sum(t.file.size_bytes - t.bytes_there for t in self.transfers)
 
+    @property
+    def small(self) -> list[Transfer]:
+        return [transfer for transfer in self.transfers if not transfer.file.is_large]
 
-def fetch(models: Sequence[HubModel], bar: Bar, hub: Hub | None = None) -> dict[HubModel, Snapshot]:
+    @property
+    def large(self) -> list[Transfer]:
+        return [transfer for transfer in self.transfers if transfer.file.is_large]
+
+
+def fetch(
+    models: Sequence[HubModel],
+    bar: Bar,
+    hub: Hub | None = None,
+    check: Callable[[Mapping[HubModel, Path]], None] = lambda _: None,
+) -> dict[HubModel, Snapshot]:
     """Bring the models into the cache; what is there already is not asked for again.
 
     Without network, or with HF_HUB_OFFLINE set, they are taken from the cache.
+
+    Args:
+        models: what to bring.
+        bar: shows the weights coming.
+        hub: from where and to where.
+        check: called with folders that have all but the weights, before those come; may refuse.
 
     Raises:
         ExportError: with one line for each way in which this can fail, and what to type then.
@@ -107,11 +126,15 @@ def fetch(models: Sequence[HubModel], bar: Bar, hub: Hub | None = None) -> dict[
         found = {model: _ask(model, hub) for model in models}
         listed = [part for part in found.values() if isinstance(part, _Listed)]
         _refuse_full_disk(listed, hub)
-        _download(listed, bar, hub)
-        return {
-            model: _complete(part, hub) if isinstance(part, _Listed) else part
+        snapshots = {
+            model: _begin(part, hub) if isinstance(part, _Listed) else part
             for model, part in found.items()
         }
+        check({model: snapshot.folder for model, snapshot in snapshots.items()})
+        _download(listed, bar, hub)
+        for part in listed:
+            _complete(part, snapshots[part.model].folder, hub)
+        return snapshots
 
 
 def _ask(model: HubModel, hub: Hub) -> _Listed | Snapshot:
@@ -162,8 +185,33 @@ def _refuse_full_disk(listed: Sequence[_Listed], hub: Hub) -> None:
         )
 
 
+def _begin(listed: _Listed, hub: Hub) -> Snapshot:
+    """Bring all but the weights."""
+    storage, commit = hub.storage(listed.model), listed.listing.commit
+    folder = storage / "snapshots" / commit
+    with _explained(listed.model, hub):
+        # What huggingface_hub knows an incomplete snapshot by (_tree_cache.py; it ignores a format
+        # that it does not know).
+        tree = {"format_version": 1, "files": listed.listing.tree}
+        _write(storage / "trees" / f"{commit}.json", json.dumps(tree, indent=1))
+        for transfer in listed.small:
+            transfer.run(lambda _: None)
+            _name(transfer, folder)
+    return Snapshot(folder, commit)
+
+
+@contextmanager
+def _explained(model: HubModel, hub: Hub) -> Iterator[None]:
+    try:
+        yield
+    except ExportError as error:
+        raise ExportError(f"{model}: {error}") from error
+    except FAILURES as error:
+        raise explained(error, model, hub.endpoint) from error
+
+
 def _download(listed: Sequence[_Listed], bar: Bar, hub: Hub) -> None:
-    missing = [(part.model, transfer) for part in listed for transfer in part.transfers]
+    missing = [(part.model, transfer) for part in listed for transfer in part.large]
     missing = [(model, transfer) for model, transfer in missing if not transfer.blob.exists()]
     total = sum(transfer.file.size_bytes for _, transfer in missing)
     if not missing:
@@ -175,11 +223,8 @@ def _download(listed: Sequence[_Listed], bar: Bar, hub: Hub) -> None:
     with bar("download", -(-total // MB), "MB") as progress:
         for model, transfer in missing:
             try:
-                transfer.run(_counted(transfer, there, progress))
-            except ExportError as error:
-                raise ExportError(f"{model}: {error}") from error
-            except FAILURES as error:
-                raise explained(error, model, hub.endpoint) from error
+                with _explained(model, hub):
+                    transfer.run(_counted(transfer, there, progress))
             except (KeyboardInterrupt, Interrupted):
                 done = sum(there.values())
                 logger.info(
@@ -198,27 +243,24 @@ def _counted(
     return on_length
 
 
-def _complete(listed: _Listed, hub: Hub) -> Snapshot:
-    """Give every blob its name, as huggingface_hub's cache has it."""
-    storage, commit = hub.storage(listed.model), listed.listing.commit
-    folder = storage / "snapshots" / commit
-    try:
-        for transfer in listed.transfers:
-            _name(transfer.blob, folder / transfer.file.name, transfer.file.size_bytes)
-            _refuse_damaged(listed.model, folder / transfer.file.name, transfer.file)
-        # What it knows an incomplete snapshot by (_tree_cache.py; another version is ignored).
-        tree = {"format_version": 1, "files": listed.listing.tree}
-        _write(storage / "trees" / f"{commit}.json", json.dumps(tree, indent=1))
-        if listed.model.revision != commit:
-            _write(storage / "refs" / listed.model.revision, commit)
-    except OSError as error:
-        raise explained(error, listed.model, hub.endpoint) from error
-    return Snapshot(folder, commit)
+def _complete(listed: _Listed, folder: Path, hub: Hub) -> None:
+    with _explained(listed.model, hub):
+        for transfer in listed.large:
+            _name(transfer, folder)
+        if listed.model.revision != listed.listing.commit:
+            ref = hub.storage(listed.model) / "refs" / listed.model.revision
+            _write(ref, listed.listing.commit)
 
 
-def _name(blob: Path, path: Path, size_bytes: int) -> None:
-    if path.is_file() and path.stat().st_size == size_bytes:
-        return
+def _name(transfer: Transfer, folder: Path) -> None:
+    """Give a blob its name, as huggingface_hub's cache has it."""
+    path = folder / transfer.file.name
+    if not path.is_file() or path.stat().st_size != transfer.file.size_bytes:
+        _link(transfer.blob, path)
+    _refuse_damaged(path, transfer.file)
+
+
+def _link(blob: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     try:
@@ -240,13 +282,13 @@ def _write(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _refuse_damaged(model: HubModel, path: Path, file: RemoteFile) -> None:
+def _refuse_damaged(path: Path, file: RemoteFile) -> None:
     """Compare with the listing; of large files the size only, for their bytes were checked."""
     found = path.stat().st_size
     if found != file.size_bytes:
         _remove(path)
         raise ExportError(
-            f"{model}: {path.name} in the cache has {found} bytes, the hub's has "
+            f"{path.name} in the cache has {found} bytes, the hub's has "
             f"{file.size_bytes}; it was removed, run the command again"
         )
     if file.is_large:
@@ -256,8 +298,7 @@ def _refuse_damaged(model: HubModel, path: Path, file: RemoteFile) -> None:
     if digest.hexdigest() != file.blob_id:
         _remove(path)
         raise ExportError(
-            f"{model}: {path.name} in the cache is not the hub's; it was removed, run the command "
-            "again"
+            f"{path.name} in the cache is not the hub's; it was removed, run the command again"
         )
 
 

@@ -17,15 +17,13 @@ from exporter.checkpoint import (
     read_checkpoint,
     read_drafter,
 )
-from exporter.checkpoint_adapter import Adapter, read_adapter_config
-from exporter.checkpoint_kinds import require_folder
+from exporter.checkpoint_adapter import Adapter
 from exporter.config import (
     DEVICES,
     ExportConfig,
     GraphShapes,
     HubModel,
     Location,
-    ModelSource,
 )
 from exporter.context import fit_context
 from exporter.errors import ExportError, shown
@@ -37,7 +35,6 @@ from exporter.estimate import (
     refuse_small_disk,
     report_estimate,
 )
-from exporter.hub import Snapshot, fetch
 from exporter.lower import executorch, litert, onnx
 from exporter.lower.int8_rows import refuse_int8_rows
 from exporter.lower.sliding import sliding_layers
@@ -60,6 +57,7 @@ from exporter.reference import (
     record_reference,
     reference_size,
 )
+from exporter.sources import find_folders
 from exporter.staging import staged
 from exporter.text import TextFiles, read_text_files
 from exporter.text_proof import prove_text
@@ -145,27 +143,11 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
         refuse_int8_rows(config.device, config.runtimes, reasons)
     recipe = load_recipe(config.recipe)
     prompts = read_prompts(source.prompts)
-    _check_folders(source)
-    snapshots = _download(source, bar)
-    target = read_checkpoint(
-        _folder(source.model, snapshots), source.adapter, keep_integers=not config.requantize
-    )
-    drafter = None
-    if source.drafter is not None:
-        drafter = read_drafter(_folder(source.drafter, snapshots), target)
-    parts = {"target": source.model, "drafter": source.drafter}
-    inputs = Inputs(
-        target,
-        drafter,
-        read_text_files(target.folder, source.adapter),
-        prompts,
-        recipe,
-        {
-            part: f"{where.repo}@{snapshots[where].commit}"
-            for part, where in parts.items()
-            if isinstance(where, HubModel)
-        },
-    )
+    folders = find_folders(source, bar)
+    target = read_checkpoint(folders.target, source.adapter, keep_integers=not config.requantize)
+    drafter = None if folders.drafter is None else read_drafter(folders.drafter, target)
+    text = read_text_files(target.folder, source.adapter)
+    inputs = Inputs(target, drafter, text, prompts, recipe, folders.commits)
     for name in config.runtimes:
         LOWER[name].check(_types(inputs))
     logger.info("checkpoint  %s, %.2f M weights", source.model, _num_weights(target) / 1e6)
@@ -174,24 +156,6 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     if drafter is not None:
         logger.info("checkpoint  %s, %.2f M weights", source.drafter, _num_weights(drafter) / 1e6)
     return inputs
-
-
-def _check_folders(source: ModelSource) -> None:
-    """What lies here is looked at before anything is downloaded."""
-    for where in (source.model, source.drafter):
-        if isinstance(where, Path):
-            require_folder(where)
-    if source.adapter is not None:
-        read_adapter_config(source.adapter)
-
-
-def _download(source: ModelSource, bar: Bar) -> dict[HubModel, Snapshot]:
-    asked = [where for where in (source.model, source.drafter) if isinstance(where, HubModel)]
-    return fetch(asked, bar) if asked else {}
-
-
-def _folder(where: Location, snapshots: Mapping[HubModel, Snapshot]) -> Path:
-    return snapshots[where].folder if isinstance(where, HubModel) else where
 
 
 def _report_adapter(adapter: Adapter, model: Location) -> None:

@@ -1,11 +1,15 @@
 """Small checkpoints that tests may damage."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from exporter.hub import Hub
 from tests.exporter import tiny_models
+from tests.exporter.fake_hub import FakeHub, fake_hub
+from tests.exporter.published import DRAFTER, TARGET
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +26,26 @@ def target(originals: tuple[Path, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def drafter(originals: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(originals[1], tmp_path / "a-drafter"))
+
+
+@pytest.fixture
+def server(
+    originals: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeHub]:
+    """The small pair, published; nobody is logged in."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with fake_hub() as fake:
+        for name, folder in zip((TARGET.repo, DRAFTER.repo), originals, strict=True):
+            copy = Path(shutil.copytree(folder, tmp_path / name))
+            (copy / "tokenizer.json").write_text("{}")
+            (copy / "pytorch_model.bin").write_bytes(b"a pickle")
+            (copy / "modeling_odd.py").write_text("raise SystemExit")
+            fake.add(name, copy)
+        yield fake
+
+
+@pytest.fixture
+def hub(server: FakeHub, tmp_path: Path) -> Hub:
+    """Where it is, and a cache that is empty."""
+    return Hub(endpoint=server.endpoint, cache=tmp_path / "cache", wait_s=0.0)
