@@ -39,6 +39,7 @@ ONE_TEXT_IS_A_STRING = """\
 {%- endfor -%}
 {%- set messages = plain.messages -%}
 {{- '' }}"""  # what follows keeps its leading spaces
+_EVERY_TOKEN = 1 << 20  # as top_k: the runtime refuses 0, transformers' word for all
 # Of the pieces of Gemma's syntax that the runtime parses by itself: proto field -> token's name in
 # tokenizer_config.json.
 SYNTAX_TOKENS = {
@@ -140,10 +141,11 @@ def _set_sampler(sampler: Any, generation: Mapping[str, Any]) -> None:
         # message without a sampler of its own fails ("UNIMPLEMENTED: Sampler type: 3").
         sampler.k, sampler.p, sampler.temperature = 1, 1.0, 1.0
         return
-    # Hugging Face's defaults, where generation_config.json leaves one out.
-    sampler.k = generation.get("top_k", 50)
-    sampler.p = generation.get("top_p", 1.0)
-    sampler.temperature = generation.get("temperature", 1.0)
+    # transformers' defaults where generation_config.json leaves one out; null is no rule.
+    sampler.k = generation.get("top_k", 50) or _EVERY_TOKEN
+    top_p, temperature = generation.get("top_p"), generation.get("temperature")
+    sampler.p = 1.0 if top_p is None else top_p
+    sampler.temperature = 1.0 if temperature is None else temperature
 
 
 def _token_names(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
