@@ -249,7 +249,7 @@ def resolve(
     Raises:
         click.UsageError: for options that contradict each other.
     """
-    if isinstance(model, Path) and not os.path.isdir(model):
+    if isinstance(model, Path) and os.path.isfile(model):
         from exporter.checkpoint_kinds import require_folder  # imports torch
 
         require_folder(model)  # what it is goes before what else an export needs
