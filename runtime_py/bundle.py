@@ -1,5 +1,6 @@
 """Open a bundle: manifest, tokenizer, reference, and the backend that runs its graphs."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,12 @@ class Bundle:
         Raises:
             RunError: if the folder is no bundle, or a file is missing, truncated or outside it.
         """
+        try:
+            os.path.abspath(folder).encode()
+        except UnicodeEncodeError:
+            raise RunError(
+                f"{folder}: its path is not UTF-8, which no runtime can open; rename the folder"
+            ) from None
         return cls(folder, read_manifest(folder))
 
     def verify_checksums(self) -> None:

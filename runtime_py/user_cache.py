@@ -16,14 +16,24 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def user_cache(part: str) -> Path:
-    """Our folder in the user's cache directory, by the platform's convention."""
+    """Our folder in the user's cache directory, by the platform's convention.
+
+    One that cannot be made where this user has no home directory.
+    """
+    try:
+        return _base() / "gemma-export" / part
+    except RuntimeError:
+        return Path(os.devnull) / part
+
+
+def _base() -> Path:
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "gemma-export" / part
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The convention wants a relative one ignored: it would be another in every folder.
+    return chosen if chosen.is_absolute() else Path.home() / ".cache"
 
 
 def private_folder(folder: Path) -> Path | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from runtime_py.installed import version
 from runtime_py.litertlm import Section
+from runtime_py.printable import one_line
 from runtime_py.sealed_file import discard, is_intact, publish
 from runtime_py.user_cache import open_own, processor
 
@@ -105,7 +106,7 @@ def weight_cache(directory: Path | None, bundle: Path, section: Section) -> Weig
         return in_memory()
     try:
         final = directory / _file_name(bundle, section)
-        if set('"\\') & set(final.as_posix()):  # LiteRT writes the path into TOML unescaped
+        if not _fits_toml(final.as_posix()):
             return in_memory()
         _remove_abandoned(directory)
         if is_intact(final):
@@ -119,6 +120,11 @@ def weight_cache(directory: Path | None, bundle: Path, section: Section) -> Weig
     except OSError as error:
         _logger.debug("%s: %s", directory, error)
     return in_memory()
+
+
+def _fits_toml(path: str) -> bool:
+    """LiteRT reads the path from TOML that nothing is escaped in, in UTF-8."""
+    return one_line(path) == path and not set('"\\') & set(path)
 
 
 def _new_file(final: Path) -> WeightCache:

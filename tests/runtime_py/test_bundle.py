@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from importlib import metadata
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.errors import RunError
 from runtime_py.installed import DISTRIBUTIONS, PACKAGES, install_command, is_installed
 from runtime_py.manifest import Manifest, RuntimeName
-from tests.runtime_py.bundles import manifest_values
+from tests.runtime_py.bundles import manifest_values, write_fake_bundle
 
 
 def bundle_of(tmp_path, *runtimes):
@@ -83,3 +84,9 @@ def test_a_runtime_that_is_not_in_it_is_an_error(tmp_path, installed):
 
 def test_every_runtime_that_a_manifest_may_name_can_be_run():
     assert set(BACKENDS) == set(PACKAGES) == set(get_args(RuntimeName))
+
+
+def test_a_path_that_is_not_utf_8_is_refused_before_libraries_see_it(tmp_path):
+    folder = write_fake_bundle(tmp_path / "bundle").rename(tmp_path / os.fsdecode(b"bundle\xff"))
+    with pytest.raises(RunError, match="its path is not UTF-8"):
+        Bundle.open(folder)

@@ -1,4 +1,6 @@
 import os
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -9,6 +11,21 @@ def test_the_folder_follows_the_platform(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert user_cache("litert") == tmp_path / "gemma-export" / "litert"
+
+
+@pytest.mark.parametrize("chosen", ["", "relative", "./x"])
+def test_a_relative_folder_is_ignored(chosen, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", chosen)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache("litert") == tmp_path / ".cache" / "gemma-export" / "litert"
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("no home")))
+    assert private_folder(user_cache("costs")) is None
 
 
 def test_a_processor_is_told_by_more_than_its_family():

@@ -150,3 +150,11 @@ def test_a_damaged_checksum_packs_again(directory, bundle, sums):
     path.with_name(path.name + ".sum").write_bytes(sums)
     assert weight_cache(directory, bundle, SECTION).path.endswith(".tmp")
     assert not path.exists()
+
+
+@pytest.mark.parametrize("name", [b"c\xff", b'c"', b"c\\", b"c\nx = 1", b"c\x1b"])
+def test_a_folder_that_litert_cannot_be_told_of_is_not_used(tmp_path, bundle, name):
+    directory = private_folder(tmp_path / os.fsdecode(name))
+    cache = weight_cache(directory, bundle, SECTION)
+    cache.close()
+    assert cache.final is None
