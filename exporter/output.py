@@ -33,6 +33,7 @@ def check_output(output: Path, overwrite: bool, sources: Sequence[Path]) -> Path
         place = Path(os.path.realpath(output))
         _refuse_place(output, place)
         for source in sources:
+            _refuse_unreadable(source)
             _refuse_overlap(output, place, source)
         if place.exists():
             _refuse_loss(output, place, overwrite)
@@ -59,6 +60,16 @@ def _refuse_place(output: Path, place: Path) -> None:
         )
     if place.is_mount():
         raise ExportError(f"{output}: a mount point, which cannot be replaced; name a folder in it")
+
+
+def _refuse_unreadable(source: Path) -> None:
+    """Such as a name longer than the system's; whoever reads it says what else is wrong with it."""
+    try:
+        source.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ExportError(f"{shown(source, 300)}: {error.strerror}; name another") from None
 
 
 def _refuse_overlap(output: Path, place: Path, source: Path) -> None:

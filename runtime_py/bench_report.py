@@ -60,6 +60,25 @@ svg { width: 100%; height: auto } svg text { fill: var(--soft); font-size: 12px 
 )
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a place for the report before anything is measured.
+
+    Raises:
+        RunError: if no file can be written there.
+    """
+    try:
+        was_there = path.exists()
+        path.open("ab").close()
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise RunError(_unwritable(path, error)) from None
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return f"{path}: {error.strerror}; name a file in a folder that is there and may be written"
+
+
 def write_report(
     path: Path,
     bundle: Bundle,
@@ -83,7 +102,7 @@ def write_report(
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{path}: {error.strerror}; name a file in a folder that is there") from None
+        raise RunError(_unwritable(path, error)) from None
 
 
 def _about(recipe: str, options: SessionOptions, effort: Effort) -> str:

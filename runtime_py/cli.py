@@ -16,7 +16,7 @@ from runtime_py.answer import Answer, Loaded, load
 from runtime_py.backends import SessionOptions
 from runtime_py.bench import Effort
 from runtime_py.bench_bundle import bench_bundle
-from runtime_py.bench_report import write_report
+from runtime_py.bench_report import check_writable, write_report
 from runtime_py.bench_rows import advice, bench_rows
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.chat_template import Message
@@ -216,6 +216,8 @@ def bench(
     ours["--runtime"] = runtime if runtime != "litert" else None
     theirs = {f"--{name.replace('_', '-')}": options[name] for name in ("serial", "adb_program")}
     _refuse_useless(ours if options["adb"] else theirs, adb=options["adb"])
+    if html:
+        check_writable(html)
     opened = Bundle.open(bundle)
     session_options = _session(options)
     effort = Effort(max_new_tokens=options["max_new_tokens"], num_repeats=options["repeats"])

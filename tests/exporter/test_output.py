@@ -135,6 +135,11 @@ class TestThePlace:
         assert check_output(place.with_name("x" * 200), True, []).name == "x" * 200
 
     @pytest.mark.usefixtures("place")
+    def test_a_source_with_a_name_too_long_is_not_taken_for_the_output(self, place):
+        source = Path("x" * 5000)
+        with pytest.raises(ExportError, match=r"^x{297}\.\.\.: File name too long; name another$"):
+            check_output(place, False, [source])
+
     def test_a_mount_point(self):
         assert "a mount point, which cannot be replaced; name a folder in it" in refusal(
             Path("/proc")

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from runtime_py.bench_report import write_report
 from runtime_py.bench_rows import acceptance_by_position, advice, bench_rows
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.charts import stacked_bars, steps
+from runtime_py.cli import main
 from runtime_py.errors import RunError
 from runtime_py.render import print_bench
 from runtime_py.speculative import Step
@@ -206,3 +208,18 @@ def test_bars_of_any_numbers_stay_inside_the_picture(bars):
 def test_steps_of_any_numbers_are_drawn(lines):
     page = Page(steps(lines, "token", "K"))
     assert sum(a.get("class") == "line" for _, a in page.tags) == len(lines)
+
+
+@pytest.mark.parametrize("name", ["none/report.html", "x" * 5000, "folder"])
+def test_a_place_for_no_report_is_refused_before_anything_is_measured(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    result = CliRunner().invoke(main, ["bench", "no bundle", "--html", str(tmp_path / name)])
+    assert result.exit_code == (2 if name == "folder" else 1)
+    assert "no bundle" not in result.stderr
+
+
+def test_a_place_for_a_report_is_left_as_it_was(tmp_path):
+    (tmp_path / "old.html").write_text("old")
+    for name in ("old.html", "new.html"):
+        CliRunner().invoke(main, ["bench", "no bundle", "--html", str(tmp_path / name)])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
