@@ -79,7 +79,8 @@ def read_prompts(path: Path) -> list[Prompt]:
         ExportError: naming the line that is not one.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Some editors begin a file with a byte order mark; lines of JSON end with \n only.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(
             f"{path}: prompts cannot be read ({error}); give a JSON-lines file"

@@ -126,14 +126,28 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | N
             ) from None
     else:
         text = tokenizer_config.get("chat_template")
+        if isinstance(text, list):
+            text = _default_template(text)
+        if text is None:  # where processors of multimodal models had it
+            text = _read_json(folder / "chat_template.json").get("chat_template")
     if text is not None and not isinstance(text, str):
         raise ExportError(
             f"{folder}/tokenizer_config.json: chat_template is {shown(repr(text))}, needed is one "
             "text; put it into chat_template.jinja"
         )
-    # The tag marks what to train on; it renders nothing, and engines other than transformers' do
-    # not know it.
-    return None if text is None else re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
+    # The tag marks what to train on, which engines other than transformers' do not know. In its
+    # place stands one that all know, for the white space that its ends trim.
+    for tag, same in (("generation", "if true"), ("endgeneration", "endif")):
+        text = text and re.sub(rf"\{{%([-+]?)\s*{tag}\s*([-+]?)%\}}", rf"{{%\1 {same} \2%}}", text)
+    return text
+
+
+def _default_template(templates: Sequence[object]) -> object:
+    """Of several by name, the one transformers takes; what is none of them as it is."""
+    for item in templates:
+        if isinstance(item, dict) and item.get("name") == "default":
+            return item.get("template")
+    return templates
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -181,15 +195,28 @@ class OriginalTokenizer:
         ids = [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
         return ids if ids[:1] == [bos_token_id] else [bos_token_id, *ids]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """A conversation, up to where the model's next turn begins."""
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], template: str | None = None
+    ) -> list[int]:
+        """A conversation, up to where the model's next turn begins.
+
+        Args:
+            messages: role and content of each.
+            template: used where the tokenizer has none of its own, but the checkpoint has.
+        """
+        own = self._tokenizer.chat_template
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # a template is a program, and may fail as one
+            with no_panic():
+                rendered = self._tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=None if own else template,
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
+                ids = self._tokenizer.encode(rendered, add_special_tokens=False)
+        except LibraryError as error:  # a template is a program, and may fail as one
             raise ExportError(
                 f"{self._folder}: the chat template fails ({shown(error, 300)}); correct it, or "
                 "remove it"
             ) from None
-        return [int(token) for token in self._tokenizer.encode(rendered, add_special_tokens=False)]
+        return [int(token) for token in ids]

@@ -25,6 +25,13 @@ CONVERSATIONS = (
     ],
 )
 
+_MARK = "qzx"
+_MARKED = (
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": _MARK},
+    {"role": "user", "content": "Again."},
+)
+
 
 @dataclass(frozen=True)
 class ProvenText:
@@ -55,7 +62,8 @@ def prove_text(text: TextFiles, prompts: Sequence[Prompt], vocab_size: int) -> P
             (prompt.text, _encode(theirs, ours, text, prompt)) for prompt in _usable(text, prompts)
         ]
         chats = [] if text.chat_template is None else CONVERSATIONS
-        talks = [(str(chat), _encode_chat(theirs, ours, chat)) for chat in chats]
+        talks = [(str(chat), _encode_chat(theirs, ours, text, chat)) for chat in chats]
+        _report_turn_end(text, theirs, ours)
     except RunError as error:
         raise ExportError(f"{text.folder}: {error}") from None
     for said, ids in [*encoded, *talks]:
@@ -86,6 +94,23 @@ def _usable(text: TextFiles, prompts: Sequence[Prompt]) -> list[Prompt]:
     return plain
 
 
+def _report_turn_end(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer) -> None:
+    """Warn where turns end with a token at which generation would not stop."""
+    if text.chat_template is None:
+        return
+    _, _, rest = ours.render_chat(_MARKED).partition(_MARK)
+    tokens = [token for token in theirs.added_tokens if token and rest.lstrip().startswith(token)]
+    end = max(tokens, key=len, default=None)
+    if end is not None and theirs.added_tokens[end] not in text.stop_token_ids:
+        logger.warning(
+            "text        the chat template ends a turn with %s, token %d, and eos_token_id in "
+            "generation_config.json has %s only: answers run on; add it there",
+            shown(end),
+            theirs.added_tokens[end],
+            list(text.stop_token_ids),
+        )
+
+
 def _refuse_missing(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer) -> None:
     """transformers adds what tokenizer_config.json names; a bundle has tokenizer.json only."""
     for token, token_id in theirs.added_tokens.items():
@@ -101,16 +126,18 @@ def _encode(
     theirs: OriginalTokenizer, ours: Tokenizer, text: TextFiles, prompt: Prompt
 ) -> list[int]:
     if prompt.kind == "chat":
-        return _encode_chat(theirs, ours, [{"role": "user", "content": prompt.text}])
+        return _encode_chat(theirs, ours, text, [{"role": "user", "content": prompt.text}])
     wanted = theirs.encode(prompt.text, text.bos_token_id)
     return _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)
 
 
-def _encode_chat(theirs: OriginalTokenizer, ours: Tokenizer, chat: Chat) -> list[int]:
+def _encode_chat(
+    theirs: OriginalTokenizer, ours: Tokenizer, text: TextFiles, chat: Chat
+) -> list[int]:
     # Ours first: it is a process of its own, which an endless template does not outlive.
     found = ours.encode_chat(chat)
     said = str([message["content"] for message in chat])
-    return _refuse_other_tokens(said, found, theirs.encode_chat(chat))
+    return _refuse_other_tokens(said, found, theirs.encode_chat(chat, text.chat_template))
 
 
 def _refuse_other_tokens(text: str, found: list[int], wanted: list[int]) -> list[int]:

@@ -7,7 +7,14 @@ import pytest
 
 from exporter.checkpoint import read_checkpoint, read_drafter
 from exporter.original import Original
-from exporter.reference import ReferenceSize, choose_prompts, record_reference, reference_size
+from exporter.reference import (
+    Prompt,
+    ReferenceSize,
+    choose_prompts,
+    read_prompts,
+    record_reference,
+    reference_size,
+)
 from runtime_py.kv_rows import MARGIN
 from tests.whole_model import WholeModel
 
@@ -110,3 +117,10 @@ def test_prompts_that_fit(lengths, most, cache_length, wanted):
     size = ReferenceSize(num_tokens=6, max_prompt_length=most)
     chosen = choose_prompts(prompts, size, cache_length)
     assert [len(ids) for _, ids in chosen] == wanted
+
+
+def test_prompts_may_begin_with_a_byte_order_mark_and_hold_any_line_separator(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    lines = '{"kind": "text", "text": "a\u2028b"}\r\n\n{"kind": "chat", "text": "c"}'
+    path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert read_prompts(path) == [Prompt("text", "a\u2028b"), Prompt("chat", "c")]

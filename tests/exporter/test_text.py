@@ -45,8 +45,13 @@ def test_a_multimodal_config_keeps_its_tokens_one_level_down(checkpoint):
 
 def test_the_template_lies_in_its_own_file_or_in_the_tokenizers(checkpoint):
     assert read_text_files(checkpoint).chat_template is None
-    write(checkpoint, "tokenizer_config.json", {"chat_template": "a{% generation %}b"})
-    assert read_text_files(checkpoint).chat_template == "ab"
+    write(checkpoint, "chat_template.json", {"chat_template": "of the processor"})
+    assert read_text_files(checkpoint).chat_template == "of the processor"
+    write(checkpoint, "tokenizer_config.json", {"chat_template": "a{%- generation %}b"})
+    assert read_text_files(checkpoint).chat_template == "a{%- if true %}b"
+    several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "d"}]
+    write(checkpoint, "tokenizer_config.json", {"chat_template": several})
+    assert read_text_files(checkpoint).chat_template == "d"
     (checkpoint / "chat_template.jinja").write_text("c")
     assert read_text_files(checkpoint).chat_template == "c"
 

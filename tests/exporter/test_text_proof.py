@@ -72,7 +72,7 @@ TEMPLATES = {
     "documents": "{% if documents %}{{ documents[0].x }}{% endif %}{{ documents is none }}",
     "filters": "{{ messages | tojson(indent=1, sort_keys=true) }}{% set n = namespace(a=1) %}"
     "{{ dict(a=n.a).items() | list }}{{ strftime_now('%Y') }}",
-    "tags": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "tags": "{% for m in messages %} {%- generation -%}\n {{ m.content }} {% endgeneration %}\n"
     "{% if m.role == 'assistant' %}{% continue %}{% endif %}!{% endfor %}",
     "chatml": CHATML,
     "like gemma": LIKE_GEMMA,
@@ -130,6 +130,23 @@ def test_without_a_template_the_text_prompts_are_recorded(checkpoint, caplog):
     assert "no chat template: recording the 1 text prompts, leaving out 1 chats" in caplog.text
     with pytest.raises(ExportError, match="all 1 prompts are chats"):
         prove_text(text, [CHAT], VOCAB_SIZE)
+
+
+def test_a_template_of_the_processor_alone_is_used(checkpoint):
+    (checkpoint / "chat_template.jinja").rename(checkpoint / "moved")
+    template = {"chat_template": (checkpoint / "moved").read_text()}
+    (checkpoint / "chat_template.json").write_text(json.dumps(template))
+    proven = prove_text(read_text_files(checkpoint), [CHAT], VOCAB_SIZE)
+    (checkpoint / "moved").rename(checkpoint / "chat_template.jinja")
+    assert proven == prove_text(read_text_files(checkpoint), [CHAT], VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(("stops", "warned"), [([1, 6], False), ([1], True)])
+def test_a_turn_that_ends_with_no_stop_token_is_said(checkpoint, caplog, stops, warned):
+    edit(checkpoint / "config.json", eos_token_id=stops)
+    with caplog.at_level(logging.WARNING):
+        prove_text(read_text_files(checkpoint), [CHAT], VOCAB_SIZE)
+    assert ("ends a turn with <turn|>, token 6" in caplog.text) == warned
 
 
 def test_a_token_that_tokenizer_json_lacks_is_named(checkpoint):
