@@ -29,6 +29,7 @@ PATTERNS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
 )
 MAX_LISTING_BYTES = 8 << 20  # of a repository of some 30,000 files
 MAX_SMALL_BYTES = 100 << 20  # of a file that git holds itself: text
