@@ -141,11 +141,10 @@ def _set_sampler(sampler: Any, generation: Mapping[str, Any]) -> None:
         # message without a sampler of its own fails ("UNIMPLEMENTED: Sampler type: 3").
         sampler.k, sampler.p, sampler.temperature = 1, 1.0, 1.0
         return
-    # transformers' defaults where generation_config.json leaves one out; null is no rule.
+    # transformers' defaults, where generation_config.json leaves one out.
     sampler.k = generation.get("top_k", 50) or _EVERY_TOKEN
-    top_p, temperature = generation.get("top_p"), generation.get("temperature")
-    sampler.p = 1.0 if top_p is None else top_p
-    sampler.temperature = 1.0 if temperature is None else temperature
+    sampler.p = generation.get("top_p", 1.0)
+    sampler.temperature = generation.get("temperature", 1.0)
 
 
 def _token_names(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
