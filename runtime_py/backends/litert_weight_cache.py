@@ -130,8 +130,10 @@ def _fits_toml(path: str) -> bool:
 def _new_file(final: Path) -> WeightCache:
     """An empty file for XNNPACK to write, locked for as long as the model is loaded."""
     writing = final.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
+    if sys.platform == "win32":  # no open file can be renamed there
+        return WeightCache(writing.as_posix(), final)
     descriptor = os.open(writing, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    if sys.platform != "win32":
+    with contextlib.suppress(OSError):  # some network file systems have no locks
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     return WeightCache(writing.as_posix(), final, descriptor)
 
