@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,34 @@ def test_what_came_there_meanwhile_is_not_replaced_without_overwrite(tmp_path):
     with pytest.raises(ExportError, match="exists already"), staged(output, False):
         output.mkdir()
     assert os.listdir(tmp_path) == ["bundle"]
+
+
+@contextmanager
+def as_nobody():
+    """Root may write everywhere."""
+    ids = os.getresuid()
+    if ids[1] == 0:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(*ids)
+
+
+@pytest.mark.parametrize("output", ["bundle", "new", "a/b/new"])
+def test_a_folder_that_may_not_be_written(output):
+    with tempfile.TemporaryDirectory() as name:  # nobody may look into pytest's own
+        place = Path(name)
+        write_fake_bundle(place / "bundle")
+        place.chmod(0o555)
+        with (
+            as_nobody(),
+            pytest.raises(ExportError, match=r"may not write|Permission denied"),
+            staged(place / output, True),
+        ):
+            pytest.fail("the work was begun")
+        assert os.listdir(place) == ["bundle"]
+        place.chmod(0o755)
 
 
 def test_the_left_of_the_dead_are_removed_and_those_of_the_living_are_not(bundle):
