@@ -19,7 +19,7 @@ import numpy as np
 
 from runtime_py.backends import Backend, SessionOptions, default_num_threads
 from runtime_py.bundle import Bundle
-from runtime_py.call_costs import LEAST_LOOKS, NUM_MEASURED, Costs
+from runtime_py.call_costs import LEAST_LOOKS, MOST_LOOKS, NUM_MEASURED, Costs
 from runtime_py.draft_length import AutoDraftLength
 from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
@@ -31,7 +31,8 @@ IN_A_ROW = 3  # rounds alike
 QUICK_MS = 20.0  # a round of each width, together
 MOST_FIRST = 2.0  # draft steps that the first of a round may take more
 ENOUGH_MS = 1000.0  # all together: large models have one sample
-_ABSURD_MS = 1e7
+_LEAST_MS, _ABSURD_MS = 1e-6, 1e7
+_ABSURD_RATIO = 1e4  # of one call's time and another's
 _MOST_BYTES = 1 << 16  # of a cache file
 
 
@@ -181,7 +182,7 @@ def _draft_step(drafts_ms: Mapping[int, float]) -> tuple[float, float]:
 def _ms(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
-    return max(1000 * (time.perf_counter() - start), 1e-6)  # a clock may be coarse
+    return max(1000 * (time.perf_counter() - start), _LEAST_MS)  # a clock may be coarse
 
 
 def _read(path: Path, widths: list[int]) -> CallMs | None:
@@ -198,10 +199,14 @@ def _read(path: Path, widths: list[int]) -> CallMs | None:
         accepted = None if accepted is None else float(accepted)
         gain = float(values["gain"])
         found = CallMs(float(values["draft"]), verify, looks, first, accepted, gain)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    sane = all(0 < ms < _ABSURD_MS for ms in (found.draft, *verify.values()))
-    sane = sane and all(LEAST_LOOKS <= number < float("inf") for number in looks.values())
+    except (RecursionError, OverflowError):  # nested too deep, or a whole number past any float
+        return None
+    all_ms = (found.draft, *verify.values())
+    sane = all(_LEAST_MS <= ms < _ABSURD_MS for ms in all_ms)
+    sane = sane and max(all_ms) <= _ABSURD_RATIO * min(all_ms)
+    sane = sane and all(LEAST_LOOKS <= number <= MOST_LOOKS for number in looks.values())
     sane = sane and 0 <= first <= MOST_FIRST and 0 <= gain < max(widths)
     sane = sane and (found.acceptance is None or 0 <= found.acceptance <= 1)
     return found if sane and sorted(verify) == widths and sorted(looks) == [0, *widths] else None
