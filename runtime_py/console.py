@@ -17,6 +17,7 @@ from rich.text import Text
 from runtime_py.printable import one_line, printable
 
 STDOUT = "stdout"  # the file name in errors of writing to it
+MIN_WIDTH = 60  # columns of a table: a narrower terminal wraps it, and nothing is left out
 _DESCRIPTORS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
@@ -25,6 +26,8 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        if not stderr:  # where only progress is shown, which must not wrap
+            self.width = max(self.width, MIN_WIDTH)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)

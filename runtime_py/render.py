@@ -11,7 +11,7 @@ from runtime_py.adb_bench import DeviceBench
 from runtime_py.bench_rows import Row, advice
 from runtime_py.bundle import Bundle
 from runtime_py.check import CheckReport, Comparison
-from runtime_py.console import Screen, new_table, say
+from runtime_py.console import MIN_WIDTH, Screen, new_table, say
 from runtime_py.printable import shown
 
 # Why an answer ended before the model did.
@@ -63,7 +63,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None
 def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
     """The check's table, then its verdict."""
     title = f"{bundle.manifest.name} on {runtime}: the bundle against the original"
-    table = new_table(title, min_width=60)
+    table = new_table(title, min_width=MIN_WIDTH)
     table.add_column("check")
     table.add_column("found", justify="right")
     table.add_column("first difference", justify="right")

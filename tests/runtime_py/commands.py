@@ -1,12 +1,15 @@
 """gemma-run in a process of its own, on bundles whose graphs are scripted."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 from runtime_py.command import TRACEBACK
@@ -42,11 +45,14 @@ def gemma_run(*arguments: object, **options) -> subprocess.CompletedProcess:
     )
 
 
-def on_terminal(*arguments: object, typed: str = "", **env: str) -> str:
-    """The same on a terminal without colours and cursor; what it shows."""
+def on_terminal(
+    *arguments: object, typed: str = "", size: tuple[int, int] = (24, 120), **env: str
+) -> str:
+    """The same on a terminal of so many rows and columns, without colours; what it shows."""
     near, far = pty.openpty()
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     os.write(near, typed.encode())
-    env = environment(TERM="dumb", **env)
+    env = environment(**{"TERM": "dumb", "COLUMNS": str(size[1]), "LINES": str(size[0])} | env)
     command = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
     with subprocess.Popen(command, env=env, stdin=far, stdout=far, stderr=far) as process:
         os.close(far)

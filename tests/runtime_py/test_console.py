@@ -48,6 +48,16 @@ def test_nothing_that_a_bundle_says_acts_on_a_terminal(name, bundle):
         assert not re.search("^passed: all", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("name", "word"), [("check", "first difference"), ("inspect", "matrix"), ("bench", "K = 3")]
+)
+def test_a_terminal_of_one_column_is_shown_whole_tables(name, word, bundle):
+    command, *options = COMMANDS[name]
+    text = on_terminal(command, bundle, *options, size=(1, 1), TERM="xterm-256color")
+    assert "gemma-run: error" not in text
+    assert word in text
+
+
 def test_a_file_gets_the_text_of_the_model_as_it_is(bundle):
     options = ("--raw", "--prompt", "x", *SAYING)
     text = gemma_run("generate", bundle, *options).stdout.decode()
