@@ -31,6 +31,9 @@ _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _MAX_GUMBEL = 36.75  # just above the largest noise there is
+# A logit divided by less may overflow; nor can noise turn over anything at such a temperature but a
+# tie, which goes to the lowest id then.
+_GREEDY_BELOW = 1e-200
 _BLOCK = 256  # logits
 _NUM_AT_ONCE = 8192  # tokens whose noise is worked out together, in the processor's cache
 _NUM_RANKED = 4096  # tokens sorted for top-p, unless they do not hold enough mass
@@ -57,7 +60,7 @@ class SamplingLaw:
 
     @cached_property
     def greedy(self) -> bool:
-        return self.temperature == 0
+        return self.temperature < _GREEDY_BELOW
 
 
 GREEDY = SamplingLaw()

@@ -71,6 +71,8 @@ def _traces() -> Iterator[Trace]:
         yield trace("ties", [turn(law, draft_length=4)], levels=levels)
     for law in (LAWS[1], LAWS[4], SamplingLaw(temperature=30.0, top_p=0.99, seed=9)):
         yield trace("large vocabulary", [turn(law, 12, draft_length=4)], vocab_size=9000)
+    for temperature in (1e-320, 1e-199):
+        yield trace("cold", [turn(SamplingLaw(temperature=temperature, top_p=0.9), 12)])
     yield from _auto()
     for second in ([5, 6], [*PROMPT, 1, 2], PROMPT[:2]):
         turns = [turn(LAWS[0], 9, draft_length=3), turn(GREEDY, 9, draft_length=5, prompt=second)]

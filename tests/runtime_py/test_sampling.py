@@ -70,6 +70,13 @@ def test_noise_differs_between_seeds_positions_and_tokens():
     assert len(values) == 4 * 3 * 3
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-300, 1e-199])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 2}])
+def test_a_temperature_next_to_nothing_is_greedy(temperature, filters):
+    logits = np.array([-1e30, 5, 3e38, 3.1e38, -3e38], np.float32)
+    assert choose(logits, SamplingLaw(temperature=temperature, **filters), 7) == 3
+
+
 @given(logits=logit_rows, top_k=st.integers(0, 70), top_p=st.floats(0.01, 1))
 def test_survivors_are_the_most_probable_tokens(logits, top_k, top_p):
     law = SamplingLaw(temperature=0.8, top_k=top_k, top_p=top_p)

@@ -10,6 +10,7 @@ import { RunError } from "./errors.js";
 const MULTIPLIERS = [0xd2511f53, 0xcd9e8d57];
 const KEY_STEPS = [0x9e3779b9, 0xbb67ae85];
 const ROUNDS = 10;
+const GREEDY_BELOW = 1e-200; // a logit divided by a lower temperature may overflow
 const MAX_GUMBEL = 36.75; // just above the largest noise there is
 const NUM_RANKED = 4096; // tokens sorted for top-p, unless they do not hold enough mass
 
@@ -47,7 +48,7 @@ export const GREEDY = samplingLaw();
  * @param {number} position index, from the start of the sequence, of the token to be chosen.
  */
 export function choose(logits, law, position) {
-  if (law.temperature === 0) return argmax(logits);
+  if (law.temperature < GREEDY_BELOW) return argmax(logits);
   const { tokenIds, scaled } = survivingTokens(logits, law);
   // Noise is dear: the tokens that no noise could lift above the likeliest one go without.
   const top = argmax(scaled);

@@ -29,7 +29,7 @@ data class SamplingLaw(
         }
     }
 
-    val greedy: Boolean get() = temperature == 0.0
+    val greedy: Boolean get() = temperature < GREEDY_BELOW
 }
 
 val GREEDY = SamplingLaw()
@@ -233,5 +233,6 @@ private const val KEY_STEP_1 = 0xBB67AE85L
 private const val ROUNDS = 10
 private const val LOW = 0xFFFFFFFFL
 private const val TWO_TO_MINUS_52 = 1.0 / (1L shl 52)
+private const val GREEDY_BELOW = 1e-200 // a logit divided by a lower temperature may overflow
 private const val MAX_GUMBEL = 36.75 // just above the largest noise there is
 private const val NUM_RANKED = 4096 // tokens sorted for top-p, unless they do not hold enough mass
