@@ -4,11 +4,14 @@ The rules are in the graphs, so every engine keeps them; transformers' generate(
 """
 
 import json
+import shutil
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer
 
+from exporter.config import GraphShapes, ModelSource
 from exporter.pipeline import export
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
@@ -16,6 +19,7 @@ from runtime_py.check import check_bundle
 from runtime_py.sampling import GREEDY
 from runtime_py.speculative import Stops
 from tests.end_to_end.fuzz import draw_case, save_case
+from tests.end_to_end.test_official_runtime import Official
 from tests.whole_model import WholeModel
 
 NUM_TOKENS = 24
@@ -54,3 +58,50 @@ def test_greedy_text_is_transformers_with_and_without_the_drafter(runtime, softc
                 PROMPT, GREEDY, Stops(max_new_tokens=NUM_TOKENS), draft_length
             )
             assert [token for step in steps for token in step.token_ids] == wanted
+
+
+@pytest.mark.slow
+def test_the_official_engine_keeps_the_rules_too(tiny, tmp_path):
+    """The tiny model in a multimodal wrapper, one of whose tokens is an image's place."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "target"
+    shutil.copytree(tiny.model, folder)
+    text_config = json.loads((folder / "config.json").read_text())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = "The argparse module"
+    prompt = [text_config["bos_token_id"], *tokenizer.encode(text, add_special_tokens=False).ids]
+    config = {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "model_type": "gemma4",
+        "text_config": text_config,
+        "vision_config": None,
+        "audio_config": None,
+        "image_token_id": prompt[2],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    names = {name: name.replace("model.", "model.language_model.", 1) for name in weights}
+    save_file(
+        {names[name]: tensor for name, tensor in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    first = WholeModel(folder, None).greedy(prompt, 1)
+    change(folder / "generation_config.json", suppress_tokens=first)
+    wanted = WholeModel(folder, None).greedy(prompt, NUM_TOKENS)
+    assert wanted[0] != first[0]
+    config = replace(
+        save_case(draw_case(3), tmp_path / "unused"),
+        source=ModelSource(name="x", model=folder, drafter=tiny.drafter, prompts=tiny.prompts),
+        output=tmp_path / "bundle",
+        runtimes=("litert",),
+        shapes=GraphShapes(prefill_lengths=(16,), verify_widths=(4,), cache_length=512),
+    )
+    export(config)
+    official = Official(tmp_path / "bundle" / "model.litertlm", tmp_path)
+    expected = tokenizer.decode(wanted, skip_special_tokens=False)
+    for speculative in (False, True):
+        answer = official.ask([text], speculative=speculative, num_tokens=NUM_TOKENS)
+        assert answer.prompt_ids == [prompt[1:]]
+        assert answer.texts[0].startswith(expected), (answer.texts[0], expected)
