@@ -1,6 +1,7 @@
 """Text to tokens and back, and conversations to tokens, by the bundle's own files."""
 
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,12 @@ from runtime_py.printable import shown
 MAX_FILE_BYTES = 256 << 20  # Gemma 4's has 32 MB
 MAX_TOKEN_BYTES = 256  # more than any token of Gemma stands for
 MAX_GROWTH = 64  # as many characters may a normalizer or a decoder make of one
+# Two things that no Gemma has and that end the process inside the library: a normalizer whose first
+# bytes say how much memory to take, and a prefix that is cut off in the middle of a character. No
+# writer of JSON escapes a letter, so nobody hides a name behind \\u0070.
+_PRECOMPILED = b"precompiled_charsmap"
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|5[0-9aAfF]|7[0-9aA])")
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
@@ -94,8 +101,15 @@ class Tokenizer:
         return self._template.render(messages)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text, without the control tokens."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """Text, without the control tokens.
+
+        Raises:
+            RunError: if the library fails.
+        """
+        try:
+            return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        except BaseException as error:
+            raise self._failed(error) from None
 
     def token_id(self, text: str) -> int | None:
         """The id of one token; None if there is no such token."""
@@ -123,6 +137,7 @@ class Tokenizer:
                     f"{path}: {size} bytes, a tokenizer has at most {MAX_FILE_BYTES >> 20} MiB; "
                     "export again"
                 )
+            _refuse_deadly(path)
             with no_panic():
                 tokenizer = HfTokenizer.from_file(str(path))
         except LibraryError as error:
@@ -144,7 +159,11 @@ class Tokenizer:
             with no_panic():
                 return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         except LibraryError as error:
-            raise RunError(f"{self._path}: the tokenizer fails ({error}); export again") from None
+            raise self._failed(error) from None
+
+    def _failed(self, error: BaseException) -> RunError:
+        reason = _library_error(error)
+        return RunError(f"{self._path}: the tokenizer fails ({reason}); export again")
 
     def _refuse_too_long(self, text: str) -> None:
         try:
@@ -184,10 +203,15 @@ def no_panic() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            # tokenizers raises bare Exception for a bad file.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise LibraryError(shown(error, 300) or type(error).__name__) from None
+            raise _library_error(error) from None
+
+
+def _library_error(error: BaseException) -> LibraryError:
+    """The library's own error; what is none of the library's is raised as it is."""
+    # tokenizers raises bare Exception for a bad file.
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return LibraryError(shown(error, 300) or type(error).__name__)
 
 
 @contextmanager
@@ -206,6 +230,30 @@ def _closed_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _refuse_deadly(path: Path) -> None:
+    if not path.stat().st_size:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        deadly = _is_deadly(data)
+    if deadly:
+        raise RunError(
+            f"{path}: it has a Precompiled normalizer or a continuing_subword_prefix, which would "
+            "end the process, and which no Gemma has; export again"
+        )
+
+
+def _is_deadly(data: mmap.mmap) -> bool:
+    if data.find(_PRECOMPILED) >= 0 or _PREFIX.search(data):
+        return True
+    return any(_is_escape(data, match.start()) for match in _ESCAPED_LETTER.finditer(data))
+
+
+def _is_escape(data: mmap.mmap, start: int) -> bool:
+    """Whether a backslash begins an escape: not where a backslash before it does."""
+    before = data[max(0, start - 64) : start]
+    return (len(before) - len(before.rstrip(b"\\"))) % 2 == 0
 
 
 def _state(part: Any) -> Any:

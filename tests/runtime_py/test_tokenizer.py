@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from runtime_py.bundle import Bundle
 from runtime_py.errors import RunError
+from runtime_py.manifest import TokenEntry
 from runtime_py.text_stream import TextStream
+from runtime_py.tokenizer import Tokenizer
 from tests.golden_traces.tokenizers import like_gemma
 from tests.runtime_py.bundles import opened, write_fake_bundle
 
@@ -147,6 +149,93 @@ def altered(bundle, tmp_path, name, text):
     return Bundle.open(copy).tokenizer()
 
 
-def test_a_bad_tokenizer_gives_one_line(bundle, tmp_path):
+def changed(tmp_path, **changes):
+    """Gemma's kind of tokenizer with other sections."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(like_gemma().to_str()) | changes))
+    tokens = TokenEntry(tokenizer="t", chat_template=None, bos_token_id=None, stop_token_ids=())
+    return Tokenizer(path, tokens, None, 512)
+
+
+PADDING = {
+    "strategy": {"Fixed": 10**12},
+    "direction": "Right",
+    "pad_to_multiple_of": 10**12,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "<pad>",
+}
+TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+
+
+@pytest.mark.parametrize("changes", [{"padding": PADDING}, {"truncation": TRUNCATION}])
+def test_nothing_is_padded_or_cut_as_in_transformers(tmp_path, changes):
+    """A padding of 10^12 tokens ended the process."""
+    plain = opened(like_gemma()).encode("The argparse module")[1:]
+    assert changed(tmp_path, **changes).encode("The argparse module") == plain
+
+
+SURE_PANICS = {
+    "pre_tokenizer": {"type": "FixedLength", "length": 0},
+    "post_processor": {"type": "ByteLevel", "trim_offsets": 1},
+}
+
+
+@pytest.mark.parametrize("section", SURE_PANICS)
+def test_a_panic_of_the_library_is_one_line(tmp_path, section, capfd):
+    with pytest.raises(
+        RunError, match=r"tokenizer\.json: (not a tokenizer file|the tokenizer fails)"
+    ):
+        changed(tmp_path, **{section: SURE_PANICS[section]}).encode("hello")
+    assert capfd.readouterr().err == ""
+
+
+PRECOMPILED = '"normalizer": {"type": "Precompiled", "%srecompiled_charsmap": "//"}, "_": '
+DEADLY = {
+    "memory": ('"normalizer": ', PRECOMPILED % "p"),
+    "hidden": ('"normalizer": ', PRECOMPILED % "\\u0070"),
+    "prefix": ('"continuing_subword_prefix": null', '"continuing_subword_prefix" : "("'),
+}
+
+
+@pytest.mark.parametrize("name", DEADLY)
+def test_what_would_end_the_process_is_refused_unread(tmp_path, name):
+    path = tmp_path / "tokenizer.json"
+    good = json.dumps(json.loads(like_gemma().to_str()))
+    path.write_text(good.replace(*DEADLY[name]))
+    assert path.read_text() != good
+    tokens = TokenEntry(tokenizer="t", chat_template=None, bos_token_id=None, stop_token_ids=())
+    with pytest.raises(RunError, match="would end the process"):
+        Tokenizer(path, tokens, None, 512)
+    library = like_gemma()
+    library.add_tokens([r"\u0070 \\\u0070"])
+    library.save(str(path))
+    assert Tokenizer(path, tokens, None, 512), "a backslash and a letter are no escape"
+
+
+def test_a_decoder_that_panics_is_one_line(tmp_path):
+    strip = {"type": "Strip", "content": "a", "start": 0, "stop": 5}
+    with pytest.raises(RunError, match="the tokenizer fails"):
+        changed(tmp_path, decoder=strip).decode([like_gemma().token_to_id("a")])
+
+
+def test_text_does_not_grow_without_end(tmp_path):
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    for section, parts in (("normalizer", "normalizers"), ("decoder", "decoders")):
+        with pytest.raises(RunError, match=f"its {section} makes more than 64 characters of one"):
+            changed(tmp_path, **{section: {"type": "Sequence", parts: [double] * 40}})
+
+
+def test_a_bad_tokenizer_gives_one_line(bundle, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="not a tokenizer file"):
         altered(bundle, tmp_path, "tokenizer.json", "{}")
+    monkeypatch.setattr("runtime_py.tokenizer.MAX_FILE_BYTES", 1000)
+    with pytest.raises(RunError, match="a tokenizer has at most"):
+        changed(tmp_path)
+
+
+def test_text_longer_than_the_context_can_hold_is_not_tokenized(tokenizer):
+    with pytest.raises(RunError, match="longer than 32768 bytes, more than a context of 128 tok"):
+        tokenizer.encode("€" * 11_000)
+    with pytest.raises(RunError, match="not UTF-8 at character 2"):
+        tokenizer.encode_chat([{"role": "user", "content": "a\udce9"}])
