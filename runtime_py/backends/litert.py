@@ -164,7 +164,7 @@ class LiteRTBackend:
         section = find_model(self._sections, model_type)
         if section is None:
             return None
-        cache = weight_cache(self._cache_dir, self._path, section) if cached else None
+        cache = partial(weight_cache, self._cache_dir, self._path, section) if cached else None
         model = LoadedModel(self._path, section, self._num_threads, cache)
         self._models.append(model)
         return model

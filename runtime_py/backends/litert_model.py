@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +44,26 @@ class LoadedModel:
     """
 
     def __init__(
-        self, bundle: Path, section: Section, num_threads: int, cache: WeightCache | None = None
+        self,
+        bundle: Path,
+        section: Section,
+        num_threads: int,
+        weight_cache: Callable[[], WeightCache] | None = None,
     ) -> None:
         where = f"{bundle}: {section.model_type}"
         environment()  # says what is missing before anything is read
         self._model: CompiledModel | None = None
-        self._cache = cache
+        self._cache: WeightCache | None = None
         try:
             self._range = MappedRange(bundle, section.begin, section.end)
         except (OSError, ValueError) as error:  # ValueError: the file has become shorter
-            if cache is not None:
-                cache.close()
-                cache.discard()
             raise RunError(f"{where}: cannot map it: {error}") from error
         try:
             content = self._range.data.data
             check_tflite(content)
+            self._cache = cache = weight_cache() if weight_cache else None
+            if cache is not None:
+                cache.begin()
             self._model = CompiledModel(self._range.data, num_threads, cache.path if cache else "")
             specs = {spec.name: spec for spec in self._read_signatures(self._model, content)}
             if cache is not None and (packed := cache.commit()):
@@ -69,9 +73,10 @@ class LoadedModel:
                 self._model = CompiledModel(self._range.data, num_threads, packed)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they refer to the mapped bytes
+            begun = self._cache
             self.close()
-            if cache is not None:
-                cache.discard()
+            if begun is not None:
+                begun.discard()
             if isinstance(error, FlatbufferError | LiteRtError):
                 raise RunError(f"{where}: does not load: {error}; copy the file again") from error
             raise  # Ctrl-C, too, leaves nothing half-written

@@ -36,13 +36,21 @@ _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 4096
 
 
-@dataclass(frozen=True)
+@dataclass
 class WeightCache:
     """A value for CpuOptions.xnnpack_weight_cache_path, and what to do after loading."""
 
     path: str
     final: Path | None = None  # set while the file is being written under a temporary name
     descriptor: int | None = None  # of the anonymous file that the path leads to, or of a lock
+
+    def begin(self) -> None:
+        """Make the empty file for XNNPACK to write, locked for as long as the model is loaded."""
+        if self.final is None or sys.platform == "win32":  # where no open file can be renamed
+            return
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
 
     def commit(self) -> str | None:
         """Give a freshly written file its name and checksum, and remove the ones it replaces.
@@ -115,8 +123,10 @@ def weight_cache(directory: Path | None, bundle: Path, section: Section) -> Weig
             _logger.debug("%s: not what was written; packing the weights again", final)
             discard(final)
         free_bytes = shutil.disk_usage(directory).free
-        if free_bytes >= section.size_bytes * 5 // 4 + _SPARE_BYTES:
-            return _new_file(final)
+        can_write = os.access(directory, os.W_OK)
+        if can_write and free_bytes >= section.size_bytes * 5 // 4 + _SPARE_BYTES:
+            writing = final.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
+            return WeightCache(writing.as_posix(), final)
     except OSError as error:
         _logger.debug("%s: %s", directory, error)
     return in_memory()
@@ -125,17 +135,6 @@ def weight_cache(directory: Path | None, bundle: Path, section: Section) -> Weig
 def _fits_toml(path: str) -> bool:
     """LiteRT reads the path from TOML that nothing is escaped in, in UTF-8."""
     return one_line(path) == path and not set('"\\') & set(path)
-
-
-def _new_file(final: Path) -> WeightCache:
-    """An empty file for XNNPACK to write, locked for as long as the model is loaded."""
-    writing = final.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
-    if sys.platform == "win32":  # no open file can be renamed there
-        return WeightCache(writing.as_posix(), final)
-    descriptor = os.open(writing, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    with contextlib.suppress(OSError):  # some network file systems have no locks
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return WeightCache(writing.as_posix(), final, descriptor)
 
 
 def _file_name(bundle: Path, section: Section) -> str:

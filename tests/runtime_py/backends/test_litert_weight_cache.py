@@ -48,6 +48,7 @@ def test_a_new_file_gets_its_name_only_when_complete(directory, bundle):
 
 def test_a_load_that_failed_leaves_nothing(directory, bundle):
     cache = weight_cache(directory, bundle, SECTION)
+    cache.begin()
     with open(cache.path, "wb") as file:
         file.write(b"half")
     cache.discard()
@@ -76,6 +77,7 @@ def test_another_section_of_the_same_file_stays(directory, bundle):
     first = build(directory, bundle).final
     other = Section(data_type="tflite_model", model_type="tf_lite_prefill_decode", begin=0, end=9)
     cache = weight_cache(directory, bundle, other)
+    cache.begin()
     cache.commit()
     assert set(directory.glob("*.xnnpack")) == {first, cache.final}
 
@@ -117,9 +119,11 @@ def test_weights_in_memory_can_be_read_again_until_the_model_is_closed():
 
 def test_what_dead_processes_left_is_removed_at_once(directory, bundle):
     writing = weight_cache(directory, bundle, SECTION)
+    writing.begin()
     left = directory / "a.1.2.tmp"
     left.write_bytes(b"half")
     other = weight_cache(directory, bundle, SECTION)
+    other.begin()
     assert {str(path) for path in directory.iterdir()} == {writing.path, other.path}
     writing.close()
     other.close()
