@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import ExportError
-from exporter.original import KEPT_BYTES, KEPT_HEAD_BYTES, TOKENS_AT_ONCE
+from exporter.original import KEPT_BYTES, KEPT_HEAD_BYTES, TOKENS_AT_ONCE, group_texts
 from exporter.quantize.arithmetic import CHUNK_BYTES
 from exporter.reference import ReferenceSize
 from exporter.work import Matrices, Work
@@ -274,13 +274,16 @@ def count_passes(work: Work, size: ReferenceSize, prompt_lengths: Sequence[int])
         size: tokens and drafts to record.
         prompt_lengths: tokens of every prompt.
     """
-    longest, num_texts = max(prompt_lengths), len(prompt_lengths)
-    at_once = max(1, TOKENS_AT_ONCE // num_texts)
+    groups = [[prompt_lengths[index] for index in group] for group in group_texts(prompt_lengths)]
+    num_drafts = max(0, size.num_tokens - size.draft_length) * size.draft_length
     return Passes(
-        num_texts=num_texts,
-        num_passes=-(-longest // at_once) + size.num_tokens - 1,
-        num_read=num_texts * (longest + size.num_tokens - 1),
-        num_drafts=max(0, size.num_tokens - size.draft_length) * size.draft_length,
+        num_texts=len(prompt_lengths),
+        num_passes=sum(
+            -(-max(lengths) // max(1, TOKENS_AT_ONCE // len(lengths))) + size.num_tokens - 1
+            for lengths in groups
+        ),
+        num_read=sum(len(lengths) * (max(lengths) + size.num_tokens - 1) for lengths in groups),
+        num_drafts=len(groups) * num_drafts,
         kept=4 * (work.multiplied + work.tables).num_weights <= KEPT_BYTES,
     )
 

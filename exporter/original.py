@@ -71,9 +71,65 @@ class Original:
         logits: Tensor = out.logits[0]
         return logits
 
-    def begin(self, texts: Sequence[Sequence[int]]) -> "Continuation":
+    def begin(self, texts: Sequence[Sequence[int]]) -> "Continuations":
         """Read the beginnings of several texts of at least one token each."""
-        return Continuation(self.target, self.drafter, self._spec, texts)
+        groups = group_texts([len(text) for text in texts])
+        return Continuations(
+            [
+                (group, Continuation(self.target, self.drafter, self._spec, part))
+                for group, part in ((group, [texts[i] for i in group]) for group in groups)
+            ]
+        )
+
+
+def group_texts(lengths: Sequence[int]) -> list[list[int]]:
+    """Which texts are read together, padded to the longest: all, or all but a far longer one.
+
+    Padding them to that one costs more than its own passes, and memory for rows of padding.
+    """
+    *others, longest = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    if others and (lengths[longest] - lengths[others[-1]]) * len(others) > TOKENS_AT_ONCE:
+        return [sorted(others), [longest]]
+    return [list(range(len(lengths)))]
+
+
+class Continuations:
+    """Several groups of texts that grow by one token at a time, all together, in any order."""
+
+    def __init__(self, groups: Sequence[tuple[list[int], "Continuation"]]) -> None:
+        self._groups = groups
+        self._order = torch.tensor([index for group, _ in groups for index in group]).argsort()
+
+    @property
+    def logits(self) -> Tensor:
+        """[N, V] of each text's next token."""
+        return torch.cat([texts.logits for _, texts in self._groups])[self._order]
+
+    @property
+    def hidden(self) -> Tensor:
+        """[N, D], after the last norm, that these logits were made of."""
+        return torch.cat([texts.hidden for _, texts in self._groups])[self._order]
+
+    def advance(self, token_ids: Tensor) -> None:
+        """Add one token to each text; token_ids is [N]."""
+        for group, texts in self._groups:
+            texts.advance(token_ids[group])
+
+    def draft(self, token_ids: Tensor, draft_length: int) -> Tensor:
+        """As Continuation.draft."""
+        parts = [texts.draft(token_ids[group], draft_length) for group, texts in self._groups]
+        return torch.cat(parts)[self._order]
+
+    def kv_ranges(self) -> dict[int, KvRange]:
+        """Of the rows of all texts, by the layers that own them."""
+        found = [texts.kv_ranges() for _, texts in self._groups]
+        return {
+            index: KvRange(
+                max(ranges[index].keys for ranges in found),
+                max(ranges[index].values for ranges in found),
+            )
+            for index in found[0]
+        }
 
 
 class Continuation:

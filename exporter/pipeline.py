@@ -35,6 +35,7 @@ from exporter.estimate import (
     refuse_small_disk,
     report_estimate,
 )
+from exporter.long_prompt import with_long_prompt
 from exporter.lower import executorch, litert, onnx
 from exporter.lower.int8_rows import refuse_int8_rows
 from exporter.lower.sliding import sliding_layers
@@ -218,6 +219,8 @@ def plan_recording(config: ExportConfig, inputs: Inputs) -> Recording:
             f"{source.prompts}: no prompt leaves room for {size.num_tokens} tokens in a context of "
             f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
         )
+    cache_length, spec = config.shapes.cache_length, inputs.target.spec
+    chosen = with_long_prompt(chosen, size, cache_length, spec, inputs.text)
     return Recording(size, chosen, proven.special_tokens)
 
 

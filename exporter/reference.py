@@ -14,6 +14,7 @@ import torch
 from exporter.errors import ExportError
 from exporter.original import Original
 from exporter.quantize import KvRange
+from runtime_py.kv_rows import MARGIN, STEP, needed_rows
 from runtime_py.reference import Ids, Reference
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,17 @@ def choose_prompts(
         short = [prompt for prompt in fitting if len(prompt[1]) <= longest]
         fitting = short or sorted(fitting, key=lambda prompt: len(prompt[1]))[:1]
     return fitting[: size.num_prompts]
+
+
+def long_length(window: int, size: ReferenceSize, cache_length: int) -> int | None:
+    """Tokens of a prompt after which sliding layers no longer see its beginning.
+
+    So many that a runtime has given back rows by then, if the context has room. None if it has no
+    room for more than the window.
+    """
+    wanted = needed_rows(window) + MARGIN + STEP + 1
+    length = min(wanted, cache_length - size.num_tokens)
+    return length if length > window else None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """Rows behind the window are given back, on every runtime, and no number changes by it."""
 
+import json
 import mmap
+import os
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -19,7 +22,7 @@ from runtime_py.bundle import BACKENDS
 from runtime_py.kv_rows import MARGIN, STEP, resident_rows
 from runtime_py.sampling import SamplingLaw
 from runtime_py.speculative import Session, Stops
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import ROOT, LoadedBundle
 from tests.exporter.tiny_models import Shape, save_pair
 from tests.runtime_py.resident import resident_bytes
 
@@ -150,3 +153,19 @@ def test_loading_again_and_again_leaves_no_mappings(export_tiny, runtime):
     assert done.returncode == 0, done.stderr
     settled, later = map(int, done.stdout.split())
     assert later - settled <= 4
+
+
+def test_what_a_manifest_claims_of_sliding_layers_changes_nothing(export_tiny, runtime, tmp_path):
+    """The recorded texts, one of which passes the window, with a window that is no layer's."""
+    folder = shutil.copytree(export_tiny("float32"), tmp_path / "bundle", copy_function=os.link)
+    values = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").unlink()
+    values["model"]["sliding"] = {"window": 1, "layers": [0, 1, 2]}
+    (folder / "manifest.json").write_text(json.dumps(values))
+    loaded = LoadedBundle(folder, runtime)
+    with closing(loaded):
+        reference = loaded.reference
+        index = int(np.argmax([len(ids) for ids in reference.prompt_ids]))
+        assert len(reference.prompt_ids[index]) > 128 + 1 + STEP  # the tiny model's window
+        found = loaded.generate(reference.prompt_ids[index])
+    assert found == reference.greedy_ids[index].tolist()

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from exporter.checkpoint import read_checkpoint, read_drafter
-from exporter.original import Original
+from exporter.original import Original, group_texts
 from exporter.reference import (
     Prompt,
     ReferenceSize,
     choose_prompts,
+    long_length,
     read_prompts,
     record_reference,
     reference_size,
 )
-from runtime_py.kv_rows import MARGIN
+from runtime_py.kv_rows import MARGIN, STEP
 from tests.whole_model import WholeModel
 
 SIZE = ReferenceSize(num_tokens=6, draft_length=2)
@@ -124,3 +125,43 @@ def test_prompts_may_begin_with_a_byte_order_mark_and_hold_any_line_separator(tm
     lines = '{"kind": "text", "text": "a\u2028b"}\r\n\n{"kind": "chat", "text": "c"}'
     path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
     assert read_prompts(path) == [Prompt("text", "a\u2028b"), Prompt("chat", "c")]
+
+
+@pytest.mark.parametrize(
+    ("window", "cache_length", "wanted"),
+    [
+        (128, 2048, 128 + 1 + MARGIN + STEP + 1),  # rows were given back
+        (128, 200, 194),  # all that is left
+        (194, 200, None),
+        (512, 200, None),
+    ],
+)
+def test_a_long_prompt_passes_the_window(window, cache_length, wanted):
+    assert long_length(window, SIZE, cache_length) == wanted
+
+
+def test_a_far_longer_text_is_read_by_itself():
+    assert group_texts([20, 500, 30, 25]) == [[0, 2, 3], [1]]
+    assert group_texts([20, 31, 30, 25]) == [[0, 1, 2, 3]]
+    assert group_texts([500, 500, 20]) == [[0, 1, 2]]
+    assert group_texts([9000]) == [[0]]
+
+
+def test_a_text_read_by_itself_says_the_same(originals):
+    target = read_checkpoint(originals[0])
+    draw = np.random.default_rng(0)
+    prompts = [("", draw.integers(2, target.spec.vocab_size, n).tolist()) for n in (3, 700, 5)]
+    original = Original(target, read_drafter(originals[1], target))
+    assert len(group_texts([3, 700, 5])) == 2
+    together = record_reference(original, prompts, SIZE)
+    alone = [record_reference(original, [prompt], SIZE) for prompt in prompts]
+    for name in ("greedy_ids", "draft_ids", "probe_logits"):
+        wanted = np.concatenate([getattr(part.reference, name) for part in alone])
+        if name == "probe_logits":
+            wanted = wanted[..., :8]  # the others are drawn by the prompt's number
+            np.testing.assert_allclose(together.reference.probe_logits[..., :8], wanted, atol=1e-4)
+        else:
+            np.testing.assert_array_equal(getattr(together.reference, name), wanted)
+    for layer, kv_range in together.kv_ranges.items():
+        wanted = max(part.kv_ranges[layer].keys for part in alone)
+        assert kv_range.keys == pytest.approx(wanted, rel=1e-4)
