@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from runtime_py.backends import Backend, SessionOptions
 from runtime_py.chat_template import read_template
@@ -14,13 +14,14 @@ from runtime_py.manifest import (
     RuntimeEntry,
     RuntimeName,
     bundle_path,
-    check_checksums,
     read_manifest,
 )
+from runtime_py.onnx_files import onnx_files
 from runtime_py.probe import probe_model
 from runtime_py.reference import Reference, read_reference
 from runtime_py.speculative import Session
 from runtime_py.tokenizer import Tokenizer
+from runtime_py.verified import Bar, no_bar, verify_files
 
 
 def _open_litert(model: Path, options: SessionOptions) -> Backend:
@@ -65,9 +66,10 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    bar: Bar = no_bar  # shows the reading of large files
 
     @classmethod
-    def open(cls, folder: Path) -> "Bundle":
+    def open(cls, folder: Path, bar: Bar = no_bar) -> "Bundle":
         """Read the manifest.
 
         Raises:
@@ -79,23 +81,34 @@ class Bundle:
             raise RunError(
                 f"{folder}: its path is not UTF-8, which no runtime can open; rename the folder"
             ) from None
-        return cls(folder, read_manifest(folder))
+        return cls(folder, read_manifest(folder), bar)
 
     def verify_checksums(self) -> None:
-        check_checksums(self.folder, self.manifest)
+        """Read every file. Raises RunError naming the first that is not what was exported."""
+        verify_files(self.folder, self.manifest.files, self.bar, in_full=True)
+
+    def _path(self, name: str) -> Path:
+        """A file that is about to be opened: listed, and with the checksum that the list says."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise RunError(
+                f"{self.folder}: {name!r} is used but not listed in the manifest; export again"
+            )
+        verify_files(self.folder, {name: entry}, self.bar)
+        return bundle_path(self.folder, name)
 
     def tokenizer(self) -> Tokenizer:
         tokens = self.manifest.tokens
         template = tokens.chat_template
         return Tokenizer(
-            bundle_path(self.folder, tokens.tokenizer),
+            self._path(tokens.tokenizer),
             tokens,
-            None if template is None else read_template(bundle_path(self.folder, template)),
+            None if template is None else read_template(self._path(template)),
             self.manifest.model.context_length,
         )
 
     def reference(self) -> Reference:
-        return read_reference(bundle_path(self.folder, self.manifest.reference))
+        return read_reference(self._path(self.manifest.reference))
 
     def pick_runtime(self, wanted: str | None) -> RuntimeName:
         """The runtime to use: the wanted one, or the first that is installed.
@@ -130,8 +143,14 @@ class Bundle:
         return self.manifest.runtimes[runtime]
 
     def model_path(self, runtime: RuntimeName) -> Path:
-        """The file that the runtime loads."""
-        return bundle_path(self.folder, self.entry(runtime).model)
+        """The file that the runtime loads, verified together with those that this one opens."""
+        name = self.entry(runtime).model
+        path = self._path(name)
+        if runtime == "onnx":
+            beside = PurePosixPath(name).parent
+            for file in onnx_files(path):
+                self._path((beside / file).as_posix())
+        return path
 
     def backend(self, runtime: RuntimeName, options: SessionOptions) -> Backend:
         """Load the graphs; the caller closes the backend."""

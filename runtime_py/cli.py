@@ -87,7 +87,7 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
     or holds up the runtime's native code is named in an error. That costs a second load; it is no
     protection from a file that was made to take over the process.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, render.progress)
     opened.verify_checksums()
     name = opened.pick_runtime(runtime)
     session = _session(options)
@@ -117,7 +117,7 @@ def generate(
 ) -> None:
     """Answer one prompt, streaming the text to stdout and a summary to stderr."""
     as_json, stats = options.pop("as_json"), options.pop("stats")
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, render.progress)
     tokenizer = opened.tokenizer()
     text = sys.stdin.read(tokenizer.max_bytes + 1) if prompt == "-" else prompt
     if not text:
@@ -142,7 +142,7 @@ def generate(
 @runtime_options
 def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **options: Any) -> None:
     """Talk to the model. /reset forgets the conversation, /quit or Ctrl-D leaves."""
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, render.progress)
     tokenizer = opened.tokenizer()
     tokenizer.render_chat([_user("")])  # refuse now if there is no template
     session = _session(options)
@@ -218,7 +218,7 @@ def bench(
     _refuse_useless(ours if options["adb"] else theirs, adb=options["adb"])
     if html:
         check_writable(html)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, render.progress)
     session_options = _session(options)
     effort = Effort(max_new_tokens=options["max_new_tokens"], num_repeats=options["repeats"])
     if options["adb"]:
@@ -281,7 +281,7 @@ def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) ->
 
     Read from the files themselves: neither the runtime nor the checkpoint is needed.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, render.progress)
     names = list(opened.manifest.runtimes) if runtime is None else [opened.made_for(runtime)]
     found = {name: inspect_bundle(opened, name) for name in names}
     if as_json:
@@ -307,7 +307,7 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     processor is reported. Exit code 0 if one loads (with BUNDLE: one of the bundle's, and the
     bundle fits), 1 if not.
     """
-    found = diagnose(None if bundle is None else Bundle.open(bundle))
+    found = diagnose(None if bundle is None else Bundle.open(bundle, render.progress))
     if as_json:
         say(json.dumps(found.as_dict()))
     else:

@@ -4,11 +4,8 @@ The cache holds nothing but milliseconds, how well each is known, the share of d
 accepted and what they gained, kept up to date by every use, and can be deleted at any time.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +21,7 @@ from runtime_py.draft_length import AutoDraftLength
 from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
 from runtime_py.rounds import DraftLength, FixedDraftLength
-from runtime_py.user_cache import open_own, private_folder, processor, user_cache
+from runtime_py.user_cache import open_own, processor, user_cache, write_beside
 
 MAX_SAMPLES = 18  # of each width, besides one that warms up; the later half counts
 IN_A_ROW = 3  # rounds alike
@@ -88,7 +85,8 @@ class _Remembered(AutoDraftLength):
         ms = {width: 1000 * seconds for width, (seconds, _) in usual.items()}
         looks = {width: num_looks for width, (_, num_looks) in usual.items()}
         first = min(max(self.costs.first, 0.0), MOST_FIRST)
-        _write(self._path, CallMs(ms.pop(0), ms, looks, first, self.next_prior(), self.next_gain()))
+        kept = CallMs(ms.pop(0), ms, looks, first, self.next_prior(), self.next_gain())
+        write_beside(self._path, json.dumps(asdict(kept)))
 
 
 def remember(policy: DraftLength) -> None:
@@ -116,7 +114,7 @@ def device_costs(backend: Backend, key: str, folder: Path) -> CallMs:
     found = _read(path, widths)
     if found is None:
         found = measure(backend, widths)
-        _write(path, found)
+        write_beside(path, json.dumps(asdict(found)))
     return found
 
 
@@ -210,18 +208,3 @@ def _read(path: Path, widths: list[int]) -> CallMs | None:
     sane = sane and 0 <= first <= MOST_FIRST and 0 <= gain < max(widths)
     sane = sane and (found.acceptance is None or 0 <= found.acceptance <= 1)
     return found if sane and sorted(verify) == widths and sorted(looks) == [0, *widths] else None
-
-
-def _write(path: Path, found: CallMs) -> None:
-    """Beside, then renamed: another process sees all of it or nothing."""
-    if private_folder(path.parent) is None:
-        return
-    with contextlib.suppress(OSError):
-        handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(asdict(found), file)
-            Path(beside).replace(path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise

@@ -7,6 +7,7 @@ wrong types, absurd sizes and paths that leave the bundle are refused with one l
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
@@ -138,7 +139,7 @@ def parse_manifest(bundle: Path) -> Manifest:
     Raises:
         RunError: as read_manifest does.
     """
-    path = bundle / MANIFEST_NAME
+    path = bundle_path(bundle, MANIFEST_NAME)
     if not bundle.is_dir():
         raise RunError(f"{bundle}: no such bundle folder; make one with gemma-export")
     if not path.is_file():
@@ -168,7 +169,8 @@ def parse_manifest(bundle: Path) -> Manifest:
 def _check_size(bundle: Path, name: str, entry: FileEntry) -> None:
     path = bundle_path(bundle, name)
     if not path.is_file():
-        raise RunError(f"{bundle}: {name} is listed in the manifest but missing; copy it again")
+        found = "no regular file" if path.exists() else "missing"
+        raise RunError(f"{bundle}: {name} is listed in the manifest but {found}; copy it again")
     if path.stat().st_size != entry.size_bytes:
         raise RunError(
             f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size_bytes}; the file "
@@ -184,28 +186,20 @@ def bundle_path(bundle: Path, name: str) -> Path:
     return path
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Measure one file, reading it in chunks."""
-    digest = hashlib.sha256()
+def checksum(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """The sha256 of a file, read in chunks; `progress` hears of the bytes read."""
+    digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-    return FileEntry(size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+            done += len(chunk)
+            progress(done)
+    return digest.hexdigest()
 
 
-def check_checksums(bundle: Path, manifest: Manifest) -> None:
-    """Compare every listed file with its checksum.
-
-    Raises:
-        RunError: naming the first file that differs.
-    """
-    for name, entry in manifest.files.items():
-        found = file_entry(bundle_path(bundle, name))
-        if found.sha256 != entry.sha256:
-            raise RunError(
-                f"{bundle / name}: sha256 {found.sha256[:12]}…, the manifest says "
-                f"{entry.sha256[:12]}…; the file was altered, copy it again"
-            )
+def file_entry(path: Path) -> FileEntry:
+    """Measure one file."""
+    return FileEntry(size_bytes=path.stat().st_size, sha256=checksum(path))
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:

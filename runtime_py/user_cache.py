@@ -7,6 +7,7 @@ import os
 import platform
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -84,6 +85,21 @@ def open_own(path: Path) -> Iterator[BinaryIO]:
 @functools.cache
 def _warn(message: str) -> None:
     _logger.warning("%s", message)
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Beside, then renamed: another process sees all of it or nothing. Failing costs time only."""
+    if private_folder(path.parent) is None:
+        return
+    with contextlib.suppress(OSError):
+        handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(beside).replace(path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
 
 
 def processor() -> str:

@@ -35,10 +35,8 @@ from runtime_py.backends.onnx_contract import PAST, PRESENT, Contract
 from runtime_py.backends.onnx_graph import CPU, Array, Call, Graph, Runtime, zeros
 from runtime_py.errors import RunError
 from runtime_py.manifest import SlidingEntry
+from runtime_py.onnx_files import DRAFT, FILL, FINISH, sibling
 
-FILL = "fill"
-FINISH = "finish"
-DRAFT = "draft"
 ROW_MULTIPLE = 16  # views of the KV rows begin and end on a multiple of it
 
 
@@ -89,11 +87,11 @@ class OnnxBackend:
         fill = runtime.load(path)
         contract = Contract(fill)
         self._numbers, self._between = contract.numbers, contract.between
-        finish = runtime.load(_sibling(path, FINISH))
+        finish = runtime.load(sibling(path, FINISH))
         contract.check_finish(finish)
         self._graphs = {FILL: fill, FINISH: finish}
         if self.has_drafter:
-            self._graphs[DRAFT] = runtime.load(_sibling(path, DRAFT))
+            self._graphs[DRAFT] = runtime.load(sibling(path, DRAFT))
             contract.check_draft(self._graphs[DRAFT])
         num_rows = -(-self.cache_length // ROW_MULTIPLE) * ROW_MULTIPLE
         # A stale row is hidden by the mask, which multiplies it by zero: it must not be a NaN.
@@ -227,8 +225,3 @@ def _buffer(name: str, rows: Array, sliding: SlidingEntry | None) -> KvBuffer:
         row_bytes=size * rows.itemsize,
         slides=name.partition(".")[0] in layers,
     )
-
-
-def _sibling(path: Path, graph: str) -> Path:
-    """model.fill.onnx -> model.finish.onnx"""
-    return path.with_name(path.name.replace(f".{FILL}.", f".{graph}."))

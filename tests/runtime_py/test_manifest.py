@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime_py.bundle import Bundle
 from runtime_py.errors import RunError
 from runtime_py.manifest import (
     Manifest,
-    check_checksums,
     file_entry,
     read_manifest,
     write_manifest,
@@ -32,7 +32,7 @@ def test_what_is_written_is_read_again(bundle):
     manifest = read_manifest(bundle)
     write_manifest(bundle, manifest)
     assert read_manifest(bundle) == manifest
-    check_checksums(bundle, manifest)
+    Bundle.open(bundle).verify_checksums()
 
 
 def test_the_golden_manifest_of_format_1_is_still_read():
@@ -102,7 +102,7 @@ def test_refuses_a_missing_a_truncated_and_an_altered_file(bundle):
         read_manifest(bundle)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(RunError, match=r"model\.litertlm: sha256"):
-        check_checksums(bundle, read_manifest(bundle))
+        Bundle.open(bundle).verify_checksums()
     path.unlink()
     with pytest.raises(RunError, match="listed in the manifest but missing"):
         read_manifest(bundle)
