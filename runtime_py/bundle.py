@@ -108,7 +108,9 @@ class Bundle:
         )
 
     def reference(self) -> Reference:
-        return read_reference(self._path(self.manifest.reference))
+        model = self.manifest.model
+        path = self._path(self.manifest.reference)
+        return read_reference(path, model.vocab_size, model.context_length)
 
     def pick_runtime(self, wanted: str | None) -> RuntimeName:
         """The runtime to use: the wanted one, or the first that is installed.
@@ -153,8 +155,32 @@ class Bundle:
         return path
 
     def backend(self, runtime: RuntimeName, options: SessionOptions) -> Backend:
-        """Load the graphs; the caller closes the backend."""
-        return BACKENDS[runtime](self.model_path(runtime), options)
+        """Load the graphs; the caller closes the backend.
+
+        Raises:
+            RunError: if they do not load, or are of other sizes than the manifest says.
+        """
+        backend = BACKENDS[runtime](self.model_path(runtime), options)
+        try:
+            self._prove_sizes(runtime, backend)
+        except RunError:
+            backend.close()
+            raise
+        return backend
+
+    def _prove_sizes(self, runtime: RuntimeName, backend: Backend) -> None:
+        model = self.manifest.model
+        for name, said, found in (
+            ("vocab_size", model.vocab_size, backend.vocab_size),
+            ("hidden_size", model.hidden_size, backend.hidden_size),
+            ("context_length", model.context_length, backend.cache_length),
+            ("has_drafter", model.has_drafter, backend.has_drafter),
+        ):
+            if said != found:
+                raise RunError(
+                    f"{self.folder}: the manifest says {name} is {said}, the graphs of {runtime} "
+                    f"say {found}; copy all files of one bundle again"
+                )
 
     def try_backend(self, runtime: RuntimeName, options: SessionOptions) -> None:
         """Load and call the graphs in a process of its own first, which they may end.

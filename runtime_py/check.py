@@ -5,6 +5,7 @@ along the original's own text, so that its logits can be compared row by row; th
 after each of the original's tokens, so that its acceptance can be compared with the original's.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -226,7 +227,8 @@ class _Replay:
             self._backend.prefill(text[:-1], 0)
         logits, _ = self._backend.verify(text[-1:], len(text) - 1)
         second, first = np.partition(logits[0], -2)[-2:]
-        return float(first - second)
+        margin = float(first - second)
+        return margin if math.isfinite(margin) else math.inf
 
 
 def _partings(found: Ids, wanted: Ids, margins: npt.NDArray[np.float32]) -> tuple[Parting, ...]:
@@ -262,12 +264,13 @@ def _shares(draft_ids: Ids, greedy_ids: Ids) -> tuple[float, ...]:
 
 def _judge(report: CheckReport, tolerances: Tolerances, logit_scale: float) -> CheckReport:
     failures: list[str] = []
-    if report.logit_error > tolerances.max_logit_error:
+    # Written so that not-a-number fails: every comparison with it is false.
+    if not report.logit_error <= tolerances.max_logit_error:
         failures.append(
             f"logits differ from the original's by {report.logit_error:.2g} of their scale, "
             f"allowed {tolerances.max_logit_error:.2g}"
         )
-    if report.agreement < tolerances.min_agreement:
+    if not report.agreement >= tolerances.min_agreement:
         failures.append(
             f"only {report.agreement:.1%} of tokens agree with the original, "
             f"needed {tolerances.min_agreement:.1%}"
@@ -290,14 +293,14 @@ def _partings_that_are_no_ties(
     # Two widths of one graph may round differently, so a near tie may fall either way.
     tie = min(tolerances.max_logit_error, MAX_TIE) * logit_scale
     margin = max((parting.margin for parting in report.speculative.partings), default=0.0)
-    if margin > tie:
+    if not margin <= tie:
         failures.append(
             f"speculative output differs from plain decoding where the margin is {margin:.2g}; "
             f"under {tie:.2g} it would be a tie, so the graphs disagree"
         )
     # A lossy recipe may say something else than the original; an exact one only at a tie.
     margin = max((parting.margin for parting in report.original.partings), default=0.0)
-    if tolerances.max_logit_error <= MAX_TIE and margin > 2 * tie:
+    if tolerances.max_logit_error <= MAX_TIE and not margin <= 2 * tie:
         failures.append(
             f"plain decoding leaves the original's text where the margin is {margin:.2g}; "
             f"under {2 * tie:.2g} it would be a tie"

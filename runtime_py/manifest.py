@@ -39,7 +39,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class FileEntry(_Strict):
@@ -70,7 +70,8 @@ class ModelEntry(_Strict):
 class Tolerances(_Strict):
     """What `gemma-run check` demands of a recipe; the recipe's file says why."""
 
-    max_logit_error: Annotated[float, Field(gt=0)] = 1.0  # relative to the largest logit
+    # Relative to the largest logit; of more nothing could be left.
+    max_logit_error: Annotated[float, Field(gt=0, le=10)] = 1.0
     min_agreement: Share = 0.0  # of greedy tokens, the original's text given
     min_acceptance_ratio: Share = 0.5  # accepted first drafts, relative to the original drafter's
 
@@ -118,6 +119,9 @@ class Manifest(_Strict):
         for path in used:
             if path not in self.files:
                 raise ValueError(f"{path!r} is used but not listed under files")
+        for token_id in (self.tokens.bos_token_id, *self.tokens.stop_token_ids):
+            if token_id is not None and token_id >= self.model.vocab_size:
+                raise ValueError(f"token {token_id} of a vocabulary of {self.model.vocab_size}")
         return self
 
 

@@ -1,18 +1,30 @@
 """reference.npz: what the original said, recorded at export and replayed by `gemma-run check`."""
 
 import json
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime_py.errors import RunError
+from runtime_py.npz import read_arrays
+from runtime_py.printable import shown
 
 Ids = npt.NDArray[np.int32]
-_ARRAYS = ("prompts", "prompt_lengths", "prompt_ids", "greedy_ids")
-_LOGITS = ("probe_ids", "probe_logits", "logit_scale", "draft_ids")
+_TYPES = {
+    "prompts": "|u1",
+    "prompt_lengths": "<i4",
+    "prompt_ids": "<i4",
+    "greedy_ids": "<i4",
+    "probe_ids": "<i4",
+    "probe_logits": "<f4",
+    "logit_scale": "<f4",
+    "draft_ids": "<i4",
+}
+_MOST_UNSEEN = 8  # times the largest logit that was kept may the largest one of all be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +59,23 @@ class Reference:
         return float(logits[0] - logits[kept[0]]) if kept.size else float("inf")
 
     def __post_init__(self) -> None:
-        num_prompts, num_tokens = self.greedy_ids.shape
         shapes_agree = (
-            len(self.prompts) == len(self.prompt_ids) == num_prompts
+            self.greedy_ids.ndim == 2
+            and len(self.prompts) == len(self.prompt_ids) == self.greedy_ids.shape[0]
             and self.probe_ids.shape == self.probe_logits.shape
-            and self.probe_ids.shape[:2] == (num_prompts, num_tokens)
-            and self.draft_ids.ndim == 3
-            and self.draft_ids.shape[0] == num_prompts
-            and self.draft_ids.shape[1] <= num_tokens
+            and self.probe_ids.ndim == self.draft_ids.ndim == 3
+            and self.probe_ids.shape[:2] == self.greedy_ids.shape
+            and self.draft_ids.shape[0] == self.greedy_ids.shape[0]
+            and self._drafts_fit()
         )
-        if not shapes_agree:
+        if not shapes_agree or min(self.greedy_ids.shape) < 1 or self.probe_ids.shape[2] < 2:
             raise ValueError("array shapes do not fit each other")
+
+    def _drafts_fit(self) -> bool:
+        """Drafts are compared with the tokens behind the one they follow."""
+        num_rounds, draft_length = self.draft_ids.shape[1:]
+        most = int(self.greedy_ids.shape[1]) - draft_length
+        return bool(draft_length == 0 or 1 <= num_rounds <= most)
 
 
 def write_reference(path: Path, reference: Reference) -> None:
@@ -75,36 +93,71 @@ def write_reference(path: Path, reference: Reference) -> None:
     )
 
 
-def read_reference(path: Path) -> Reference:
+def read_reference(path: Path, vocab_size: int, context_length: int) -> Reference:
     """Read a recorded reference; nothing in it can run code or unpack to more than the file.
 
+    Args:
+        path: of the file.
+        vocab_size: every token in it must be below.
+        context_length: a prompt and its greedy tokens must fit.
+
     Raises:
-        RunError: if the file is not what write_reference writes.
+        RunError: if the file is not what write_reference writes, or not of this model.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ValueError("compressed members")
-        with np.load(path, allow_pickle=False) as arrays:
-            return _from_arrays({name: arrays[name] for name in _ARRAYS + _LOGITS})
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: not a recorded reference ({error}); export again") from None
+        arrays = read_arrays(path, _TYPES)
+        reference = _from_arrays(arrays)
+        _check_values(reference, vocab_size, context_length)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = shown(error, 200)
+        raise RunError(f"{path}: not a recorded reference ({reason}); export again") from None
+    return reference
 
 
-def _from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> Reference:
-    prompts = json.loads(arrays["prompts"].tobytes())
-    ends = np.cumsum(arrays["prompt_lengths"].astype(np.int64))
+def _from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Reference:
+    prompts, lengths = json.loads(arrays["prompts"].tobytes()), arrays["prompt_lengths"]
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("prompts that are no texts")
+    if lengths.ndim != 1 or lengths.size == 0 or lengths.min() < 1:
+        raise ValueError("prompts without tokens")
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if arrays["prompt_ids"].shape != (ends[-1],):
+        raise ValueError("prompts of other lengths")
+    if arrays["logit_scale"].shape not in ((), (1,)):
+        raise ValueError("several logit scales")
     return Reference(
-        prompts=tuple(str(prompt) for prompt in prompts),
-        prompt_ids=tuple(
-            part.astype(np.int32) for part in np.split(arrays["prompt_ids"], ends[:-1])
-        ),
-        greedy_ids=arrays["greedy_ids"].astype(np.int32),
-        probe_ids=arrays["probe_ids"].astype(np.int32),
-        probe_logits=arrays["probe_logits"].astype(np.float32),
-        logit_scale=float(arrays["logit_scale"].astype(np.float32)),
-        draft_ids=arrays["draft_ids"].astype(np.int32),
+        prompts=tuple(prompts),
+        prompt_ids=tuple(np.split(arrays["prompt_ids"], ends[:-1])),
+        greedy_ids=arrays["greedy_ids"],
+        probe_ids=arrays["probe_ids"],
+        probe_logits=arrays["probe_logits"],
+        logit_scale=float(arrays["logit_scale"].ravel()[0]),
+        draft_ids=arrays["draft_ids"],
     )
+
+
+def _check_values(reference: Reference, vocab_size: int, context_length: int) -> None:
+    """Raises ValueError for what no recording of such a model has."""
+    for ids in (reference.greedy_ids, reference.probe_ids, reference.draft_ids):
+        _check_ids(ids, vocab_size)
+    longest = max(map(len, reference.prompt_ids)) + reference.greedy_ids.shape[1]
+    if longest > context_length:
+        raise ValueError(f"a text of {longest} tokens, the context holds {context_length}")
+    for ids in reference.prompt_ids:
+        _check_ids(ids, vocab_size)
+    largest = float(np.abs(reference.probe_logits).max())
+    # Everything is measured by the scale, and a wrong one would hide any error. It may be that of
+    # a logit that was not kept.
+    if not largest / 2 <= reference.logit_scale <= _MOST_UNSEEN * largest < float("inf"):
+        raise ValueError(f"a scale of {reference.logit_scale:.3g} of logits up to {largest:.3g}")
+    if not reference.logit_scale > 0:
+        raise ValueError("logits that are all 0")
+
+
+def _check_ids(ids: Ids, vocab_size: int) -> None:
+    if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise ValueError(f"token {wrong} of a vocabulary of {vocab_size}")
 
 
 def acceptance(draft_ids: Ids, greedy_ids: Ids) -> npt.NDArray[np.float64]:

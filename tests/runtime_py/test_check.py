@@ -184,3 +184,9 @@ def test_what_a_round_costs_is_measured_while_checking(reference):
     assert round_cost(timed, drafts) == pytest.approx((0.5 * drafts + 3.0) / 2.0)
     assert round_cost(timed, 0) is None
     assert round_cost(TimedBackend(backend()), drafts) is None
+
+
+def test_a_scale_that_is_no_number_fails_whatever_is_compared_with_it(reference):
+    nan = dataclasses.replace(reference, logit_scale=float("nan"))
+    assert not check(backend(), nan).passed
+    assert not check(backend(), nan, LOOSE).passed

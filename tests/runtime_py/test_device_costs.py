@@ -1,6 +1,7 @@
 """What calls cost on this device: measured at load, kept in the user's cache."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -178,7 +179,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(json, "dump", interrupt)
+    monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         device_costs(SleepingBackend(), "key", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -28,6 +28,10 @@ def rewrite(bundle, change):
     path.write_text(json.dumps(values))
 
 
+def tolerances(values):
+    return values["runtimes"]["litert"]["tolerances"]
+
+
 def test_what_is_written_is_read_again(bundle):
     manifest = read_manifest(bundle)
     write_manifest(bundle, manifest)
@@ -72,6 +76,11 @@ def test_a_link_that_leads_outside_is_refused(bundle, tmp_path):
         (lambda v: v["model"].update(sliding={"layers": [0]}), "model.sliding.window: Field req"),
         (lambda v: v["model"].update(sliding={"window": 0, "layers": [0]}), "sliding.window: Inp"),
         (lambda v: v["model"].update(sliding={"window": 4, "layers": []}), "model.sliding.layers"),
+        (lambda v: v["tokens"].update(bos_token_id=300), "token 300 of a vocabulary of 300"),
+        (lambda v: v["tokens"].update(stop_token_ids=[1, 999]), "token 999 of a vocabulary of 300"),
+        (lambda v: tolerances(v).update(max_logit_error=float("inf")), "max_logit_error: Input"),
+        (lambda v: tolerances(v).update(max_logit_error=11.0), "max_logit_error: Input should be"),
+        (lambda v: tolerances(v).update(min_agreement=float("nan")), "min_agreement: Input should"),
         (lambda v: v.update(draft_length=-1), "draft_length: Input should be"),
         (lambda v: v.update(runtimes={}), "no runtime is listed"),
         (lambda v: v["runtimes"].update(cuda=v["runtimes"]["litert"]), "runtimes.cuda"),

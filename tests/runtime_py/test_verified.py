@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from runtime_py import verified
+from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
 from runtime_py.errors import RunError
 from runtime_py.manifest import file_entry
@@ -182,3 +183,25 @@ def test_progress_is_shown_for_large_files(bundle, monkeypatch):
 
     Bundle.open(bundle, bar).reference()
     assert shown == [("verify", 0, "MB"), 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("vocab_size", 49),
+        ("hidden_size", 4),
+        ("context_length", 23),
+        ("context_length", 25),
+        ("has_drafter", False),
+    ],
+)
+def test_sizes_in_the_manifest_are_those_of_the_graphs(bundle, name, value):
+    values = json.loads((bundle / "manifest.json").read_text())
+    sizes = {"vocab_size": 48, "hidden_size": 16, "context_length": 24, "has_drafter": True}
+    values["model"] |= sizes
+    (bundle / "manifest.json").write_text(json.dumps(values))
+    Bundle.open(bundle).backend("onnx", SessionOptions(num_threads=1)).close()
+    values["model"][name] = value
+    (bundle / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(RunError, match=f"the manifest says {name} is {value}, the graphs of onnx"):
+        Bundle.open(bundle).backend("onnx", SessionOptions(num_threads=1))

@@ -1,0 +1,80 @@
+"""Reader of .npz files from anywhere: what numpy.savez writes of plain arrays, and nothing else.
+
+numpy's own reader believes an array's header: it takes memory for any shape before it looks for
+the numbers, follows the flags of a .zip, and raises whatever those modules raise.
+"""
+
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_BYTES = 1 << 28  # of all arrays together
+_MAX_MEMBERS = 64
+_FLAGS = 1 << 11  # that a member may have: its name is UTF-8
+_MAGIC = b"\x93NUMPY\x01\x00"
+_HEADER = re.compile(
+    rb"\{'descr': '([^']{1,9})', 'fortran_order': False, 'shape': \(([0-9, ]{0,90})\),? ?\}[ \n]*"
+)
+
+
+def read_arrays(path: Path, types: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays by name; others in the file are not looked at.
+
+    Args:
+        path: of the file.
+        types: numpy's name of the type that each array has, least byte first.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is damaged, compressed, too large, or lacks an array of that type.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _members(archive, types)
+            return {
+                name: _array(archive.read(info), name, types[name])
+                for name, info in members.items()
+            }
+    # What zipfile raises for damaged, encrypted and unknown members.
+    except (zipfile.BadZipFile, RuntimeError, EOFError, struct.error, OverflowError) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _members(archive: zipfile.ZipFile, types: Mapping[str, str]) -> dict[str, zipfile.ZipInfo]:
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    if len(infos) > _MAX_MEMBERS or len(set(names)) < len(names):
+        raise ValueError("the same array twice, or too many")
+    for info in infos:
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ~_FLAGS:
+            raise ValueError("compressed members, or encrypted ones")
+        if info.file_size != info.compress_size:
+            raise ValueError("sizes that do not agree")
+    if sum(info.file_size for info in infos) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+    found = {info.filename.removesuffix(".npy"): info for info in infos}
+    for name in types:
+        if name not in found:
+            raise ValueError(f"no {name}")
+    return {name: found[name] for name in types}
+
+
+def _array(data: bytes, name: str, dtype: str) -> npt.NDArray[Any]:
+    """One .npy of version 1.0 in C order."""
+    end = 10 + int.from_bytes(data[8:10], "little")
+    header = _HEADER.fullmatch(data[10:end])
+    if data[:8] != _MAGIC or header is None or header[1].decode("latin-1") != dtype:
+        raise ValueError(f"{name} is no array of {dtype}")
+    sizes = [word for word in header[2].decode().replace(" ", "").split(",") if word]
+    shape = tuple(map(int, sizes))
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size != len(data) - end:
+        raise ValueError(f"{name} has {len(data) - end} bytes, its shape asks for {size}")
+    return np.frombuffer(data, dtype, offset=end).reshape(shape)
