@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime_py.errors import RunError
+from runtime_py.printable import shown
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -26,7 +27,7 @@ RuntimeName = Literal["litert", "onnx", "executorch"]
 def _inside(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
-        raise ValueError(f"{path!r} leaves the bundle")
+        raise ValueError(f"{shown(repr(path))} leaves the bundle")
     return path
 
 
@@ -118,7 +119,7 @@ class Manifest(_Strict):
         used += [self.reference, self.tokens.tokenizer, self.tokens.chat_template or self.reference]
         for path in used:
             if path not in self.files:
-                raise ValueError(f"{path!r} is used but not listed under files")
+                raise ValueError(f"{shown(repr(path))} is used but not listed under files")
         for token_id in (self.tokens.bos_token_id, *self.tokens.stop_token_ids):
             if token_id is not None and token_id >= self.model.vocab_size:
                 raise ValueError(f"token {token_id} of a vocabulary of {self.model.vocab_size}")
@@ -159,7 +160,7 @@ def parse_manifest(bundle: Path) -> Manifest:
     found = values.get("format_version") if isinstance(values, dict) else None
     if found != FORMAT_VERSION:
         raise RunError(
-            f"{path}: manifest format {found!r}, this runtime reads {FORMAT_VERSION}; "
+            f"{path}: manifest format {shown(repr(found))}, this runtime reads {FORMAT_VERSION}; "
             "install the matching gemma-run or export again"
         )
     try:
@@ -167,14 +168,18 @@ def parse_manifest(bundle: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise RunError(f"{path}: {where}: {first['msg']}; export again") from None
+        raise RunError(
+            f"{path}: {shown(where)}: {shown(first['msg'], 300)}; export again"
+        ) from None
 
 
 def _check_size(bundle: Path, name: str, entry: FileEntry) -> None:
     path = bundle_path(bundle, name)
     if not path.is_file():
         found = "no regular file" if path.exists() else "missing"
-        raise RunError(f"{bundle}: {name} is listed in the manifest but {found}; copy it again")
+        raise RunError(
+            f"{bundle}: {shown(name)} is listed in the manifest but {found}; copy it again"
+        )
     if path.stat().st_size != entry.size_bytes:
         raise RunError(
             f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size_bytes}; the file "
@@ -185,8 +190,15 @@ def _check_size(bundle: Path, name: str, entry: FileEntry) -> None:
 def bundle_path(bundle: Path, name: str) -> Path:
     """A file of the bundle, refused when a link in it leads outside."""
     path = bundle / name
-    if not path.resolve().is_relative_to(bundle.resolve()):
-        raise RunError(f"{bundle}: {name!r} leads outside the bundle; refuse it or export again")
+    try:
+        inside = path.resolve().is_relative_to(bundle.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        inside = False
+    if not inside:
+        raise RunError(
+            f"{bundle}: {shown(repr(name))} leads outside the bundle or nowhere; refuse it or "
+            "export again"
+        )
     return path
 
 

@@ -4,11 +4,11 @@ Field numbers are those of onnx.proto. A field that should stand once may stand 
 readers differ in which they believe: all of them count here.
 """
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from runtime_py.errors import RunError
+from runtime_py.mapping import mapped
 from runtime_py.protobuf import Message, ProtobufError
 
 _GRAPH, _FUNCTIONS = 7, 25  # of a model
@@ -49,18 +49,13 @@ def onnx_files(fill: Path) -> set[str]:
 def _weight_files(path: Path) -> set[str]:
     """As the tensors spell them."""
     try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            memoryview(data) as view,
-        ):
+        with mapped(path) as view:
             return _of_model(view)
-    except (OSError, ValueError, ProtobufError) as error:  # ValueError: an empty file
+    except ProtobufError as error:
         raise RunError(f"{path}: no .onnx file ({error}); copy the file again") from None
 
 
 def _of_model(view: memoryview) -> set[str]:
-    # Its pieces refer to the mapping, which cannot be closed before they are gone.
     model = Message(view)
     found: set[str] = set()
     for graph in model.messages(_GRAPH):

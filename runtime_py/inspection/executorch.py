@@ -22,7 +22,7 @@ from runtime_py.inspection.findings import (
     group_size,
     model_memory,
 )
-from runtime_py.inspection.mapping import mapped
+from runtime_py.mapping import mapped
 from runtime_py.sliding import KEY as SLIDING
 from runtime_py.sliding import sliding_entry
 from runtime_py.weight_names import KEY, fingerprint, read_names

@@ -22,9 +22,9 @@ from runtime_py.inspection.findings import (
     Weight,
     model_memory,
 )
-from runtime_py.inspection.mapping import mapped
 from runtime_py.litertlm import Section as FileSection
 from runtime_py.litertlm import read_metadata, read_sections
+from runtime_py.mapping import mapped
 from runtime_py.printable import one_line
 from runtime_py.sliding import KEY, read_sliding
 

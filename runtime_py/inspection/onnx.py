@@ -22,8 +22,8 @@ from runtime_py.inspection.findings import (
     model_memory,
     size_bytes,
 )
-from runtime_py.inspection.mapping import mapped
 from runtime_py.manifest import bundle_path
+from runtime_py.mapping import mapped
 from runtime_py.printable import one_line
 from runtime_py.protobuf import Message, ProtobufError
 from runtime_py.sliding import KEY, read_sliding
