@@ -21,7 +21,7 @@ from runtime_py.draft_length import AutoDraftLength
 from runtime_py.manifest import RuntimeName
 from runtime_py.reference import Reference, acceptance
 from runtime_py.rounds import DraftLength, FixedDraftLength
-from runtime_py.user_cache import open_own, processor, user_cache, write_beside
+from runtime_py.user_cache import open_own, private_folder, processor, user_cache, write_beside
 
 MAX_SAMPLES = 18  # of each width, besides one that warms up; the later half counts
 IN_A_ROW = 3  # rounds alike
@@ -184,7 +184,7 @@ def _ms(call: Callable[[], object]) -> float:
 
 
 def _read(path: Path, widths: list[int]) -> CallMs | None:
-    """None for whatever is not what `_write` wrote: then it is measured again."""
+    """None for whatever was not kept by this module: then it is measured again."""
     if private_folder(path.parent) is None:
         return None
     try:
