@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from exporter.text import OriginalTokenizer
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import ROOT, run
 
 QUESTION = "What does argparse do?"
 TIMEOUT_S = 120
@@ -80,6 +80,15 @@ def test_run_answers(home, expected, speculative):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(expected), done.stdout + done.stderr
+
+
+def test_run_says_what_gemma_run_says(export_tiny, tmp_path, speculative):
+    """Quantized, to its stop token."""
+    bundle = export_tiny("int8")
+    ours = run("gemma-run", "generate", bundle, "--runtime", "litert", "--prompt", QUESTION)
+    shutil.copy(bundle / "model.litertlm", tmp_path)
+    theirs = command(tmp_path, "run", "model.litertlm", "--prompt", QUESTION, *mtp(speculative))
+    assert theirs.stdout == ours.stdout, theirs.stderr + ours.stderr
 
 
 def test_benchmark_counts_decoded_tokens(home, speculative):
