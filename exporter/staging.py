@@ -20,7 +20,9 @@ from exporter.errors import ExportError
 from exporter.output import check_output
 
 _NO_ROOM_BYTES = 1 << 20
-_LEFT = re.compile(r"(?P<stem>\.(?P<name>.+)\.gemma-export-\d+-[0-9a-f]{8})\.(partial|old)")
+_LEFT = re.compile(
+    r"(?P<stem>\.(?P<name>.+)\.gemma-export-\d+-[0-9a-f]{8})\.(partial|old)", re.DOTALL
+)
 _NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # of what a file system has not
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
 

@@ -130,7 +130,6 @@ def generate(
         if as_json:
             say(json.dumps(answer.as_dict()))
         else:
-            say()
             render.print_summary(answer)
 
 
@@ -159,7 +158,6 @@ def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **optio
                 messages.pop()
                 say(f"{error}; or begin again with /reset", err=True)
                 continue
-            say()
             messages.append({"role": "assistant", "content": answer.text})
             render.print_summary(answer)
 
@@ -333,11 +331,16 @@ def _reply(loaded: Loaded, messages: list[Message], stats: bool) -> Answer:
 
 
 def _stream(answer: Answer, *, shown: bool, stats: bool) -> None:
-    with status_line(stats) as update:
-        for piece in answer.stream():
-            if shown:
-                say_model_text(piece)
-            update(answer.status)
+    """Show the text as it comes; whatever ends it, what follows begins on a line of its own."""
+    try:
+        with status_line(stats) as update:
+            for piece in answer.stream():
+                if shown:
+                    say_model_text(piece)
+                update(answer.status)
+    finally:
+        if shown:
+            say()
 
 
 def _user(text: str) -> Message:

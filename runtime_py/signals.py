@@ -73,7 +73,12 @@ def run_to_its_end(command: Sequence[str]) -> int:
             raise
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code is _raise_again.__code__:  # not there, it would be dropped again
+            _send_later(number)
+            return
+        frame = frame.f_back
     raise Interrupted(number)
 
 
@@ -86,8 +91,13 @@ def interruption(error: BaseException | None) -> Interrupted | None:
 
 def _raise_again(unraisable: Any) -> None:
     """Python drops what is raised in a finalizer or a callback of C: send that signal once more."""
-    error = unraisable.exc_value
-    if isinstance(error, Interrupted):
-        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), error.number)).start()
+    if isinstance(unraisable.exc_value, Interrupted):
+        _send_later(unraisable.exc_value.number)
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def _send_later(number: int) -> None:
+    timer = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()

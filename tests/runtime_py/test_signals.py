@@ -77,6 +77,17 @@ class Finalized:
     def __del__(self): end(); sum(range(1000))
 Finalized(); time.sleep(20)
 """,
+        # And here, where it is sent once more.
+        """
+import threading
+start = threading.Timer.start
+def late(timer):
+    threading.Timer.start = start; start(timer); time.sleep(0.5)
+threading.Timer.start = late
+class Finalized:
+    def __del__(self): end(); sum(range(1000))
+Finalized(); time.sleep(20)
+""",
         # An extension module's initialization makes another exception of it.
         """
 try:
@@ -111,6 +122,20 @@ time.sleep(60)
     assert done.returncode == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+def test_the_text_that_it_ends_gets_its_new_line():
+    body = """
+from runtime_py import cli
+class Answer:
+    status = "K 3"
+    def stream(self):
+        yield "half a sen"
+        end(); time.sleep(20)
+cli._stream(Answer(), shown=True, stats=False)
+"""
+    done = run(body, signal.SIGTERM)
+    assert (done.stdout, done.stderr) == ("half a sen\n", "gemma-run: interrupted\n")
 
 
 @pytest.mark.parametrize("command", ["exporter", "runtime_py"])
