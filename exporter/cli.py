@@ -208,17 +208,18 @@ def main(**options: Any) -> None:
         sys.exit(1)
     if device is not None:
         _push(device, config.output)
-    say(f"\nNext: {_next(config)}")
+    say(f"\nNext: {_next(config, manifest)}")
 
 
-def _next(config: ExportConfig) -> str:
+def _next(config: ExportConfig, manifest: Manifest) -> str:
     output = quote(str(config.output))
     if DEVICES[config.device].page:
         return (
             f"npm install --no-save --prefix {output} {LITERT_JS}; "
             f"python3 -m http.server --directory {output}"
         )
-    return f'gemma-run generate {output} --prompt "…"'
+    raw = "" if manifest.tokens.chat_template else " --raw"
+    return f'gemma-run generate {output}{raw} --prompt "…"'
 
 
 def _push(device: adb.Device, output: Path) -> None:

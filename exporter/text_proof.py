@@ -25,6 +25,7 @@ CONVERSATIONS = (
     ],
 )
 
+_AT_ONCE = 100  # conversations that one process renders
 _MARK = "qzx"
 _MARKED = (
     {"role": "user", "content": "Hello!"},
@@ -58,18 +59,27 @@ def prove_text(text: TextFiles, prompts: Sequence[Prompt], vocab_size: int) -> P
             context_length=_ANY_LENGTH,
         )
         _refuse_missing(text, theirs, ours)
+        usable = _usable(text, prompts)
+        chats: list[Chat] = [_chat(prompt) for prompt in usable if prompt.kind == "chat"]
+        if text.chat_template is not None:
+            chats += CONVERSATIONS
+        talks = _encode_chats(theirs, ours, text, chats)
+        said = iter(talks)
         encoded = [
-            (prompt.text, _encode(theirs, ours, text, prompt)) for prompt in _usable(text, prompts)
+            (
+                prompt.text,
+                next(said) if prompt.kind == "chat" else _encode(theirs, ours, text, prompt),
+            )
+            for prompt in usable
         ]
-        chats = [] if text.chat_template is None else CONVERSATIONS
-        talks = [(str(chat), _encode_chat(theirs, ours, text, chat)) for chat in chats]
         _report_turn_end(text, theirs, ours)
     except RunError as error:
         raise ExportError(f"{text.folder}: {error}") from None
-    for said, ids in [*encoded, *talks]:
+    texts = [*encoded, *zip(map(str, chats), talks, strict=True)]
+    for what, ids in texts:
         if max(ids, default=0) >= vocab_size:
             raise ExportError(
-                f"{text.folder}: the tokenizer turns {shown(said)!r} into token {max(ids)}, the "
+                f"{text.folder}: the tokenizer turns {shown(what)!r} into token {max(ids)}, the "
                 f"model has {vocab_size}; add the model's own tokenizer"
             )
     return ProvenText(encoded, special_tokens)
@@ -125,19 +135,26 @@ def _refuse_missing(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer)
 def _encode(
     theirs: OriginalTokenizer, ours: Tokenizer, text: TextFiles, prompt: Prompt
 ) -> list[int]:
-    if prompt.kind == "chat":
-        return _encode_chat(theirs, ours, text, [{"role": "user", "content": prompt.text}])
     wanted = theirs.encode(prompt.text, text.bos_token_id)
     return _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)
 
 
-def _encode_chat(
-    theirs: OriginalTokenizer, ours: Tokenizer, text: TextFiles, chat: Chat
-) -> list[int]:
-    # Ours first: it is a process of its own, which an endless template does not outlive.
-    found = ours.encode_chat(chat)
-    said = str([message["content"] for message in chat])
-    return _refuse_other_tokens(said, found, theirs.encode_chat(chat, text.chat_template))
+def _chat(prompt: Prompt) -> Chat:
+    return [{"role": "user", "content": prompt.text}]
+
+
+def _encode_chats(
+    theirs: OriginalTokenizer, ours: Tokenizer, text: TextFiles, chats: Sequence[Chat]
+) -> list[list[int]]:
+    encoded = []
+    for start in range(0, len(chats), _AT_ONCE):
+        some = chats[start : start + _AT_ONCE]
+        # Ours first: it is a process of its own, which an endless template does not outlive.
+        for chat, found in zip(some, ours.encode_chats(some), strict=True):
+            said = str([message["content"] for message in chat])
+            wanted = theirs.encode_chat(chat, text.chat_template)
+            encoded.append(_refuse_other_tokens(said, found, wanted))
+    return encoded
 
 
 def _refuse_other_tokens(text: str, found: list[int], wanted: list[int]) -> list[int]:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,22 +52,22 @@ class ChatTemplate:
         self._source = source
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Iterable[Message]) -> str:
-        """The text of a conversation, with the model's next turn opened.
+    def render(self, *conversations: Sequence[Message]) -> list[str]:
+        """The text of each conversation, with the model's next turn opened.
 
         Raises:
             RunError: with the template's own reason, or that it takes too much time or memory.
         """
-        reply = self._ask([dict(message) for message in messages])
+        reply = self._ask([[dict(message) for message in said] for said in conversations])
         if "error" in reply:
             reason = " ".join(str(reply["error"]).split())[:300]
             raise RunError(f"the chat template fails: {reason}")
-        return str(reply["text"])
+        return [str(text) for text in reply["texts"]]
 
-    def _ask(self, messages: Sequence[Message]) -> dict[str, Any]:
+    def _ask(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
         request = {
             "template": self._source,
-            "messages": messages,
+            "conversations": conversations,
             "special_tokens": self._special_tokens,
         }
         script = template_process.__file__

@@ -10,25 +10,26 @@ markupsafe, the request comes by stdin and the reply goes to stdout, both JSON.
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 MAX_BYTES = 512 << 20  # of address space
 MAX_CPU_S = 5
-MAX_CHARS = 16 << 20  # of the text
+MAX_CHARS = 16 << 20  # of all texts together
 
 
 def main() -> None:
-    """Answer one request: {"template", "messages", "special_tokens"}.
+    """Answer one request: {"template", "conversations", "special_tokens"}.
 
-    The reply is {"text"}, or {"error"}.
+    The reply is {"texts"}, one for each conversation, or {"error"}.
     """
     sys.path += sys.argv[1:]
     _limit()
     request = json.load(sys.stdin.buffer)
     try:
-        reply = {"text": _render(**request)}
+        reply: dict[str, Any] = {"texts": list(_render(**request))}
     except MemoryError:
         reply = {"error": f"it needs more than {MAX_BYTES >> 20} MiB of memory"}
     except Exception as error:  # whatever a program can raise
@@ -46,16 +47,21 @@ def _limit() -> None:
                 resource.setrlimit(limit, (value, value))
 
 
-def _render(template: str, messages: list[Any], special_tokens: dict[str, str]) -> str:
-    pieces, num_chars = [], 0
-    # What transformers passes; unset tokens are undefined there too.
-    values = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-    for piece in _environment().from_string(template).generate(**values, **special_tokens):
-        pieces.append(piece)
-        num_chars += len(piece)
-        if num_chars > MAX_CHARS:
-            raise ValueError(f"it writes more than {MAX_CHARS} characters")
-    return "".join(pieces)
+def _render(
+    template: str, conversations: list[Any], special_tokens: dict[str, str]
+) -> Iterator[str]:
+    compiled = _environment().from_string(template)
+    num_chars = 0
+    for messages in conversations:
+        pieces = []
+        # What transformers passes; unset tokens are undefined there too.
+        values = {"messages": messages, "tools": None, "documents": None}
+        for piece in compiled.generate(**values, add_generation_prompt=True, **special_tokens):
+            pieces.append(piece)
+            num_chars += len(piece)
+            if num_chars > MAX_CHARS:
+                raise ValueError(f"it writes more than {MAX_CHARS} characters")
+        yield "".join(pieces)
 
 
 def _environment() -> Any:

@@ -83,22 +83,30 @@ class Tokenizer:
         """The tokens of a conversation, up to where the model's next turn begins.
 
         Raises:
-            RunError: as `encode` and `render_chat` do.
+            RunError: as `encode` and `render_chats` do.
         """
-        return self._encode(self.render_chat(messages))
+        return self.encode_chats([list(messages)])[0]
+
+    def encode_chats(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """The same of several, which takes hardly longer than of one."""
+        return [self._encode(text) for text in self.render_chats(conversations)]
 
     def render_chat(self, messages: Iterable[Message]) -> str:
-        """The text of a conversation, with the model's next turn opened.
+        """The text of a conversation, with the model's next turn opened."""
+        return self.render_chats([list(messages)])[0]
+
+    def render_chats(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
+        """The text of several.
 
         Raises:
             RunError: if the bundle has no chat template, or it refuses these messages.
         """
         if self._template is None:
             raise RunError("this bundle has no chat template; use gemma-run generate --raw")
-        messages = list(messages)
-        for message in messages:
-            self._refuse_too_long(message["content"])
-        return self._template.render(messages)
+        for messages in conversations:
+            for message in messages:
+                self._refuse_too_long(message["content"])
+        return self._template.render(*conversations)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text, without the control tokens.

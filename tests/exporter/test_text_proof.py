@@ -161,8 +161,16 @@ def test_another_tokenizer_json_is_refused(checkpoint, tmp_path):
     values["normalizer"] = {"type": "Lowercase"}
     other.write_text(json.dumps(values))
     text = replace(read_text_files(checkpoint), tokenizer=other)
-    with pytest.raises(ExportError, match="turns 'The argparse module' into"):
+    with pytest.raises(ExportError, match=r"turns .* into .*, transformers' into"):
         prove_text(text, [TEXT], VOCAB_SIZE)
+
+
+def test_prompts_keep_their_order_and_their_kind(checkpoint):
+    prompts = [CHAT, TEXT, Prompt("chat", "Bye"), TEXT] * 60
+    encoded = prove_text(read_text_files(checkpoint), prompts, VOCAB_SIZE).prompts
+    assert [said for said, _ in encoded] == [prompt.text for prompt in prompts]
+    ids = dict(encoded)
+    assert ids[CHAT.text][1] == ids["Bye"][1] != ids[TEXT.text][1]  # <|turn>
 
 
 def test_tokens_beyond_the_models_are_refused(checkpoint):

@@ -1,6 +1,7 @@
 """What becomes of a model's tokens: the text shown, kept and printed as JSON, and why it ended."""
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -92,7 +93,7 @@ def test_thoughts_are_neither_shown_nor_kept_in_a_chat(runs, monkeypatch):
     asked = []
     render = ChatTemplate.render
     monkeypatch.setattr(
-        ChatTemplate, "render", lambda self, said: asked.append(list(said)) or render(self, said)
+        ChatTemplate, "render", lambda self, said: asked.append(said) or render(self, said)
     )
     done = runs("chat", "<aha>yes.", "--draft-length", 3, input="one\ntwo\n/quit\n")
     assert done.stdout == "yes\nyes\n"
@@ -127,6 +128,7 @@ def test_why_an_answer_ended_is_said(runs, said, options, reason, shown):
         (["--prompt", "-"], {"input": b"caf\xe9"}, "the prompt is not UTF-8 at character 4"),
         (["--prompt", "-"], {"input": b"a" * 2_000_000}, "longer than 32768 bytes"),
         (["--prompt", "-"], {"input": b""}, "the prompt is empty"),
+        (["--prompt", "-"], {"preexec_fn": lambda: os.close(0)}, "the prompt is empty"),
         (["--prompt", "-", "--raw"], {"input": b"\xff"}, "not UTF-8 at character 1"),
     ],
 )

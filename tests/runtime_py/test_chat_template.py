@@ -12,7 +12,7 @@ HELLO = [{"role": "user", "content": "hi"}]
 
 
 def rendered(template, **special_tokens):
-    return ChatTemplate(template, special_tokens).render(HELLO)
+    return ChatTemplate(template, special_tokens).render(HELLO)[0]
 
 
 def test_a_template_sees_messages_and_the_special_tokens_by_name():
