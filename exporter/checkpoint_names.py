@@ -20,6 +20,13 @@ OTHER_MODALITIES = (
     "embed_audio.",
 )
 
+# What no checkpoint that is read here has -> what it is, and what to do.
+TELLING = {
+    r"\.lora_[AB]\.": "an adapter that is not merged; merge it (peft: merge_and_unload, then "
+    "save_pretrained) and give that folder",
+    r"\.(scales|biases)$": "quantized by MLX; give the checkpoint that it was made from",
+}
+
 # Layers that share another's KV may carry the projections they no longer use.
 _KV_PART = re.compile(r"layers\.(\d{1,4})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight")
 
@@ -64,12 +71,10 @@ def check_names(
     """Refuse a checkpoint with tensors missing or unknown."""
     missing = [name for name in needed if name not in found]
     unknown = [name for name in found if name not in needed and not is_unused(name, spec)]
-    unmerged = [name for name in unknown if ".lora_A." in name or ".lora_B." in name]
-    if unmerged:
-        raise ExportError(
-            f"{where}: {_list(unmerged)}: an adapter that is not merged; merge it (peft: "
-            "merge_and_unload, then save_pretrained) and give that folder"
-        )
+    for part, what in TELLING.items():
+        telling = [name for name in unknown if re.search(part, name)]
+        if telling:
+            raise ExportError(f"{where}: {_list(telling)}: {what}")
     if missing:
         others = f", found {_list(unknown)}" if unknown else ""
         raise ExportError(

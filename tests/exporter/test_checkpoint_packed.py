@@ -200,6 +200,13 @@ def test_a_checkpoint_of_mlx(key, folder):
     assert "quantized by MLX (4 bits in groups of 64)" in error_of(read_checkpoint, folder)
 
 
+def test_a_checkpoint_of_mlx_whose_config_does_not_say_so(target):
+    name = "model.layers.0.self_attn.q_proj"
+    edit_tensors(target, lambda tensors: tensors.update({f"{name}.scales": torch.ones(4, 1)}))
+    message = error_of(read_checkpoint, target)
+    assert "layers.0.self_attn.q_proj.scales: quantized by MLX" in message
+
+
 @pytest.mark.parametrize(
     ("part", "tensor", "complaint"),
     [
