@@ -185,6 +185,8 @@ def _check_size(bundle: Path, name: str, entry: FileEntry) -> None:
             f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size_bytes}; the file "
             "is truncated or altered, copy it again"
         )
+    if not os.access(path, os.R_OK):
+        raise RunError(f"{path}: you may not read it; chmod a+r it, or copy it as its owner")
 
 
 def bundle_path(bundle: Path, name: str) -> Path:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,12 @@ def test_refuses_a_missing_a_truncated_and_an_altered_file(bundle):
         Bundle.open(bundle).verify_checksums()
     path.unlink()
     with pytest.raises(RunError, match="listed in the manifest but missing"):
+        read_manifest(bundle)
+
+
+def test_refuses_a_file_that_this_user_may_not_read(bundle, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "tokenizer.json")
+    with pytest.raises(RunError, match=r"tokenizer.json: you may not read it; chmod"):
         read_manifest(bundle)
 
 
