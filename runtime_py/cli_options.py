@@ -12,7 +12,7 @@ from runtime_py.bundle import BACKENDS
 class AutoOrNumber(click.IntRange):
     """A draft length, or the word auto."""
 
-    name = "auto or a number"
+    name = "draft length: auto or a number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value == "auto" else super().convert(value, param, ctx)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from runtime_py.console import STDOUT, drop_stdout, prepare_streams, say
 from runtime_py.errors import RunError
@@ -81,5 +82,7 @@ def _fit_to_be_shown() -> Iterator[None]:
     """Of what was typed; or what a shell's * stood for: a file may have any name."""
     try:
         yield
+    except NoArgsIsHelpError:  # the help
+        raise
     except click.UsageError as error:
         raise click.UsageError(one_line(error.format_message()), error.ctx) from None

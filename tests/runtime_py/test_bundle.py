@@ -90,3 +90,10 @@ def test_a_path_that_is_not_utf_8_is_refused_before_libraries_see_it(tmp_path):
     folder = write_fake_bundle(tmp_path / "bundle").rename(tmp_path / os.fsdecode(b"bundle\xff"))
     with pytest.raises(RunError, match="its path is not UTF-8"):
         Bundle.open(folder)
+
+
+def test_a_file_of_a_bundle_stands_for_its_folder(tmp_path):
+    folder = write_fake_bundle(tmp_path / "bundle")
+    assert Bundle.open(folder / "model.litertlm").folder == folder
+    with pytest.raises(RunError, match="no such bundle folder"):
+        Bundle.open(folder / "model.pte")

@@ -80,6 +80,12 @@ def test_an_error_is_one_line_whatever_it_names(key, value, tmp_path):
         assert not ACTING.search(done.stderr)
 
 
+def test_no_command_at_all_is_answered_by_the_help():
+    done = CliRunner().invoke(main, [])
+    assert done.exit_code == 2
+    assert "\nCommands:\n  bench " in done.stderr
+
+
 def test_letters_of_all_scripts_stay():
     text = "naïve\u00a0日本\u3000\u200fשלום می\u200cخواهم 👩\u200d💻\n\tx"  # noqa: RUF001
     assert printable(text) == text

@@ -119,7 +119,7 @@ def test_refuses_a_missing_a_truncated_and_an_altered_file(bundle):
 
 
 def test_refuses_a_file_that_this_user_may_not_read(bundle, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "tokenizer.json")
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "tokenizer.json")
     with pytest.raises(RunError, match=r"tokenizer.json: you may not read it; chmod"):
         read_manifest(bundle)
 
