@@ -8,7 +8,7 @@ from exporter.errors import ExportError, shown
 from exporter.reference import Prompt
 from exporter.text import OriginalTokenizer, TextFiles, token_entry
 from runtime_py.errors import RunError
-from runtime_py.tokenizer import Tokenizer
+from runtime_py.tokenizer import Tokenizer, refuse_deadly
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,10 @@ def prove_text(text: TextFiles, prompts: Sequence[Prompt], vocab_size: int) -> P
         ExportError: if they differ, or if a text becomes none of the model's tokens: better now
             than when everything is lowered.
     """
-    theirs = OriginalTokenizer(text.folder)
-    special_tokens = theirs.special_tokens
     try:
+        refuse_deadly(text.tokenizer)
+        theirs = OriginalTokenizer(text.folder)
+        special_tokens = theirs.special_tokens
         ours = Tokenizer(
             text.tokenizer,
             token_entry(text, special_tokens),
@@ -135,8 +136,8 @@ def _refuse_missing(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer)
 def _encode(
     theirs: OriginalTokenizer, ours: Tokenizer, text: TextFiles, prompt: Prompt
 ) -> list[int]:
-    wanted = theirs.encode(prompt.text, text.bos_token_id)
-    return _refuse_other_tokens(prompt.text, ours.encode(prompt.text), wanted)
+    found = ours.encode(prompt.text)  # first, because it makes one line of the library's panics
+    return _refuse_other_tokens(prompt.text, found, theirs.encode(prompt.text, text.bos_token_id))
 
 
 def _chat(prompt: Prompt) -> Chat:

@@ -138,14 +138,8 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(kept), skip_special_tokens=False))
 
     def _read(self, path: Path) -> HfTokenizer:
+        refuse_deadly(path)
         try:
-            size = path.stat().st_size
-            if size > MAX_FILE_BYTES:
-                raise RunError(
-                    f"{path}: {size} bytes, a tokenizer has at most {MAX_FILE_BYTES >> 20} MiB; "
-                    "export again"
-                )
-            _refuse_deadly(path)
             with no_panic():
                 tokenizer = HfTokenizer.from_file(str(path))
         except LibraryError as error:
@@ -240,8 +234,19 @@ def _closed_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _refuse_deadly(path: Path) -> None:
-    if not path.stat().st_size:
+def refuse_deadly(path: Path) -> None:
+    """Look for what would end the process, before the library reads a tokenizer.json.
+
+    Raises:
+        RunError: naming it.
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise RunError(
+            f"{path}: {size} bytes, a tokenizer has at most {MAX_FILE_BYTES >> 20} MiB; export "
+            "again"
+        )
+    if size == 0:  # nothing to map
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         deadly = _is_deadly(data)

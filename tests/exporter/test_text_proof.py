@@ -165,6 +165,41 @@ def test_another_tokenizer_json_is_refused(checkpoint, tmp_path):
         prove_text(text, [TEXT], VOCAB_SIZE)
 
 
+@pytest.mark.parametrize(
+    ("section", "value", "said"),
+    [
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "the tokenizer fails"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "//"}, "end the process"),
+        ("decoder", {"type": "none such"}, "transformers cannot load the tokenizer"),
+    ],
+)
+def test_a_tokenizer_that_breaks_the_library_is_one_line(checkpoint, section, value, said, capfd):
+    edit(checkpoint / "tokenizer.json", **{section: value})
+    with pytest.raises(ExportError, match=said):
+        prove_text(read_text_files(checkpoint), [TEXT], VOCAB_SIZE)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_padding_and_truncation_are_ignored_by_both(checkpoint):
+    plain = prove_text(read_text_files(checkpoint), [TEXT, CHAT], VOCAB_SIZE)
+    padding = {
+        "strategy": {"Fixed": 10**12},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }
+    truncation = {
+        "direction": "Right",
+        "max_length": 3,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    edit(checkpoint / "tokenizer.json", padding=padding, truncation=truncation)
+    assert prove_text(read_text_files(checkpoint), [TEXT, CHAT], VOCAB_SIZE) == plain
+
+
 def test_prompts_keep_their_order_and_their_kind(checkpoint):
     prompts = [CHAT, TEXT, Prompt("chat", "Bye"), TEXT] * 60
     encoded = prove_text(read_text_files(checkpoint), prompts, VOCAB_SIZE).prompts

@@ -7,6 +7,7 @@ import { Session } from "./speculative.js";
 import { renderChat, Tokenizer } from "./tokenizer.js";
 
 const FORMAT_VERSION = 1;
+const MAX_TOKEN_LENGTH = 256; // more than any token of Gemma stands for
 const LIBRARY = "@litertjs/core"; // index.html says where it lies
 
 /**
@@ -62,7 +63,7 @@ class Bundle {
   /** The tokens of plain text, begun with the beginning-of-sequence token. */
   encode(text) {
     const bos = this.manifest.tokens.bos_token_id;
-    const ids = this.tokenizer.encode(text);
+    const ids = this.#encode(text);
     return bos === null || ids[0] === bos ? ids : [bos, ...ids];
   }
 
@@ -70,7 +71,18 @@ class Bundle {
   encodeChat(text) {
     const bos = this.manifest.tokens.bos_token_id;
     const begin = bos === null ? "" : this.tokenizer.text(bos);
-    return this.tokenizer.encode(renderChat([{ fromUser: true, text }], begin));
+    return this.#encode(renderChat([{ fromUser: true, text }], begin));
+  }
+
+  /** What can't fit the context is refused before it is tokenized. */
+  #encode(text) {
+    const { context_length: length } = this.manifest.model;
+    if (text.length > MAX_TOKEN_LENGTH * length) {
+      throw new RunError(
+        `the prompt has ${text.length} characters, more than a context of ${length} tokens can hold; shorten it`,
+      );
+    }
+    return this.tokenizer.encode(text);
   }
 
   async reference() {

@@ -9,6 +9,7 @@ import dev.gemmaexport.loop.DraftLength
 import dev.gemmaexport.loop.FixedDraftLength
 import dev.gemmaexport.loop.GraphBackend
 import dev.gemmaexport.loop.Manifest
+import dev.gemmaexport.loop.RunException
 import dev.gemmaexport.loop.SamplingLaw
 import dev.gemmaexport.loop.Session
 import dev.gemmaexport.loop.Step
@@ -39,7 +40,11 @@ class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : 
     private val auto: DraftLength by lazy { measuredPolicy(session, backend, pooledAcceptance(reference)) }
 
     override fun reply(turns: List<Turn>, settings: Settings, shown: (String, Figures) -> Boolean) {
-        val promptIds = tokenizer.encode(renderChat(turns, bos))
+        val prompt = renderChat(turns, bos)
+        if (prompt.length > MAX_TOKEN_LENGTH * manifest.model.contextLength.toLong()) {
+            throw RunException("the conversation is longer than the context can hold; begin a new one")
+        }
+        val promptIds = tokenizer.encode(prompt)
         val law = SamplingLaw(settings.temperature, topK = TOP_K, topP = TOP_P, seed = settings.seed)
         val stops = Stops(MAX_NEW_TOKENS, manifest.tokens.stopTokenIds.toSet())
         val pieces = TextStream(tokenizer, thought)
@@ -73,6 +78,7 @@ class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : 
         const val TOP_P = 0.95
         const val MAX_NEW_TOKENS = 1024
         const val MAX_ROUNDS = 40
+        const val MAX_TOKEN_LENGTH = 256 // more than any token of Gemma stands for
 
         /** Phones have at most four fast cores. */
         fun numThreads() = minOf(4, Runtime.getRuntime().availableProcessors())
