@@ -4,7 +4,6 @@ As transformers' generate() reads it (GenerationConfig and _get_logits_processor
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,7 +132,7 @@ def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fits(key: str, value: object, samples: bool) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     if key == "top_k":
         return isinstance(value, int) and 0 <= value < 2**31
