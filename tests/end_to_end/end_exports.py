@@ -16,8 +16,8 @@ import torch
 
 from exporter import cli
 from exporter.__main__ import main as gemma_export
+from runtime_py.bundle import Bundle
 from runtime_py.errors import RunError
-from runtime_py.manifest import check_checksums, read_manifest
 from tests.end_to_end.fuzz import Case, save_case
 from tests.exporter.tiny_models import Shape
 
@@ -63,9 +63,9 @@ def end_export(folder: Path, model: str, number: int, moment_s: float) -> dict:
     os.kill(pid, number)
     code = status(pid)
     try:
-        manifest = read_manifest(folder / "place" / "bundle")
-        check_checksums(folder / "place" / "bundle", manifest)
-        bundle = manifest.name
+        opened = Bundle.open(folder / "place" / "bundle")
+        opened.verify_checksums()
+        bundle = opened.manifest.name
     except RunError as error:
         bundle = str(error)
     left = [name for name in os.listdir(folder / "place") if name != "bundle"]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from exporter.cli import main
-from runtime_py.manifest import check_checksums, read_manifest
+from runtime_py.bundle import Bundle
 from tests.end_to_end.conftest import ROOT
 from tests.runtime_py.bundles import write_fake_bundle
 
@@ -309,8 +309,9 @@ def start_export(output: Path, **options) -> subprocess.Popen:
 
 def assert_old_bundle_and_no_debris(bundle: Path) -> None:
     assert os.listdir(bundle.parent) == ["bundle"]
-    check_checksums(bundle, manifest := read_manifest(bundle))
-    assert manifest.name == "scripted"
+    opened = Bundle.open(bundle)
+    opened.verify_checksums()
+    assert opened.manifest.name == "scripted"
 
 
 def test_a_disk_that_fills_up(old_bundle):
