@@ -15,6 +15,7 @@ MAX_NAME_BYTES = 200  # most file systems allow 255, and the folder it is made i
 # page of --target web loads (config.LITERT_JS), LiteRT-LM what it keeps beside a model.
 _LIBRARY_FILE, _LIBRARY = Path("node_modules/.package-lock.json"), Path("node_modules/@litertjs")
 _PACKED = ".xnnpack_cache"
+_MOUNTS = Path("/proc/self/mountinfo")
 _NAMED = 3  # files of the user's that a message names
 
 
@@ -58,8 +59,20 @@ def _refuse_place(output: Path, place: Path) -> None:
             f"{output}: a link to {os.readlink(output)}, which is not there; remove it or choose "
             "another --output"
         )
-    if place.is_mount():
+    if _is_mount(place):
         raise ExportError(f"{output}: a mount point, which cannot be replaced; name a folder in it")
+
+
+def _is_mount(place: Path) -> bool:
+    """Python sees other file systems only; Linux also mounts folders of the same one."""
+    name = str(place)
+    for char in "\\ \t\n":
+        name = name.replace(char, f"\\{ord(char):03o}")
+    try:
+        mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        mounts = ""
+    return place.is_mount() or any(line.split(" ")[4] == name for line in mounts.splitlines())
 
 
 def _refuse_unreadable(source: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter import output
 from exporter.errors import ExportError
 from exporter.output import check_output
 from runtime_py.manifest import parse_manifest
@@ -24,10 +25,10 @@ def bundle(place):
     return write_fake_bundle(place)
 
 
-def refusal(output: Path, overwrite: bool = True, sources=()) -> str:
+def refusal(place: Path, overwrite: bool = True, sources=()) -> str:
     with pytest.raises(ExportError) as refused:
-        check_output(output, overwrite, sources)
-    assert str(refused.value).startswith(str(output)[:70])
+        check_output(place, overwrite, sources)
+    assert str(refused.value).startswith(str(place)[:70])
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -122,10 +123,10 @@ class TestThePlace:
         link.symlink_to(leads_to)
         assert f"a link to {leads_to}, which is not there" in refusal(link)
 
-    @pytest.mark.parametrize("output", [".", "..", "/", "", "../here"])
+    @pytest.mark.parametrize("name", [".", "..", "/", "", "../here"])
     @pytest.mark.usefixtures("place")
-    def test_the_current_folder_and_those_above(self, output):
-        assert "the folder you are in, or one above it" in refusal(Path(output))
+    def test_the_current_folder_and_those_above(self, name):
+        assert "the folder you are in, or one above it" in refusal(Path(name))
 
     def test_names_too_long(self, place):
         assert "a name of 300 bytes, a bundle's has at most 200" in refusal(
@@ -144,6 +145,14 @@ class TestThePlace:
         assert "a mount point, which cannot be replaced; name a folder in it" in refusal(
             Path("/proc")
         )
+
+    def test_a_folder_of_the_same_file_system_that_is_mounted(self, tmp_path, monkeypatch):
+        (tmp_path / "b c").mkdir()
+        mounts = tmp_path / "mountinfo"
+        line = rf"42 27 254:0 /a {tmp_path}/b\040c rw,relatime - ext4 /dev/vda rw"
+        mounts.write_text(f"26 1 254:0 / / rw - ext4 /dev/vda rw\n{line}\n")
+        monkeypatch.setattr(output, "_MOUNTS", mounts)
+        assert "a mount point, which cannot be replaced" in refusal(tmp_path / "b c")
 
     def test_no_permission(self, bundle, monkeypatch):
         monkeypatch.setattr(os, "access", lambda *_: False)  # root always has it
