@@ -82,7 +82,10 @@ def test_tokens_template_and_limit_come_from_the_checkpoint(checkpoint):
     assert list(found.pad_token.token_ids.ids) == [0]
     # verify writes 4 rows, the last of them must be row 63 at most
     assert found.max_num_tokens == 61
-    assert found.jinja_prompt_template.endswith("{{ bos_token }}{{ message['content'] }}")
+    said = (
+        "{{ bos_token }}{% if true %}{{ message['content'] }}{% endif %}"  # not transformers' tag
+    )
+    assert found.jinja_prompt_template.endswith(said)
     assert found.HasField("supports_thinking")
     assert found.HasField("supports_function_calling")
     assert not found.channels
