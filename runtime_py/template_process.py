@@ -9,6 +9,7 @@ markupsafe, the request comes by stdin and the reply goes to stdout, both JSON.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,10 +27,11 @@ def main() -> None:
     The reply is {"texts"}, one for each conversation, or {"error"}.
     """
     sys.path += sys.argv[1:]
-    _limit()
+    environment = _environment()
     request = json.load(sys.stdin.buffer)
+    _limit()
     try:
-        reply: dict[str, Any] = {"texts": list(_render(**request))}
+        reply: dict[str, Any] = {"texts": list(_render(environment, **request))}
     except MemoryError:
         reply = {"error": f"it needs more than {MAX_BYTES >> 20} MiB of memory"}
     except Exception as error:  # whatever a program can raise
@@ -41,16 +43,23 @@ def _limit() -> None:
     with suppress(ImportError):  # Windows has none; the time limit of the caller stands
         import resource
 
-        limits = {resource.RLIMIT_AS: MAX_BYTES, resource.RLIMIT_CPU: MAX_CPU_S}
+        used = resource.getrusage(resource.RUSAGE_SELF)  # to import, long where a machine is slow
+        cpu_s = math.ceil(used.ru_utime + used.ru_stime) + MAX_CPU_S
+        limits = {
+            resource.RLIMIT_AS: MAX_BYTES,
+            resource.RLIMIT_CPU: cpu_s,
+            resource.RLIMIT_FSIZE: 0,  # no file is written
+            resource.RLIMIT_CORE: 0,
+        }
         for limit, value in limits.items():
             with suppress(ValueError, OSError):  # macOS knows RLIMIT_AS and refuses it
                 resource.setrlimit(limit, (value, value))
 
 
 def _render(
-    template: str, conversations: list[Any], special_tokens: dict[str, str]
+    environment: Any, template: str, conversations: list[Any], special_tokens: dict[str, str]
 ) -> Iterator[str]:
-    compiled = _environment().from_string(template)
+    compiled = environment.from_string(template)
     num_chars = 0
     for messages in conversations:
         pieces = []
