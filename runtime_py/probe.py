@@ -4,13 +4,14 @@ A runtime may not be compiled for this processor; and graphs whose bytes were ma
 care end or hold up the native code that runs them, whatever their checksums. The process has this
 user's rights: it protects the command, not the machine.
 
-Its arguments: RUNTIME [MODEL THREADS PROVIDER ...]
+Its arguments: RUNTIME [MODEL SECONDS THREADS PROVIDER ...]
 """
 
 import contextlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from runtime_py.own_process import own_module
 
 TIMEOUT_S = 120.0  # a cold start from a slow card
 SLOWEST = 10e6  # bytes per second that a model is loaded with
+LEAST_S, SLOW = 10.0, 10.0  # of any model, and times what loading the runtime takes here
 
 
 PROGRAM = own_module("runtime_py.probe")
+_ALARM = getattr(signal, "SIGALRM", 0)
 
 
 def _load_litert() -> None:
@@ -77,8 +80,9 @@ def probe_model(runtime: str, model: Path, size_bytes: int, options: SessionOpti
         RunError: if that ended the process, or did not come to its end.
     """
     threads = options.num_threads or default_num_threads()
-    arguments = [runtime, str(model), str(threads), *options.providers]
-    crashed, why = _why_not(arguments, TIMEOUT_S + size_bytes / SLOWEST)
+    limit_s = LEAST_S + size_bytes / SLOWEST
+    arguments = [runtime, str(model), str(limit_s), str(threads), *options.providers]
+    crashed, why = _why_not(arguments, (1 + SLOW) * TIMEOUT_S + limit_s)
     if crashed:
         raise RunError(
             f"{model}: tried in a process of its own, {why}; the file is damaged, or was made to "
@@ -107,6 +111,8 @@ def _why_not(arguments: Sequence[str], timeout_s: float) -> tuple[bool, str | No
         return False, None
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     said = lines[-1] if lines else "no message"
+    if done.returncode == -_ALARM:
+        return True, "it did not come to an end in the time that files of this size take"
     if done.returncode < 0:
         return True, f"it ends the process with {_signal_name(-done.returncode)} ({said})"
     return False, said
@@ -119,10 +125,14 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _use(runtime: Any, model: str, threads: str, *providers: str) -> None:
+def _use(
+    runtime: Any, model: str, limit_s: str, threads: str, *providers: str, load_s: float
+) -> None:
     from runtime_py.bundle import BACKENDS
 
     _leave_no_core()
+    if sys.platform != "win32":  # ends the process, whatever native code is doing
+        signal.setitimer(signal.ITIMER_REAL, float(limit_s) + SLOW * load_s)
     options = SessionOptions(num_threads=int(threads), providers=providers)
     with contextlib.closing(BACKENDS[runtime](Path(model), options)) as backend:
         backend.prefill([0], 0)
@@ -143,9 +153,10 @@ def _leave_no_core() -> None:
 def main() -> int:
     runtime, *model = sys.argv[1:]
     try:
+        begun = time.monotonic()
         LOAD[runtime]()
         if model:
-            _use(runtime, *model)
+            _use(runtime, *model, load_s=time.monotonic() - begun)
     except (RunError, ImportError, OSError, RuntimeError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         sys.stderr.write(f"{lines[0]}\n")

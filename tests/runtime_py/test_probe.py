@@ -36,10 +36,14 @@ def test_a_crash_is_named(probing):
 
 
 def test_what_does_not_end_is_ended(probing, monkeypatch):
-    monkeypatch.setattr(probe, "TIMEOUT_S", 0.2)
-    probing("while True: pass")
-    with pytest.raises(RunError, match=r"model\.pte: .* it did not load within 0 s"):
-        probe.probe_model("executorch", MODEL, 0, ONE_THREAD)
+    monkeypatch.setattr(probe, "LEAST_S", 0.1)
+    probing(
+        "import time; from runtime_py import probe, bundle; probe.SLOW = 0\n"
+        "probe.LOAD['onnx'] = lambda: None; bundle.BACKENDS['onnx'] = lambda *_: time.sleep(60)\n"
+        "probe.main()"
+    )
+    with pytest.raises(RunError, match=r"model\.pte: .* it did not come to an end in the time"):
+        probe.probe_model("onnx", MODEL, 0, ONE_THREAD)
 
 
 def test_check_tries_the_graphs_before_it_loads_them(probing, monkeypatch, tmp_path):
@@ -57,7 +61,7 @@ def test_check_tries_the_graphs_before_it_loads_them(probing, monkeypatch, tmp_p
 @pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS)
 def test_every_graph_is_called(toy, capfd):
     probe.probe_model(toy.extra, toy.bundle, 0, ONE_THREAD)
-    command = [*probe.PROGRAM, toy.extra, str(toy.bundle), "1"]
+    command = [*probe.PROGRAM, toy.extra, str(toy.bundle), "60", "1"]
     assert subprocess.run(command, check=False).returncode == 0, capfd.readouterr().err
 
 
@@ -71,5 +75,5 @@ def test_our_modules_are_never_those_of_the_working_directory(tmp_path):
         (tmp_path / name).write_text("raise SystemExit(77)")
     shutil.copytree(TOYS["onnx"].bundle.parent, tmp_path / "model")
     model = tmp_path / "model" / TOYS["onnx"].bundle.name
-    command = [*own_module("runtime_py.probe"), "onnx", str(model), "1"]
+    command = [*own_module("runtime_py.probe"), "onnx", str(model), "60", "1"]
     assert subprocess.run(command, check=False, cwd=tmp_path).returncode == 0
