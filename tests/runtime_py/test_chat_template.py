@@ -58,6 +58,11 @@ def test_a_template_that_fails_says_why_in_one_line(template, said):
     assert "\n" not in str(failure.value)
 
 
+def test_a_special_token_cannot_take_the_place_of_the_messages():
+    with pytest.raises(RunError, match="multiple values for keyword argument 'messages'"):
+        rendered("hi", messages="x")
+
+
 @pytest.fixture
 def one_second(monkeypatch, tmp_path):
     """The same program with a shorter limit."""

@@ -79,6 +79,8 @@ def test_a_link_that_leads_outside_is_refused(bundle, tmp_path):
         (lambda v: v["model"].update(sliding={"window": 4, "layers": []}), "model.sliding.layers"),
         (lambda v: v["tokens"].update(bos_token_id=300), "token 300 of a vocabulary of 300"),
         (lambda v: v["tokens"].update(stop_token_ids=[1, 999]), "token 999 of a vocabulary of 300"),
+        (lambda v: v["tokens"].update(special_tokens={"eos_token": 1}), "special_tokens.eos_token"),
+        (lambda v: v["tokens"].update(special_tokens={"a": "x" * 1001}), "special_tokens.a"),
         (lambda v: tolerances(v).update(max_logit_error=float("inf")), "max_logit_error: Input"),
         (lambda v: tolerances(v).update(max_logit_error=11.0), "max_logit_error: Input should be"),
         (lambda v: tolerances(v).update(min_agreement=float("nan")), "min_agreement: Input should"),
