@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from runtime_py.backends import Backend, SessionOptions
+from runtime_py.bundle_folder import bundle_folder
 from runtime_py.chat_template import read_template
 from runtime_py.errors import RunError
 from runtime_py.installed import is_installed, require
 from runtime_py.manifest import (
-    MANIFEST_NAME,
     Manifest,
     RuntimeEntry,
     RuntimeName,
@@ -71,7 +71,7 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path, bar: Bar = no_bar) -> "Bundle":
-        """Read the manifest of a folder, or of the one that a model file lies in.
+        """Read the manifest of a bundle's folder, or of the folder that a file of it lies in.
 
         Raises:
             RunError: if the folder is no bundle, or a file is missing, truncated or outside it.
@@ -82,8 +82,7 @@ class Bundle:
             raise RunError(
                 f"{folder}: its path is not UTF-8, which no runtime can open; rename the folder"
             ) from None
-        if folder.is_file() and (folder.parent / MANIFEST_NAME).is_file():
-            folder = folder.parent
+        folder = bundle_folder(folder)
         return cls(folder, read_manifest(folder), bar)
 
     def verify_checksums(self) -> None:

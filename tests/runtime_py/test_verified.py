@@ -7,10 +7,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from click.testing import CliRunner
 
 from runtime_py import verified
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle import Bundle
+from runtime_py.cli import main
 from runtime_py.errors import RunError
 from runtime_py.manifest import file_entry
 from runtime_py.user_cache import user_cache
@@ -205,3 +207,15 @@ def test_sizes_in_the_manifest_are_those_of_the_graphs(bundle, name, value):
     (bundle / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(RunError, match=f"the manifest says {name} is {value}, the graphs of onnx"):
         Bundle.open(bundle).backend("onnx", SessionOptions(num_threads=1))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_damaged_file_is_named_before_anything_reads_it(bundle, name):
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    for arguments in (["inspect"], ["generate", "--prompt", "a", "--raw"]):
+        done = CliRunner().invoke(main, [arguments[0], str(bundle), *arguments[1:]])
+        assert done.exit_code == 1
+        assert f"{name}: sha256 " in done.stderr
+        assert "the file was altered, copy it again" in done.stderr
