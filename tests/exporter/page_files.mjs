@@ -51,16 +51,24 @@ for (let seed = 0; seed < 500; seed++) {
 }
 
 const recorded = read(npz);
-const { greedyIds, probeLogits } = readReference(recorded);
+const { greedyIds, probeLogits } = readReference(recorded, Infinity);
 assert.equal(greedyIds.length, probeLogits.length);
 for (const length of [0, 10, 22, 200, recorded.length - 1]) {
-  assert.throws(() => readReference(recorded.slice(0, length)), lineSaying(/export again/));
+  assert.throws(() => readReference(recorded.slice(0, length), Infinity), lineSaying(/export again/));
 }
 for (let seed = 0; seed < 500; seed++) {
   const [high, low, value] = hashedLogits(BigInt(seed), 3, 4096);
   const offset = (high * 4096 + low) % recorded.length;
-  readsOrRefuses(readReference, patched(recorded, offset, [value % 256]));
+  readsOrRefuses((bytes) => readReference(bytes, Infinity), patched(recorded, offset, [value % 256]));
 }
+
+const inText = Buffer.from(recorded).toString("latin1");
+const scaleAt = inText.indexOf("\n", inText.indexOf("logit_scale.npy")) + 1; // behind its header
+for (const scale of [NaN, Infinity, 0, -1, 1e9]) {
+  const wrong = patched(recorded, scaleAt, [...new Uint8Array(new Float32Array([scale]).buffer)]);
+  assert.throws(() => readReference(wrong, Infinity), lineSaying(/a scale of/));
+}
+assert.throws(() => readReference(recorded, 2), lineSaying(/token \d+ of 2/));
 
 const tokenizer = JSON.parse(fs.readFileSync(tinyTokenizer, "utf8"));
 const refused = {

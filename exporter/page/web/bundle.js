@@ -27,7 +27,11 @@ export async function openBundle(folder, progress = () => {}) {
   const { litert } = manifest.runtimes;
   if (!litert) throw new RunError("this bundle has no LiteRT graphs; export with --runtime litert");
   const read = (name) => {
-    const { size_bytes } = manifest.files[name];
+    const { size_bytes } = manifest.files[name] ?? {};
+    const inside = new URL(name, folder).href.startsWith(new URL(".", folder).href);
+    if (size_bytes === undefined || !inside) {
+      throw new RunError(`${name}: not listed in the manifest, or outside the bundle; export again`);
+    }
     const show = (done) => progress(`${name}: ${megabytes(done)} of ${megabytes(size_bytes)} MB`);
     return download(folder, name, size_bytes, show);
   };
@@ -86,7 +90,8 @@ class Bundle {
   }
 
   async reference() {
-    return readReference(await this.#read(this.manifest.reference));
+    const bytes = await this.#read(this.manifest.reference);
+    return readReference(bytes, this.manifest.model.vocab_size);
   }
 
   /** How many recorded prompts become the tokens that were recorded, as text or as a chat's turn. */

@@ -167,17 +167,18 @@ function* failures(report, tolerances, logitScale) {
   const { original, speculative, agreement, logitError, acceptance, draftLength } = report;
   // Two widths of one graph may round differently, so a near tie may fall either way.
   const tie = Math.min(tolerances.max_logit_error, MAX_TIE) * logitScale;
-  if (logitError > tolerances.max_logit_error) {
+  // Written so that not-a-number fails: every comparison with it is false.
+  if (!(logitError <= tolerances.max_logit_error)) {
     yield `logits differ from the original's by ${short(logitError)} of their scale, allowed ${short(tolerances.max_logit_error)}`;
   }
-  if (agreement < tolerances.min_agreement) {
+  if (!(agreement >= tolerances.min_agreement)) {
     yield `only ${percent(agreement)} of tokens agree with the original, needed ${percent(tolerances.min_agreement)}`;
   }
-  if (speculative.largestMargin > tie) {
+  if (!(speculative.largestMargin <= tie)) {
     yield `speculative output differs from plain decoding where the margin is ${short(speculative.largestMargin)}, so the graphs disagree`;
   }
   // A lossy recipe may say something else than the original; an exact one only at a tie.
-  if (tolerances.max_logit_error <= MAX_TIE && original.largestMargin > 2 * tie) {
+  if (tolerances.max_logit_error <= MAX_TIE && !(original.largestMargin <= 2 * tie)) {
     yield `plain decoding leaves the original's text where the margin is ${short(original.largestMargin)}`;
   }
   const wanted = tolerances.min_acceptance_ratio * (report.originalAcceptance[0] ?? 0);

@@ -6,6 +6,7 @@ const ENTRY = 0x02014b50;
 const END_BYTES = 22;
 const STORED = 0;
 const HEADER = /'descr': '([^']+)', 'fortran_order': False, 'shape': \(([0-9, ]*)\)/;
+const MOST_UNSEEN = 8; // times the largest logit that was kept may the largest one of all be
 const KINDS = { "<i4": Int32Array, "<f4": Float32Array, "|u1": Uint8Array };
 
 /**
@@ -13,11 +14,12 @@ const KINDS = { "<i4": Int32Array, "<f4": Float32Array, "|u1": Uint8Array };
  * describes the position that chose greedy token i, given the original's own text before it.
  *
  * @param {Uint8Array} bytes the whole file.
+ * @param {number} vocabSize every token in it must be below.
  * @returns prompts (N texts), promptIds, greedyIds [N][M], probeIds [N][M][P] (tokens whose logits
  *     were kept, the likeliest first), probeLogits [N][M][P], logitScale (the largest absolute logit
  *     seen), draftIds [N][M - K][K] (what the original drafter proposes after token i).
  */
-export function readReference(bytes) {
+export function readReference(bytes, vocabSize) {
   try {
     const arrays = Object.fromEntries(members(bytes));
     const lengths = [...arrays.prompt_lengths.values];
@@ -25,7 +27,10 @@ export function readReference(bytes) {
     const all = [...arrays.prompt_ids.values];
     const prompts = JSON.parse(new TextDecoder().decode(arrays.prompts.values));
     checkShapes(arrays, prompts.length);
-    if (sum(lengths) !== all.length) throw new RangeError("prompts of other lengths");
+    if (sum(lengths) !== all.length || !lengths.every((length) => length > 0)) {
+      throw new RangeError("prompts of other lengths");
+    }
+    checkValues(arrays, vocabSize);
     return {
       prompts,
       promptIds: lengths.map((length, index) => all.slice(starts[index], starts[index] + length)),
@@ -56,8 +61,22 @@ function checkShapes(arrays, numPrompts) {
     [greedy, drafts, lengths].every(([first]) => first === numPrompts) &&
     ids.join() === logits.join() &&
     ids.slice(0, 2).join() === greedy.join() &&
-    drafts[1] <= greedy[1];
+    Math.min(...greedy) > 0 &&
+    ids[2] > 1 &&
+    (drafts[2] === 0 || (drafts[1] > 0 && drafts[1] + drafts[2] <= greedy[1]));
   if (!fit) throw new RangeError("array shapes do not fit each other");
+}
+
+/** Everything is measured by the scale, and a wrong one would hide any error. */
+function checkValues(arrays, vocabSize) {
+  for (const name of ["prompt_ids", "greedy_ids", "probe_ids", "draft_ids"]) {
+    const wrong = arrays[name].values.find((id) => !(id >= 0 && id < vocabSize));
+    if (wrong !== undefined) throw new RangeError(`token ${wrong} of ${vocabSize}`);
+  }
+  const scale = arrays.logit_scale.values[0];
+  const largest = arrays.probe_logits.values.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+  const fits = largest / 2 <= scale && scale <= MOST_UNSEEN * largest && largest < Infinity;
+  if (!fits || !(scale > 0)) throw new RangeError(`a scale of ${scale}, logits up to ${largest}`);
 }
 
 /** [name, {values, shape}] of every .npy in the archive, by its directory; DataView checks places. */

@@ -180,16 +180,17 @@ private fun judged(report: CheckReport, tolerances: Tolerances, logitScale: Doub
     val failures = ArrayList<String>()
     // Two widths of one graph may round differently, so a near tie may fall either way.
     val tie = minOf(tolerances.maxLogitError, MAX_TIE) * logitScale
-    if (report.logitError > tolerances.maxLogitError) {
+    // Written so that not-a-number fails: every comparison with it is false.
+    if (!(report.logitError <= tolerances.maxLogitError)) {
         failures.add("logits differ from the original's by ${short(report.logitError)} of their scale, allowed ${short(tolerances.maxLogitError)}")
     }
-    if (report.agreement < tolerances.minAgreement) {
+    if (!(report.agreement >= tolerances.minAgreement)) {
         failures.add("only ${percent(report.agreement)} of tokens agree with the original, needed ${percent(tolerances.minAgreement)}")
     }
-    if (report.speculative.largestMargin > tie) {
+    if (!(report.speculative.largestMargin <= tie)) {
         failures.add("speculative output differs from plain decoding where the margin is ${short(report.speculative.largestMargin)}, so the graphs disagree")
     }
-    if (tolerances.maxLogitError <= MAX_TIE && report.original.largestMargin > 2 * tie) {
+    if (tolerances.maxLogitError <= MAX_TIE && !(report.original.largestMargin <= 2 * tie)) {
         failures.add("plain decoding leaves the original's text where the margin is ${short(report.original.largestMargin)}")
     }
     val wanted = tolerances.minAcceptanceRatio * (report.originalAcceptance.firstOrNull() ?: 0.0)

@@ -26,8 +26,8 @@ class Reference(
     val draftLength: Int get() = draftIds.firstOrNull()?.firstOrNull()?.size ?: 0
 }
 
-/** Read a recorded reference; nothing in it can unpack to more than the file. */
-fun readReference(file: File): Reference {
+/** Read a recorded reference, every token below `vocabSize`; nothing in it can unpack to more than the file. */
+fun readReference(file: File, vocabSize: Int): Reference {
     try {
         ZipFile(file).use { zip ->
             val arrays = { name: String -> array(zip, name) }
@@ -40,11 +40,18 @@ fun readReference(file: File): Reference {
             val probeLogits = arrays("probe_logits")
             val drafts = arrays("draft_ids")
             val agree = probeIds.shape == probeLogits.shape && probeIds.shape.take(2) == greedy.shape &&
-                drafts.shape.size == 3 && drafts.shape[0] == numPrompts && drafts.shape[1] <= numTokens
-            needed(agree, "shapes")
+                drafts.shape.size == 3 && drafts.shape[0] == numPrompts
+            needed(agree && numPrompts > 0 && numTokens > 0 && probeIds.shape[2] > 1, "shapes")
+            val (_, numRounds, draftLength) = drafts.shape
+            needed(draftLength == 0 || numRounds > 0 && numRounds <= numTokens - draftLength, "drafts")
+            for (ids in listOf(arrays("prompt_ids"), greedy, probeIds, drafts)) {
+                needed(ids.ints().all { it in 0 until vocabSize }, "a token outside 0 until $vocabSize")
+            }
             val starts = lengths.scanSum()
             val logits = probeLogits.floats()
             val numProbes = probeIds.shape[2]
+            val scale = arrays("logit_scale").floats().single()
+            checkScale(scale, logits)
             return Reference(
                 promptIds = lengths.mapIndexed { i, size -> all.subList(starts[i], starts[i] + size) },
                 greedyIds = greedy.ints().toList().rows(numTokens, numPrompts),
@@ -55,7 +62,7 @@ fun readReference(file: File): Reference {
                         logits.copyOfRange(start, start + numProbes)
                     }
                 },
-                logitScale = arrays("logit_scale").floats().single(),
+                logitScale = scale,
                 draftIds = drafts.cube()
             )
         }
@@ -66,6 +73,14 @@ fun readReference(file: File): Reference {
     } catch (error: IndexOutOfBoundsException) {
         throw notRecorded(file, "sizes that do not fit each other")
     }
+}
+
+/** Everything is measured by the scale, and a wrong one would hide any error. */
+private fun checkScale(scale: Float, logits: FloatArray) {
+    var largest = 0f
+    for (logit in logits) largest = if (Math.abs(logit) <= largest) largest else Math.abs(logit) // or NaN
+    val fits = largest / 2 <= scale && scale <= MOST_UNSEEN * largest && largest < Float.POSITIVE_INFINITY
+    needed(fits && scale > 0, "a scale of $scale, logits up to $largest")
 }
 
 /** What is wrong may quote the file: one line, whatever it holds. */
@@ -122,6 +137,7 @@ private fun List<Int>.scanSum(): List<Int> {
     return map { sum.also { _ -> sum += it } }
 }
 
+private const val MOST_UNSEEN = 8 // times the largest logit that was kept may the largest one of all be
 private const val MAX_BYTES = 1L shl 28
 private const val MAGIC = 0x59504D554E93L // 93 "NUMPY", least byte first
 private const val MAGIC_MASK = (1L shl 48) - 1

@@ -33,7 +33,7 @@ class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : 
     private val tokenizer = Tokenizer(bundleFile(bundle, manifest.tokens.tokenizer).readText())
     private val bos = manifest.tokens.bosTokenId?.let { tokenizer.text(it) }.orEmpty()
     private val thought = tokenizer.thought(manifest.tokens.specialTokens)
-    private val reference = readReference(bundleFile(bundle, manifest.reference))
+    private val reference = readReference(bundleFile(bundle, manifest.reference), manifest.model.vocabSize)
     private val graphs = LiteRtGraphs(bundleFile(bundle, entry.model), scratch, numThreads())
     private val backend = GraphBackend(graphs)
     private val session = Session(backend, manifest.model.contextLength)
