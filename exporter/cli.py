@@ -34,7 +34,7 @@ from runtime_py.errors import RunError
 from runtime_py.installed import install_extra, our_version
 from runtime_py.manifest import Manifest, RuntimeName
 from runtime_py.own_process import own_module
-from runtime_py.printable import printable
+from runtime_py.printable import one_line
 from runtime_py.signals import run_to_its_end
 
 RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
@@ -307,17 +307,17 @@ def _name(model: Location) -> str:
     return model.repo.split("/")[1] if isinstance(model, HubModel) else model.resolve().name
 
 
-class _Printable(logging.Formatter):
+class _OneLine(logging.Formatter):
     """Stages name files, folders and what checkpoints say."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return one_line(super().format(record))
 
 
 def _show_stages() -> None:
     """One line per stage on stderr; nothing from the libraries underneath but errors."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(message)s"))
+    handler.setFormatter(_OneLine("%(message)s"))
     stages = logging.getLogger("exporter")
     stages.setLevel(logging.INFO)
     stages.handlers = [handler]

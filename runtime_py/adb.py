@@ -73,7 +73,11 @@ class Device:
         """
         command = [_program(), "-s", self.serial, "push", str(local), str(remote)]
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         ) as process:
             try:
                 while _runs_on(process):

@@ -68,7 +68,9 @@ class OfficialEngine:
         if reason := refusal(this_device()):
             raise RunError(f"{model}: the official runtime cannot run it: {reason}")
         self._scratch = tempfile.TemporaryDirectory()
-        self._log = (Path(self._scratch.name) / "log").open("w+")
+        self._log = (Path(self._scratch.name) / "log").open(
+            "w+", encoding="utf-8", errors="replace"
+        )
         command = own_module("runtime_py.official")
         self._process = subprocess.Popen(
             [*command, str(model), str(int(mtp)), str(num_threads), self._scratch.name],

@@ -71,3 +71,10 @@ def test_all_that_the_page_loads_lies_beside_it(tmp_path):
         loaded |= {(path.parent / name).resolve() for name in names}
         assert "://" not in text, f"{path.name} names a host"
     assert loaded == files
+
+
+def test_no_text_of_a_bundle_becomes_markup():
+    for path in PAGE.rglob("*.*"):
+        text = path.read_text(encoding="utf-8")
+        for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert way not in text, path

@@ -1,6 +1,7 @@
 """The contest of draft lengths on a scripted bundle: figures, table, charts and report."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -171,6 +172,19 @@ def test_the_report_is_one_file_that_needs_nothing_else(found, tmp_path):
         "K over time",
     ]
     assert advice(bench_rows(contest)) in text
+
+
+def test_no_name_in_a_report_is_markup(found, tmp_path):
+    bundle, contest = found
+    evil = "</title><script>alert(1)</script>"
+    entry = bundle.entry("litert").model_copy(update={"recipe": evil})
+    update = {"name": evil, "runtimes": {"litert": entry}}
+    renamed = replace(bundle, manifest=bundle.manifest.model_copy(update=update))
+    others = Contest({0: contest.runs[0]}, {evil: [3.0, 4.0]})
+    write_report(tmp_path / "report.html", renamed, "litert", (OPTIONS, EFFORT), others)
+    text = (tmp_path / "report.html").read_text()
+    assert "script" not in {tag for tag, _ in Page(text).tags}
+    assert text.count("&lt;script&gt;") >= 4  # title, heading, recipe, and the charts
 
 
 def test_the_report_of_a_bundle_without_drafter(found, tmp_path):
