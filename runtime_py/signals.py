@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-_AGAIN_S, _GRACE_S = 0.01, 5.0
+_AGAIN_S = 0.01
+_CTRL_C_S, _GRACE_S = 0.5, 5.0
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
@@ -27,6 +28,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+        self.is_said = False  # by a program that ran in ours
 
     @property
     def is_ctrl_c(self) -> bool:
@@ -50,8 +52,9 @@ def interruptible(program: str) -> Iterator[None]:
         found = interruption(error)
         if found is None:
             raise
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr has gone
-            sys.stderr.write(f"{program}: interrupted\n")
+        if not found.is_said:
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr has gone
+                sys.stderr.write(f"{program}: interrupted\n")
         sys.exit(128 + found.number)
     finally:
         for number in heeded:  # a second one ends what the interpreter does at its end
@@ -64,13 +67,21 @@ def run_to_its_end(command: Sequence[str]) -> int:
     with subprocess.Popen(command) as process:
         try:
             return process.wait()
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(_GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        except BaseException as error:
+            _end(process)
+            if isinstance(error, Interrupted):
+                error.is_said = process.wait() > 128
             raise
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    # A terminal's Ctrl-C has reached it too, and another signal would disturb what it cleans up.
+    for ask, grace_s in ((process.poll, _CTRL_C_S), (process.terminate, _GRACE_S)):
+        ask()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+            return
+    process.kill()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -111,15 +111,30 @@ def test_a_second_one_ends_what_the_interpreter_does_at_its_end():
     assert done.stderr == "gemma-run: interrupted\n"
 
 
-def test_a_child_ends_with_it():
-    child = """
+CHILD = """
 import os, time
-print(os.getpid(), flush=True)
-os.kill(os.getppid(), 15)
-time.sleep(60)
+from runtime_py.signals import interruptible
+with interruptible("child"):
+    print(os.getpid(), flush=True)
+    os.kill(os.getppid(), {number})
+    {and_then}
+    time.sleep(60)
 """
-    done = run(f"run_to_its_end([sys.executable, '-c', {child!r}])", signal.SIGTERM)
-    assert done.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("and_then", "said"),
+    [
+        ("pass", "child: interrupted\n"),
+        ("os.kill(os.getpid(), 2)", "child: interrupted\n"),  # as a terminal's Ctrl-C does
+        ("os.kill(os.getpid(), 9)", "gemma-run: interrupted\n"),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_child_ends_with_it_and_one_of_them_says_so(number, and_then, said):
+    child = CHILD.format(number=int(number), and_then=and_then)
+    done = run(f"run_to_its_end([sys.executable, '-c', {child!r}])", number)
+    assert (done.returncode, done.stderr) == (128 + number, said)
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
 
