@@ -88,8 +88,8 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
     protection from a file that was made to take over the process.
     """
     opened = Bundle.open(bundle, render.progress)
+    name = opened.pick_runtime(runtime)  # before large files are read
     opened.verify_checksums()
-    name = opened.pick_runtime(runtime)
     session = _session(options)
     opened.try_backend(name, session)
     with render.progress(f"check {name}", opened.reference().num_prompts, "prompts") as progress:

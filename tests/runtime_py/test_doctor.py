@@ -21,6 +21,7 @@ from runtime_py.doctor import RUNTIMES, RuntimeState, diagnose
 from runtime_py.installed import install_command
 from runtime_py.memory import known_sizes, verdict
 from runtime_py.render_doctor import advice, print_diagnosis
+from tests.runtime_py.bundles import write_fake_bundle
 from tests.runtime_py.test_official import PI_4
 
 ROOT = Path(__file__).parents[2]
@@ -281,3 +282,20 @@ def test_a_base_install_says_what_to_install(tmp_path):
     ):
         assert line in done.stdout, done.stdout
     print(done.stdout)  # noqa: T201
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    for command, step in (
+        (("gemma-run", "chat", bundle), "pip install 'ai-edge-litert==2.3.0'"),
+        (("gemma-export", "--target", "web", "--size", "tiny"), "'gemma-export[export]'"),
+    ):
+        program, *options = command
+        done = subprocess.run(
+            [environment / "bin" / program, *options],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert step in done.stderr
