@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py.bundle import Bundle
@@ -149,6 +149,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(text=st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_give_one_line(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("bundle")
@@ -158,6 +159,7 @@ def test_any_bytes_give_one_line(tmp_path_factory, text):
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(data=st.data())
 def test_any_value_in_any_place_gives_one_line_or_a_manifest(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("bundle")
