@@ -21,7 +21,7 @@ MAX_TOKEN_BYTES = 256  # more than any token of Gemma stands for
 MAX_GROWTH = 64  # as many characters may a normalizer or a decoder make of one
 # Two things that no Gemma has and that end the process inside the library: a normalizer whose first
 # bytes say how much memory to take, and a prefix that is cut off in the middle of a character. No
-# writer of JSON escapes a letter, so nobody hides a name behind \\u0070.
+# writer of JSON escapes a letter, so nobody hides a name behind an escaped letter.
 _PRECOMPILED = b"precompiled_charsmap"
 _PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|5[0-9aAfF]|7[0-9aA])")
