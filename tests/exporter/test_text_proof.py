@@ -82,9 +82,19 @@ TEMPLATES = {
 @pytest.fixture
 def checkpoint(tmp_path):
     """The tiny model's text side, which a test may change."""
+    return copied(tmp_path)
+
+
+def copied(folder):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(Path(str(load_size("tiny").model)) / name, tmp_path / name)
-    return tmp_path
+        shutil.copyfile(Path(str(load_size("tiny").model)) / name, folder / name)
+    edit(folder / "tokenizer_config.json", soc_token="<|channel>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(copied(tmp_path_factory.mktemp("theirs")))
 
 
 def edit(path, **changes):
@@ -93,18 +103,21 @@ def edit(path, **changes):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_renders_as_in_transformers(checkpoint, name):
+def test_a_template_renders_as_in_transformers(checkpoint, theirs, name):
     (checkpoint / "chat_template.jinja").write_text(TEMPLATES[name])
-    edit(checkpoint / "tokenizer_config.json", soc_token="<|channel>")
     text = read_text_files(checkpoint)
     special_tokens = prove_text(text, [CHAT], VOCAB_SIZE).special_tokens
     entry = token_entry(text, special_tokens)
     ours = Tokenizer(text.tokenizer, entry, text.chat_template, 2048)
-    theirs = AutoTokenizer.from_pretrained(checkpoint)
-    for conversation in CONVERSATIONS:
-        assert ours.render_chat(conversation) == theirs.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True
+    assert ours.render_chats(CONVERSATIONS) == [
+        theirs.apply_chat_template(
+            conversation,
+            chat_template=TEMPLATES[name],
+            tokenize=False,
+            add_generation_prompt=True,
         )
+        for conversation in CONVERSATIONS
+    ]
 
 
 @pytest.mark.parametrize(

@@ -73,16 +73,9 @@ def one_second(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("one_second")
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ 7 ** (10 ** 9) }}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    ],
-)
-def test_an_endless_template_is_ended(template):
+def test_an_endless_template_is_ended():
     with pytest.raises(RunError, match="takes longer than 5 s"):
-        rendered(template)
+        rendered("{{ 7 ** (10 ** 9) }}")
 
 
 def test_a_template_that_waits_is_ended(monkeypatch):
