@@ -28,6 +28,8 @@ class Case:
     sharded: bool
     has_drafter: bool
     seed: int
+    suppressed: tuple[int, ...] = ()  # tokens that are never said
+    placeholder: int | None = None  # the token of an image's place, if multimodal
 
 
 def draw_case(seed: int) -> Case:
@@ -71,6 +73,8 @@ def draw_case(seed: int) -> Case:
         sharded=draw.random() < 0.3,
         has_drafter=draw.random() < 0.85,
         seed=seed,
+        suppressed=tuple(draw.sample(range(vocab_size), draw.choice([0, 0, 1, 9]))),
+        placeholder=draw.choice([None, 8]),
     )
 
 
@@ -94,6 +98,9 @@ def save_case(case: Case, folder: Path) -> ExportConfig:
     if case.has_drafter:
         drafter = tiny_models.drafter_model(case.shape, case.seed + 1)
         tiny_models.save(_calm(drafter).to(case.dtype), folder / "drafter", shards)
+    _set(folder / "target" / "generation_config.json", suppress_tokens=list(case.suppressed))
+    if case.multimodal and case.placeholder is not None:
+        _set(folder / "target" / "config.json", image_token_id=case.placeholder)
     write_tokenizer(folder / "target", case.shape.vocab_size)
     prompts = folder / "prompts.jsonl"
     rows = [json.dumps({"kind": "text", "text": text}) for text in PROMPTS]
@@ -113,6 +120,10 @@ def save_case(case: Case, folder: Path) -> ExportConfig:
         shapes=GraphShapes(prefill_lengths=(16,), verify_widths=(2, 4), cache_length=CONTEXT),
         draft_length=3,
     )
+
+
+def _set(path: Path, **settings: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
 
 def _calm(model: Any) -> Any:
