@@ -37,7 +37,7 @@ def gemma_run(*arguments: object, **options) -> subprocess.CompletedProcess:
     Args:
         options: of subprocess.run; redirected is what a shell would have after the command.
     """
-    shell = ("sh", "-c", f'exec "$0" "$@" {options.pop("redirected", "")}')
+    shell = ("sh", "-c", f'"$0" "$@" {options.pop("redirected", "")}')
     return subprocess.run(
         [*shell, sys.executable, "-c", _PROGRAM, *map(str, arguments)],
         env=environment(**options.pop("env", {})),
