@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -50,14 +50,15 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
     template = contents.text.chat_template
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    write_reference(folder / "reference.npz", contents.reference)
+    tokens = token_entry(contents.text, contents.special_tokens)
+    write_reference(folder / "reference.npz", replace(contents.reference, tokens=tokens))
     manifest = Manifest(
         format_version=1,
         name=contents.name,
         device=contents.device,
         made_by={tool: _version(tool) for tool in _TOOLS},
         model=contents.model,
-        tokens=token_entry(contents.text, contents.special_tokens),
+        tokens=tokens,
         draft_length=contents.draft_length,
         runtimes=dict(contents.runtimes),
         reference="reference.npz",

@@ -18,6 +18,7 @@ from runtime_py.manifest import (
     read_manifest,
 )
 from runtime_py.onnx_files import onnx_files
+from runtime_py.printable import shown
 from runtime_py.probe import probe_model
 from runtime_py.reference import Reference, read_reference
 from runtime_py.speculative import Session
@@ -110,9 +111,22 @@ class Bundle:
         )
 
     def reference(self) -> Reference:
-        model = self.manifest.model
+        """What the original said.
+
+        Raises:
+            RunError: if it is no recording, or one of other tokens than the manifest's.
+        """
+        model, tokens = self.manifest.model, self.manifest.tokens
         path = self._path(self.manifest.reference)
-        return read_reference(path, model.vocab_size, model.context_length)
+        reference = read_reference(path, model.vocab_size, model.context_length)
+        recorded = tokens if reference.tokens is None else reference.tokens
+        for name, said in tokens:
+            if said != (found := getattr(recorded, name)):
+                raise RunError(
+                    f"{path}: recorded with {name} {shown(found)}, the manifest says "
+                    f"{shown(said)}; copy all files of one bundle again"
+                )
+        return reference
 
     def pick_runtime(self, wanted: str | None) -> RuntimeName:
         """The runtime to use: the wanted one, or the first that is installed.

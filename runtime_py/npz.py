@@ -8,7 +8,7 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ _HEADER = re.compile(
 )
 
 
-def read_arrays(path: Path, types: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
+def read_arrays(
+    path: Path, types: Mapping[str, str], optional: Collection[str] = ()
+) -> dict[str, npt.NDArray[Any]]:
     """Arrays by name; others in the file are not looked at.
 
     Args:
         path: of the file.
         types: numpy's name of the type that each array has, least byte first.
+        optional: those of them that need not be there.
 
     Raises:
         OSError: if the file cannot be read.
@@ -37,7 +40,7 @@ def read_arrays(path: Path, types: Mapping[str, str]) -> dict[str, npt.NDArray[A
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = _members(archive, types)
+            members = _members(archive, types, optional)
             return {
                 name: _array(archive.read(info), name, types[name])
                 for name, info in members.items()
@@ -47,7 +50,9 @@ def read_arrays(path: Path, types: Mapping[str, str]) -> dict[str, npt.NDArray[A
         raise ValueError(str(error) or type(error).__name__) from None
 
 
-def _members(archive: zipfile.ZipFile, types: Mapping[str, str]) -> dict[str, zipfile.ZipInfo]:
+def _members(
+    archive: zipfile.ZipFile, types: Mapping[str, str], optional: Collection[str]
+) -> dict[str, zipfile.ZipInfo]:
     infos = archive.infolist()
     names = [info.filename for info in infos]
     if len(infos) > _MAX_MEMBERS or len(set(names)) < len(names):
@@ -61,9 +66,9 @@ def _members(archive: zipfile.ZipFile, types: Mapping[str, str]) -> dict[str, zi
         raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
     found = {info.filename.removesuffix(".npy"): info for info in infos}
     for name in types:
-        if name not in found:
+        if name not in found and name not in optional:
             raise ValueError(f"no {name}")
-    return {name: found[name] for name in types}
+    return {name: found[name] for name in types if name in found}
 
 
 def _array(data: bytes, name: str, dtype: str) -> npt.NDArray[Any]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from runtime_py.errors import RunError
+from runtime_py.manifest import TokenEntry
 from runtime_py.npz import read_arrays
 from runtime_py.printable import shown
 
@@ -23,6 +25,7 @@ _TYPES = {
     "probe_logits": "<f4",
     "logit_scale": "<f4",
     "draft_ids": "<i4",
+    "tokens": "|u1",
 }
 _MOST_UNSEEN = 8  # times the largest logit that was kept may the largest one of all be
 
@@ -42,6 +45,7 @@ class Reference:
     probe_logits: npt.NDArray[np.float32]  # [N, M, P]
     logit_scale: float  # largest absolute logit seen
     draft_ids: Ids  # [N, M - K, K] what the original drafter proposes after greedy token i
+    tokens: TokenEntry | None = None  # with which it was recorded; an older one does not say
 
     @property
     def num_prompts(self) -> int:
@@ -80,9 +84,10 @@ class Reference:
 
 def write_reference(path: Path, reference: Reference) -> None:
     """Write the arrays uncompressed, so that a reader knows their sizes before it reads."""
+    tokens = reference.tokens
     np.savez(
         path,
-        prompts=np.frombuffer(json.dumps(reference.prompts).encode(), np.uint8),
+        prompts=_bytes(json.dumps(reference.prompts)),
         prompt_lengths=np.array([len(ids) for ids in reference.prompt_ids], np.int32),
         prompt_ids=np.concatenate(reference.prompt_ids).astype(np.int32),
         greedy_ids=reference.greedy_ids,
@@ -90,7 +95,12 @@ def write_reference(path: Path, reference: Reference) -> None:
         probe_logits=reference.probe_logits,
         logit_scale=np.array(reference.logit_scale, np.float32),
         draft_ids=reference.draft_ids,
+        tokens=_bytes("null" if tokens is None else tokens.model_dump_json()),
     )
+
+
+def _bytes(text: str) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), np.uint8)
 
 
 def read_reference(path: Path, vocab_size: int, context_length: int) -> Reference:
@@ -105,7 +115,7 @@ def read_reference(path: Path, vocab_size: int, context_length: int) -> Referenc
         RunError: if the file is not what write_reference writes, or not of this model.
     """
     try:
-        arrays = read_arrays(path, _TYPES)
+        arrays = read_arrays(path, _TYPES, optional=("tokens",))
         reference = _from_arrays(arrays)
         _check_values(reference, vocab_size, context_length)
     except (OSError, ValueError, RecursionError) as error:
@@ -133,7 +143,15 @@ def _from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Reference:
         probe_logits=arrays["probe_logits"],
         logit_scale=float(arrays["logit_scale"].ravel()[0]),
         draft_ids=arrays["draft_ids"],
+        tokens=_tokens(arrays["tokens"].tobytes()) if "tokens" in arrays else None,
     )
+
+
+def _tokens(text: bytes) -> TokenEntry | None:
+    try:
+        return None if text == b"null" else TokenEntry.model_validate_json(text)
+    except ValidationError:
+        raise ValueError("tokens as no manifest has them") from None
 
 
 def _check_values(reference: Reference, vocab_size: int, context_length: int) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+from dataclasses import replace
 from importlib import metadata
 from types import SimpleNamespace
 from typing import get_args
@@ -14,8 +15,15 @@ import pytest
 from runtime_py.bundle import BACKENDS, Bundle
 from runtime_py.errors import RunError
 from runtime_py.installed import DISTRIBUTIONS, PACKAGES, install_command, is_installed
-from runtime_py.manifest import Manifest, RuntimeName
-from tests.runtime_py.bundles import manifest_values, write_fake_bundle
+from runtime_py.manifest import Manifest, RuntimeName, file_entry
+from runtime_py.reference import read_reference, write_reference
+from tests.runtime_py.bundles import (
+    VOCAB_SIZE,
+    manifest_values,
+    scripted_reference,
+    write_fake_bundle,
+)
+from tests.runtime_py.scripted_backend import ScriptedBackend
 
 
 def bundle_of(tmp_path, *runtimes):
@@ -97,3 +105,37 @@ def test_a_file_of_a_bundle_stands_for_its_folder(tmp_path):
     assert Bundle.open(folder / "model.litertlm").folder == folder
     with pytest.raises(RunError, match="no such bundle folder"):
         Bundle.open(folder / "model.pte")
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("bos_token_id", 3),
+        ("stop_token_ids", []),
+        ("special_tokens", {"eos_token": "</s>"}),
+        ("chat_template", None),
+    ],
+)
+def test_a_manifest_whose_tokens_are_not_the_recorded_ones_is_refused(tmp_path, name, changed):
+    folder = write_fake_bundle(tmp_path / "bundle")
+    values = json.loads((folder / "manifest.json").read_text())
+    recorded = Manifest.model_validate_json(json.dumps(values)).tokens
+    path = folder / "reference.npz"
+    reference = scripted_reference(ScriptedBackend(vocab_size=VOCAB_SIZE))
+    write_reference(path, replace(reference, tokens=recorded))
+    values["files"][path.name] = file_entry(path).model_dump()
+    (folder / "manifest.json").write_text(json.dumps(values))
+    assert Bundle.open(folder).reference().tokens == recorded
+    values["tokens"][name] = changed
+    (folder / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(RunError, match=f"recorded with {name} .*, the manifest says "):
+        Bundle.open(folder).reference()
+
+
+def test_tokens_that_no_manifest_has_are_no_recording(tmp_path):
+    path = write_fake_bundle(tmp_path / "bundle") / "reference.npz"
+    reference = scripted_reference(ScriptedBackend(vocab_size=VOCAB_SIZE))
+    tokens = Manifest.model_validate_json(json.dumps(manifest_values())).tokens
+    write_reference(path, replace(reference, tokens=tokens.model_copy(update={"bos_token_id": -1})))
+    with pytest.raises(RunError, match="not a recorded reference"):
+        read_reference(path, VOCAB_SIZE, 128)
