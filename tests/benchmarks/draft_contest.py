@@ -183,14 +183,13 @@ class _Race:
 def _race(contest: Contest, order: Sequence[str], num_repeats: int) -> _Race:
     shuffle = random.Random(0)
     race = _Race({name: [] for name in order})
-    backend = _Kept(contest.backend)
     for repeat in range(num_repeats + 1):
         runs: dict[str, list[Generation]] = {name: [] for name in order}
         for index, prompt in enumerate(contest.prompts):
             contest.play(index)
             policies = {name: contest.policies[name]() for name in order}
             running = {
-                name: _Generating(backend, prompt, policy, contest.num_tokens)
+                name: _Generating(_Kept(contest.backend), prompt, policy, contest.num_tokens)
                 for name, policy in policies.items()
             }
             _take_turns(contest, running, shuffle)
@@ -228,7 +227,11 @@ def generate(
 
 
 class _Kept:
-    """A backend whose hidden states outlast the calls of others."""
+    """A backend whose hidden states outlast the calls of others.
+
+    Each session has one of its own: sessions over one backend cannot take turns within an answer,
+    and rows are written anew here.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

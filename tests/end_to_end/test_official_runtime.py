@@ -98,7 +98,11 @@ def until_stop(token_ids: list[int], stop_ids: set[int]) -> list[int]:
 
 @pytest.mark.parametrize("speculative", [False, True], ids=["plain", "speculative"])
 def test_greedy_text_is_that_of_transformers(float32, official, tokenizer, stop_ids, speculative):
-    """20 held-out prompts, 64 tokens each: recorded from transformers when the bundle was made."""
+    """20 prompts, 64 tokens each: recorded from transformers when the bundle was made.
+
+    One is so long that the official runtime's last rows, which it does not use, cut its answer.
+    """
+    limit = float32.bundle.manifest.model.context_length - (VERIFY_WIDTH - 1)
     prompts = [ids.tolist() for ids in float32.reference.prompt_ids]
     bos, *_ = prompts[0]
     assert len(prompts) == 20
@@ -108,8 +112,9 @@ def test_greedy_text_is_that_of_transformers(float32, official, tokenizer, stop_
     answer = official.ask(texts, speculative=speculative)
 
     assert [[bos, *ids] for ids in answer.prompt_ids] == prompts
-    for greedy_ids, text in zip(float32.reference.greedy_ids, answer.texts, strict=True):
-        kept = until_stop(greedy_ids.tolist(), stop_ids)
+    recorded = zip(prompts, float32.reference.greedy_ids.tolist(), strict=True)
+    for (prompt, greedy_ids), text in zip(recorded, answer.texts, strict=True):
+        kept = until_stop(greedy_ids[: limit - len(prompt)], stop_ids)
         expected = tokenizer.decode(kept, skip_special_tokens=False)
         assert text.startswith(expected)
         too_much = len(tokenizer.encode(text, add_special_tokens=False).ids) - len(kept)

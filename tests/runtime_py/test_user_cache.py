@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 from unittest.mock import Mock
@@ -37,6 +38,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(tmp_path, caplog, mode):
     folder = tmp_path / "cache"
     assert private_folder(folder) == folder
     folder.chmod(mode)
+    caplog.set_level(logging.WARNING, "runtime_py")
     assert private_folder(folder) is None
     assert private_folder(folder) is None
     (record,) = caplog.records
@@ -45,6 +47,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(tmp_path, caplog, mode):
 
 def test_a_folder_of_another_user_is_not_used(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    caplog.set_level(logging.WARNING, "runtime_py")
     assert private_folder(tmp_path) is None
     assert "belongs to user" in caplog.text
 

@@ -389,4 +389,5 @@ def test_the_files_say_what_they_hold(lowered):
             "max_prefill_length": str(PREFILL_LENGTH),
             "max_verify_length": "4",
             "has_drafter": "1",
+            "sliding": "5 0",  # the window, and the layer that slides
         }
