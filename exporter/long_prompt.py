@@ -1,12 +1,11 @@
 """A prompt that is longer than the window of the layers that slide."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from exporter.graph.spec import TargetSpec
 from exporter.lower.sliding import sliding_layers
 from exporter.reference import ReferenceSize, long_length
-from exporter.text import OriginalTokenizer, TextFiles
 
 _CHARACTERS_PER_TOKEN = 16  # more than any long text has
 
@@ -16,7 +15,7 @@ def with_long_prompt(
     size: ReferenceSize,
     cache_length: int,
     spec: TargetSpec,
-    text: TextFiles,
+    encode: Callable[[str], list[int]],
 ) -> list[tuple[str, Sequence[int]]]:
     """The chosen prompts, one of which passes the window of the layers that slide.
 
@@ -27,21 +26,18 @@ def with_long_prompt(
     longest = max(len(ids) for _, ids in chosen)
     if sliding_layers(spec) is None or length is None or longest >= length:
         return chosen
-    said, ids = _encode(text, "".join(f"{said}\n" for said, _ in chosen), length)
+    said, ids = _begin(encode, "".join(f"{said}\n" for said, _ in chosen), length)
     if not spec.sliding_window < len(ids) <= length or max(ids) >= spec.vocab_size:
         return chosen  # a tokenizer that makes little of much text
     return [*chosen[: size.num_prompts - 1], (said, ids)]
 
 
-def _encode(text: TextFiles, piece: str, num_tokens: int) -> tuple[str, list[int]]:
+def _begin(
+    encode: Callable[[str], list[int]], piece: str, num_tokens: int
+) -> tuple[str, list[int]]:
     """Pieces, one after the other, of about that many tokens."""
-    tokenizer = OriginalTokenizer(text.folder)
     most = _CHARACTERS_PER_TOKEN * num_tokens
     long = (piece * (-(-most // len(piece))))[:most]
     # The longest beginning that is not too long, by halving.
-    end = bisect_right(
-        range(1, most + 1),
-        num_tokens,
-        key=lambda end: len(tokenizer.encode(long[:end], text.bos_token_id)),
-    )
-    return long[:end], tokenizer.encode(long[:end], text.bos_token_id)
+    end = bisect_right(range(1, most + 1), num_tokens, key=lambda end: len(encode(long[:end])))
+    return long[:end], encode(long[:end])

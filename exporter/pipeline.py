@@ -220,7 +220,7 @@ def plan_recording(config: ExportConfig, inputs: Inputs) -> Recording:
             f"{config.shapes.cache_length}; give shorter prompts or a larger --context"
         )
     cache_length, spec = config.shapes.cache_length, inputs.target.spec
-    chosen = with_long_prompt(chosen, size, cache_length, spec, inputs.text)
+    chosen = with_long_prompt(chosen, size, cache_length, spec, proven.encode)
     return Recording(size, chosen, proven.special_tokens)
 
 

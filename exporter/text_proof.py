@@ -1,8 +1,9 @@
 """The proof that the bundle's text side says what transformers' says: token for token."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from exporter.errors import ExportError, shown
 from exporter.reference import Prompt
@@ -40,6 +41,7 @@ class ProvenText:
 
     prompts: list[tuple[str, list[int]]]  # text and token ids
     special_tokens: Mapping[str, str]  # name, as "eos_token", -> text
+    encode: Callable[[str], list[int]] = field(compare=False)  # other plain text, as transformers
 
 
 def prove_text(text: TextFiles, prompts: Sequence[Prompt], vocab_size: int) -> ProvenText:
@@ -83,7 +85,8 @@ def prove_text(text: TextFiles, prompts: Sequence[Prompt], vocab_size: int) -> P
                 f"{text.folder}: the tokenizer turns {shown(what)!r} into token {max(ids)}, the "
                 f"model has {vocab_size}; add the model's own tokenizer"
             )
-    return ProvenText(encoded, special_tokens)
+    encode = partial(theirs.encode, bos_token_id=text.bos_token_id)
+    return ProvenText(encoded, special_tokens, encode)
 
 
 def _usable(text: TextFiles, prompts: Sequence[Prompt]) -> list[Prompt]:
