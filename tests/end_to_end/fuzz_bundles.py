@@ -33,6 +33,7 @@ from runtime_py.reference import Reference, write_reference
 from runtime_py.sampling import GREEDY
 from runtime_py.speculative import Session, Stops
 from tests.runtime_py.backends.toys import CACHE_LENGTH, HIDDEN_SIZE, TOYS, VOCAB_SIZE
+from tests.runtime_py.bundles import manifest_values as valid_manifest
 
 Damage = Callable[[random.Random, Path], str]  # changes a bundle, says what it did
 LETTERS = "abcdefghijklmnopqrstuvwxyz [].,!?"
@@ -57,10 +58,8 @@ def write_toys(folder: Path) -> None:
         tolerances = {"max_logit_error": 1e-3, "min_agreement": 0.9, "min_acceptance_ratio": 0.9}
         entry = {"model": toy.bundle.name, "recipe": "float32", "tolerances": tolerances}
         values = {
-            "format_version": 1,
+            **valid_manifest(),
             "name": "toy",
-            "device": "desktop",
-            "made_by": {"gemma-export": "0"},
             "model": {
                 "vocab_size": VOCAB_SIZE,
                 "hidden_size": HIDDEN_SIZE,
@@ -68,15 +67,8 @@ def write_toys(folder: Path) -> None:
                 "context_length": CACHE_LENGTH,
                 "has_drafter": True,
             },
-            "tokens": {
-                "tokenizer": "tokenizer.json",
-                "chat_template": "chat_template.jinja",
-                "bos_token_id": 0,
-                "stop_token_ids": [1],
-            },
             "draft_length": _DRAFT_LENGTH,
             "runtimes": {runtime: entry},
-            "reference": "reference.npz",
         }
         (bundle / "manifest.json").write_text(json.dumps(values))
         list_files(bundle)
