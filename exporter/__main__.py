@@ -1,6 +1,6 @@
 """gemma-export, as a command and as `python -m exporter`."""
 
-from runtime_py.signals import interruptible
+from runtime_py.terminal.signals import interruptible
 
 
 def main() -> None:

@@ -27,15 +27,16 @@ from exporter.config import (
     recipe_text,
 )
 from exporter.errors import ExportError, nearest
-from runtime_py import adb, render
-from runtime_py.command import ErrorLine
-from runtime_py.console import say
+from runtime_py.adb import connection as adb
+from runtime_py.backends.installed import install_extra, our_version
+from runtime_py.bundle.manifest import Manifest, RuntimeName
+from runtime_py.cli import render
+from runtime_py.device.own_process import own_module
 from runtime_py.errors import RunError
-from runtime_py.installed import install_extra, our_version
-from runtime_py.manifest import Manifest, RuntimeName
-from runtime_py.own_process import own_module
-from runtime_py.printable import one_line
-from runtime_py.signals import run_to_its_end
+from runtime_py.terminal.command import ErrorLine
+from runtime_py.terminal.console import say
+from runtime_py.terminal.printable import one_line
+from runtime_py.terminal.signals import run_to_its_end
 
 RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
 
@@ -251,7 +252,7 @@ def resolve(
         click.UsageError: for options that contradict each other.
     """
     if isinstance(model, Path) and os.path.isfile(model):
-        from exporter.checkpoint_kinds import require_folder  # imports torch
+        from exporter.checkpoint.kinds import require_folder  # imports torch
 
         require_folder(model)  # what it is goes before what else an export needs
     source = _source(size, model, drafter, no_drafter)

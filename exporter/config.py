@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exporter.errors import ExportError, shown
-from runtime_py.manifest import RuntimeName
+from runtime_py.bundle.manifest import RuntimeName
 
 KvType = Literal["float32", "int8"]  # how KV rows are stored
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
+MODELS = Path(__file__).with_name("models").resolve()  # a link to models/ in a checkout
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 LITERT_JS = "@litertjs/core@2.5.3"  # the npm package that runs graphs in a browser

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from runtime_py.printable import shown as shown
+from runtime_py.terminal.printable import shown as shown
 
 
 class ExportError(Exception):

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.bundle import BundleContents, add_page, write_bundle
-from exporter.checkpoint import (
+from exporter.bundle.staging import staged
+from exporter.bundle.writer import BundleContents, add_page, write_bundle
+from exporter.checkpoint.adapter import Adapter
+from exporter.checkpoint.context import fit_context
+from exporter.checkpoint.reader import (
     DrafterCheckpoint,
     TargetCheckpoint,
     read_checkpoint,
     read_drafter,
 )
-from exporter.checkpoint_adapter import Adapter
 from exporter.config import (
     DEVICES,
     ExportConfig,
@@ -25,9 +27,8 @@ from exporter.config import (
     HubModel,
     Location,
 )
-from exporter.context import fit_context
 from exporter.errors import ExportError, shown
-from exporter.estimate import (
+from exporter.estimate.export import (
     Estimate,
     count_passes,
     estimate,
@@ -35,11 +36,22 @@ from exporter.estimate import (
     refuse_small_disk,
     report_estimate,
 )
-from exporter.long_prompt import with_long_prompt
+from exporter.estimate.work import measure_work
+from exporter.graph.sliding import sliding_layers
+from exporter.hub.sources import find_folders
 from exporter.lower import executorch, litert, onnx
 from exporter.lower.int8_rows import refuse_int8_rows
-from exporter.lower.sliding import sliding_layers
-from exporter.original import Original
+from exporter.original.long_prompt import with_long_prompt
+from exporter.original.model import Original
+from exporter.original.record import (
+    Prompt,
+    Recorded,
+    ReferenceSize,
+    choose_prompts,
+    read_prompts,
+    record_reference,
+    reference_size,
+)
 from exporter.progress import Bar, no_bar
 from exporter.quantize import (
     DRAFTER_PREFIX,
@@ -49,27 +61,15 @@ from exporter.quantize import (
     plan,
     report,
 )
-from exporter.reference import (
-    Prompt,
-    Recorded,
-    ReferenceSize,
-    choose_prompts,
-    read_prompts,
-    record_reference,
-    reference_size,
-)
-from exporter.sources import find_folders
-from exporter.staging import staged
-from exporter.text import TextFiles, read_text_files
-from exporter.text_proof import prove_text
-from exporter.work import measure_work
-from runtime_py.manifest import (
+from exporter.text.files import TextFiles, read_text_files
+from exporter.text.proof import prove_text
+from runtime_py.bundle.manifest import (
     Manifest,
     ModelEntry,
     RuntimeEntry,
     RuntimeName,
 )
-from runtime_py.reference import Reference
+from runtime_py.bundle.reference import Reference
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from runtime_py.command import TRACEBACK
+from runtime_py.terminal.command import TRACEBACK
 
 # No test can pass because an unforeseen error of ours became one line; for every process it starts.
 os.environ[TRACEBACK] = "1"

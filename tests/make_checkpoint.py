@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporter.checkpoint_config import parse_drafter, parse_target
+from exporter.checkpoint.config import parse_drafter, parse_target
 from exporter.config import load_size
 from exporter.graph.drafter import Drafter
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target

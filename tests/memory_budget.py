@@ -1,6 +1,6 @@
 """What a bundle of each known size holds and needs, counted from the true configurations.
 
-    python -m tests.memory_budget   # rewrites runtime_py/sizes.toml and the table in the docs
+    python -m tests.memory_budget   # rewrites inspection/sizes.toml and the table in the docs
 
 Nothing is measured here: weights are counted as the recipes store them, KV rows as every runtime
 keeps them in memory (float32; of sliding layers those near the window). `gemma-run doctor` reads
@@ -10,7 +10,7 @@ sizes.toml; tests/test_memory_budget.py compares.
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporter.checkpoint_config import parse_drafter, parse_target
+from exporter.checkpoint.config import parse_drafter, parse_target
 from exporter.config import DEVICES
 from exporter.graph.drafter import Drafter
 from exporter.graph.experts import is_stack
@@ -19,7 +19,7 @@ from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import expected_tensors
 from exporter.quantize import load_recipe
 from exporter.quantize.recipe import DRAFTER_PREFIX, Recipe, layer_of, size_bytes
-from runtime_py.memory import SIZES_FILE, Size, Stored, known_sizes
+from runtime_py.inspection.memory import SIZES_FILE, Size, Stored, known_sizes
 from tests.make_checkpoint import SIZES, drafter_config, target_config
 
 NAMES = ("e2b", "e4b", "12b", "26b-a4b", "31b")

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import known_recipes, load_size
 from exporter.errors import ExportError
 from exporter.pipeline import LOWER

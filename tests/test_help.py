@@ -4,14 +4,14 @@ import pytest
 from click.testing import CliRunner
 
 import exporter.cli
-import runtime_py.cli
+import runtime_py.cli.commands
 
 COMMANDS = ("check", "generate", "chat", "bench", "inspect", "doctor")
 
 
 @pytest.mark.parametrize("arguments", ["", *COMMANDS])
 def test_help_of_gemma_run(snapshot, arguments):
-    assert help_text("gemma-run", runtime_py.cli.main, arguments.split()) == snapshot
+    assert help_text("gemma-run", runtime_py.cli.commands.main, arguments.split()) == snapshot
 
 
 def test_help_of_gemma_export(snapshot):

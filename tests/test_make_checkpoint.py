@@ -9,11 +9,11 @@ import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
-from exporter.checkpoint import read_checkpoint, read_drafter
-from exporter.checkpoint_config import parse_target
+from exporter.checkpoint.config import parse_target
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import expected_tensors
-from exporter.original import Original
+from exporter.original.model import Original
 from exporter.quantize import WeightType, quantize_rows
 from tests import make_checkpoint
 from tests.make_checkpoint import SIZES, DrafterSize, Size, make_pair, target_config

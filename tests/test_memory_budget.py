@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from runtime_py.memory import SIZES_FILE, known_sizes
+from runtime_py.inspection.memory import SIZES_FILE, known_sizes
 from tests.benchmarks.record import RESULTS
 from tests.memory_budget import DOC, NAMES, count, sizes_text, with_table
 

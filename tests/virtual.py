@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from exporter.checkpoint_config import parse_drafter, parse_target
+from exporter.checkpoint.config import parse_drafter, parse_target
 from exporter.graph.drafter import Drafter
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import expected_tensors

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from exporter.config import DEVICES
 from exporter.errors import ExportError
-from runtime_py.manifest import RuntimeName
+from runtime_py.bundle.manifest import RuntimeName
 
 
 def refuse_int8_rows(

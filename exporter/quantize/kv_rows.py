@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporter.config import KvType
-from runtime_py.manifest import Tolerances
+from runtime_py.bundle.manifest import Tolerances
 
 KV_BYTES: Mapping[KvType, int] = {"float32": 4, "int8": 1}  # of a number
 LARGEST = 127

@@ -15,7 +15,7 @@ from exporter.config import known_recipes, recipe_text
 from exporter.errors import ExportError, nearest, shown
 from exporter.graph.spec import LayerSpec
 from exporter.quantize.kv_rows import KvRange, widened
-from runtime_py.manifest import Tolerances
+from runtime_py.bundle.manifest import Tolerances
 
 logger = logging.getLogger(__name__)
 

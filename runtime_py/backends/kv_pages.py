@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime_py.kv_rows import MARGIN, STEP, needed_rows
+from runtime_py.bundle.kv_rows import MARGIN, STEP, needed_rows
 
 _NEVER = sys.maxsize
 _MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15

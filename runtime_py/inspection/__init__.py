@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from runtime_py.bundle import Bundle
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.bundle.manifest import RuntimeName
 from runtime_py.errors import RunError
-from runtime_py.flatbuffer import FlatbufferError
+from runtime_py.formats.flatbuffer import FlatbufferError
+from runtime_py.formats.protobuf import ProtobufError
 from runtime_py.inspection import executorch, litert, onnx
 from runtime_py.inspection.findings import Findings
-from runtime_py.manifest import RuntimeName
-from runtime_py.protobuf import ProtobufError
 
 INSPECT: Mapping[RuntimeName, Callable[[Path], Findings]] = {
     "litert": litert.inspect,

@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime_py.flatbuffer import pick
+from runtime_py.bundle.sliding import KEY as SLIDING
+from runtime_py.bundle.sliding import sliding_entry
+from runtime_py.formats.flatbuffer import pick
+from runtime_py.formats.mapping import mapped
+from runtime_py.formats.weight_names import KEY, fingerprint, read_names
 from runtime_py.inspection.executorch_delegate import Stored, read_delegate
 from runtime_py.inspection.executorch_program import Method, Program, Tensor
 from runtime_py.inspection.findings import (
@@ -22,10 +26,6 @@ from runtime_py.inspection.findings import (
     group_size,
     model_memory,
 )
-from runtime_py.mapping import mapped
-from runtime_py.sliding import KEY as SLIDING
-from runtime_py.sliding import sliding_entry
-from runtime_py.weight_names import KEY, fingerprint, read_names
 
 _KV_PREFIX, _KV_ROWS_DIM = "kv.", 1  # [1, C, G, E]
 # Operators that look rows up -> the type of the numbers, "": the tensor's own. Their first two

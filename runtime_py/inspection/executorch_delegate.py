@@ -6,7 +6,7 @@ Field numbers are those of backends/xnnpack/serialization/schema.fbs of ExecuTor
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from runtime_py.flatbuffer import FlatbufferError, Table, pick, unpack_at
+from runtime_py.formats.flatbuffer import FlatbufferError, Table, pick, unpack_at
 
 _MAGIC, _IDENTIFIER = b"XH00", b"XN01"
 _MAX_RANK = 8

@@ -6,9 +6,9 @@ Field numbers are those of schema/program.fbs of ExecuTorch 1.5.1.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from runtime_py.flatbuffer import FlatbufferError, Table, pick, unpack_at
+from runtime_py.formats.flatbuffer import FlatbufferError, Table, pick, unpack_at
 from runtime_py.inspection.findings import size_bytes
-from runtime_py.printable import one_line
+from runtime_py.terminal.printable import one_line
 
 _IDENTIFIER, _EXTENDED = b"ET12", b"eh00"
 _MAX_RANK, _MAX_ARGUMENTS, _MAX_ITEMS = 16, 1 << 10, 1 << 20

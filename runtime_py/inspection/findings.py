@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from runtime_py.kv_rows import resident_rows
-from runtime_py.manifest import SlidingEntry
+from runtime_py.bundle.kv_rows import resident_rows
+from runtime_py.bundle.manifest import SlidingEntry
 
 Use = Literal["lookup", "matmul"]
 Holding = Literal["mapped", "cache file", "anonymous"]

@@ -8,7 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime_py.flatbuffer import FlatbufferError, Table, pick
+from runtime_py.bundle.sliding import KEY, read_sliding
+from runtime_py.formats.flatbuffer import FlatbufferError, Table, pick
+from runtime_py.formats.litertlm import Section as FileSection
+from runtime_py.formats.litertlm import read_metadata, read_sections
+from runtime_py.formats.mapping import mapped
 from runtime_py.inspection.findings import (
     DRAFTER_PREFIX,
     Constant,
@@ -22,11 +26,7 @@ from runtime_py.inspection.findings import (
     Weight,
     model_memory,
 )
-from runtime_py.litertlm import Section as FileSection
-from runtime_py.litertlm import read_metadata, read_sections
-from runtime_py.mapping import mapped
-from runtime_py.printable import one_line
-from runtime_py.sliding import KEY, read_sliding
+from runtime_py.terminal.printable import one_line
 
 _IDENTIFIER = b"TFL3"
 _MAX_RANK, _MAX_ARGUMENTS = 8, 1 << 10

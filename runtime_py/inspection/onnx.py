@@ -8,6 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from runtime_py.bundle.manifest import bundle_path
+from runtime_py.bundle.sliding import KEY, read_sliding
+from runtime_py.formats.mapping import mapped
+from runtime_py.formats.protobuf import Message, ProtobufError
 from runtime_py.inspection.findings import (
     Constant,
     Findings,
@@ -22,11 +26,7 @@ from runtime_py.inspection.findings import (
     model_memory,
     size_bytes,
 )
-from runtime_py.manifest import bundle_path
-from runtime_py.mapping import mapped
-from runtime_py.printable import one_line
-from runtime_py.protobuf import Message, ProtobufError
-from runtime_py.sliding import KEY, read_sliding
+from runtime_py.terminal.printable import one_line
 
 GRAPHS = ("model.fill.onnx", "model.finish.onnx", "model.draft.onnx")
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}

@@ -13,10 +13,12 @@ from typing import Any
 import click
 
 from runtime_py.backends import SessionOptions
-from runtime_py.bench import Run, TimedBackend, timed_run
-from runtime_py.bundle import Bundle
-from runtime_py.official import OfficialEngine
-from runtime_py.sampling import SamplingLaw
+from runtime_py.backends.load import load_backend
+from runtime_py.bench.measure import Run, TimedBackend, timed_run
+from runtime_py.bench.official import OfficialEngine
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.session import Session
 from tests.benchmarks.draft_contest import AUTO, empty_user_cache, fixed, generate, policies
 from tests.benchmarks.graph_clock import GraphClock
 from tests.benchmarks.inputs import Work, num_threads
@@ -80,7 +82,7 @@ class Contest:
     def __post_init__(self) -> None:
         threads, bundle = self.event.num_threads, self.bundle
         model, options = bundle.model_path("litert"), SessionOptions(threads)
-        self.backend = bundle.backend("litert", options)
+        self.backend = load_backend(bundle, "litert", options)
         self.policies = policies(
             bundle, "litert", self.backend, options, (1, OFFICIAL_DRAFT_LENGTH)
         )
@@ -143,9 +145,9 @@ class Contest:
         """Percent of the time that ours passes outside the graphs, by contestant."""
         outside: Raw = {}
         options = SessionOptions(self.event.num_threads)
-        with closing(self.bundle.backend("litert", options)) as backend:
+        with closing(load_backend(self.bundle, "litert", options)) as backend:
             clock, timed = GraphClock(backend), TimedBackend(backend)
-            session = self.bundle.session(timed)
+            session = Session(timed, self.bundle.manifest.model.context_length)
             for name in NUM_CLOCKED * OURS:
                 self.runs[name] = []
                 clock.reset()

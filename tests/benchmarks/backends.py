@@ -12,14 +12,14 @@ Open = Callable[[Path, int, Path], Backend]
 def import_backend(model: Path) -> Open:
     """What opens a file of this kind, by its name."""
     if model.suffix == ".pte":
-        from runtime_py.backends.executorch import ExecuTorchBackend
+        from runtime_py.backends.executorch.backend import ExecuTorchBackend
 
         return lambda path, threads, _: ExecuTorchBackend(path, num_threads=threads)
     if model.suffix == ".onnx":
-        from runtime_py.backends.onnx import OnnxBackend
+        from runtime_py.backends.onnx.backend import OnnxBackend
 
         return lambda path, threads, _: OnnxBackend(path, num_threads=threads)
-    from runtime_py.backends.litert import LiteRTBackend
+    from runtime_py.backends.litert.backend import LiteRTBackend
 
     return lambda path, threads, weight_caches: LiteRTBackend(
         path, num_threads=threads, cache_dir=weight_caches

@@ -16,12 +16,12 @@ from statistics import median
 from typing import Any
 
 from runtime_py.backends import Backend, FloatArray, SessionOptions
-from runtime_py.bundle import Bundle
-from runtime_py.device_costs import auto_draft_length, remember
-from runtime_py.manifest import RuntimeName
-from runtime_py.rounds import DraftLength, FixedDraftLength, Outcome, Round
-from runtime_py.sampling import SamplingLaw
-from runtime_py.speculative import Session, Stops
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.bundle.manifest import RuntimeName
+from runtime_py.decoding.policy import DraftLength, FixedDraftLength, Outcome, Round
+from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.session import Session, Stops
+from runtime_py.draft_length.measure import auto_draft_length, remember
 from tests.benchmarks.inputs import Work
 from tests.benchmarks.record import Raw, Result, ratio
 

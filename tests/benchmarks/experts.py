@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from exporter.checkpoint import TargetCheckpoint
-from exporter.checkpoint_config import parse_target
+from exporter.checkpoint.config import parse_target
+from exporter.checkpoint.reader import TargetCheckpoint
 from exporter.config import GraphShapes
 from exporter.graph.target import Embedder, Target
 from exporter.graph.weights import expected_tensors

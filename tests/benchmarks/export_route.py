@@ -14,9 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint, read_checkpoint, read_drafter
+from exporter.checkpoint.reader import (
+    DrafterCheckpoint,
+    TargetCheckpoint,
+    read_checkpoint,
+    read_drafter,
+)
 from exporter.config import GraphShapes
 from exporter.graph.drafter import Drafter
+from exporter.graph.sliding import sliding_layers
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import load_weights
 from exporter.lower import litert
@@ -27,9 +33,8 @@ from exporter.lower.litert.modules import (
     target_signatures,
 )
 from exporter.lower.litert.skeleton import Signature
-from exporter.lower.sliding import sliding_layers
 from exporter.quantize import DRAFTER_PREFIX, load_recipe, plan, size_bytes
-from exporter.text import read_text_files
+from exporter.text.files import read_text_files
 from tests.benchmarks.inputs import Graphs
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import click
 
 from exporter.config import GraphShapes, load_size
-from runtime_py.bundle import Bundle
+from runtime_py.bench.official import OfficialEngine, can_run
+from runtime_py.bundle.bundle import Bundle
 from runtime_py.errors import RunError
-from runtime_py.official import OfficialEngine, can_run
 from tests.benchmarks.inputs import TINY, Work, num_threads, run_module
 from tests.benchmarks.record import RESULTS, TOOLS, commit, describe_machine, versions
 from tests.benchmarks.watch import PEAK, SPEED, Cost, Sampler, Watch, used_mb, watched

@@ -17,9 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from runtime_py.bench import Run, TimedBackend, timed_run
-from runtime_py.bundle import Bundle
-from runtime_py.sampling import SamplingLaw
+from runtime_py.backends.load import pick_runtime
+from runtime_py.bench.measure import Run, TimedBackend, timed_run
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.session import Session
 from tests.benchmarks.backends import import_backend
 
 NUM_PROMPTS = 2
@@ -29,7 +31,7 @@ NUM_TOKENS = 32
 def main() -> None:
     folder, runtime, threads, weight_cache = sys.argv[1:]
     bundle = Bundle.open(Path(folder))
-    name = bundle.pick_runtime(runtime)
+    name = pick_runtime(bundle, runtime)
     model = bundle.model_path(name)
     open_model = import_backend(model)
     memory = {"imported": _resident_mb()}
@@ -64,7 +66,8 @@ def _resident_mb() -> dict[str, float]:
 
 def _weight_caches(weight_cache: str) -> Path:
     """Where they are; LiteRT's own way to do without is made to happen."""
-    from runtime_py.backends import litert, litert_weight_cache
+    from runtime_py.backends.litert import backend as litert
+    from runtime_py.backends.litert import weight_cache as litert_weight_cache
 
     modes: dict[str, Callable[..., Any]] = {
         "memory": lambda *_: litert_weight_cache.in_memory(),
@@ -78,7 +81,7 @@ def _weight_caches(weight_cache: str) -> Path:
 def _generate(
     bundle: Bundle, backend: TimedBackend, draft_length: int
 ) -> tuple[list[Run], list[list[int]]]:
-    session = bundle.session(backend)
+    session = Session(backend, bundle.manifest.model.context_length)
     runs, texts = [], []
     for prompt_ids in bundle.reference().prompt_ids[:NUM_PROMPTS]:
         prompt = prompt_ids.tolist()

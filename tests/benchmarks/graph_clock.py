@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from runtime_py.backends import Backend
-from runtime_py.backends.executorch import ExecuTorchBackend
-from runtime_py.backends.litert import LiteRTBackend
-from runtime_py.backends.onnx import OnnxBackend
+from runtime_py.backends.executorch.backend import ExecuTorchBackend
+from runtime_py.backends.litert.backend import LiteRTBackend
+from runtime_py.backends.onnx.backend import OnnxBackend
 
 
 class GraphClock:

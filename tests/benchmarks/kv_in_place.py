@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 from ai_edge_litert.interpreter import Interpreter
 
-from runtime_py.backends.litert_model import native_messages_hidden
+from runtime_py.backends.litert.model import native_messages_hidden
 from tests.benchmarks import kv_onnx
 from tests.benchmarks.inputs import Graphs, Work, num_threads
 from tests.benchmarks.record import Raw, Result, alternate, command, ratio

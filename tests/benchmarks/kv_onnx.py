@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime_py.backends.onnx_contract import PAST, PRESENT, Contract
-from runtime_py.backends.onnx_graph import CPU, Array, Graph, Runtime, zeros
+from runtime_py.backends.onnx.contract import PAST, PRESENT, Contract
+from runtime_py.backends.onnx.graph import CPU, Array, Graph, Runtime, zeros
 
 Kv = dict[str, Array]  # by name without past_key_values or present
 Step = Callable[[int], npt.NDArray[np.float32]]  # position -> logits [V]

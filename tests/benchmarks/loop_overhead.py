@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from runtime_py.bench import TimedBackend
-from runtime_py.sampling import SamplingLaw
-from runtime_py.speculative import Session, Stops
+from runtime_py.bench.measure import TimedBackend
+from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.session import Session, Stops
 from tests.benchmarks.backends import open_backend
 from tests.benchmarks.contestants import ROUTES, STACK_LAYERS, TINY_ROWS
 from tests.benchmarks.graph_clock import GraphClock

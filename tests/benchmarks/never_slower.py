@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import Bundle
-from runtime_py.rounds import FixedDraftLength
+from runtime_py.backends.load import load_backend
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.decoding.policy import FixedDraftLength
 from tests.benchmarks.contestants import NAMES
 from tests.benchmarks.draft_contest import (
     LEAST_OF_BEST,
@@ -57,7 +58,7 @@ def measure(bundle: Bundle, name: str, repeats: Repeats) -> Found:
     options = SessionOptions(NUM_THREADS)
     prompts = [ids.tolist() for ids in bundle.reference().prompt_ids[:NUM_PROMPTS]]
     found = Found()
-    with closing(bundle.backend(runtime, options)) as backend:
+    with closing(load_backend(bundle, runtime, options)) as backend:
         drafter = PlayedDrafter(backend)
         scripts = [Script(_plain_text(drafter, prompt), None) for prompt in prompts]
         lengths = range(1, backend.verify_widths[-1])

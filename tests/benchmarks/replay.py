@@ -14,8 +14,9 @@ import click
 import numpy as np
 
 from runtime_py.backends import Backend, SessionOptions
-from runtime_py.bundle import Bundle
-from runtime_py.reference import Reference
+from runtime_py.backends.load import load_backend, pick_runtime
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.bundle.reference import Reference
 from tests.benchmarks.contestants import NAMES, STACK_LAYERS
 from tests.benchmarks.draft_contest import (
     LEAST_OF_BEST,
@@ -104,10 +105,10 @@ class Effort:
 
 def measure(bundle: Bundle, runtime: str, effort: Effort) -> Found:
     """Every profile on one of the bundle's runtimes."""
-    key = bundle.pick_runtime(runtime)
+    key = pick_runtime(bundle, runtime)
     options = SessionOptions(num_threads())
     found = Found()
-    with closing(bundle.backend(key, options)) as backend:
+    with closing(load_backend(bundle, key, options)) as backend:
         fixed_at = effort.lengths or range(1, backend.verify_widths[-1])
         contestants = policies(bundle, key, backend, options, fixed_at)
         target = PlayedTarget(backend)
@@ -139,7 +140,7 @@ def _text(bundle: Bundle, num_tokens: int, backend: Backend) -> list[int]:
 
 
 def _name(bundle: Bundle, runtime: str) -> str:
-    about, recipe = bundle.manifest.model, bundle.entry(bundle.pick_runtime(runtime)).recipe
+    about, recipe = bundle.manifest.model, bundle.entry(pick_runtime(bundle, runtime)).recipe
     return f"{about.num_layers} layers of width {about.hidden_size}, {runtime} {recipe}"
 
 

@@ -24,10 +24,11 @@ from exporter.config import ExportConfig, GraphShapes, ModelSource, known_recipe
 from exporter.errors import ExportError
 from exporter.pipeline import export
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import BACKENDS, Bundle
-from runtime_py.check import check_bundle
+from runtime_py.backends.load import BACKENDS
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.bundle.manifest import RuntimeName
+from runtime_py.check.replay import check_bundle
 from runtime_py.errors import RunError
-from runtime_py.manifest import RuntimeName
 from tests import make_checkpoint
 from tests.benchmarks.record import RESULTS, TOOLS, commit, describe_machine, versions
 from tests.make_checkpoint import SIZES, Size

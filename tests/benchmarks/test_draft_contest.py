@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from runtime_py.rounds import FixedDraftLength
+from runtime_py.decoding.policy import FixedDraftLength
 from tests.benchmarks.draft_contest import AUTO, PLAIN, Contest, Repeats, _judge, _Race, _race, hold
 from tests.benchmarks.played import PlayedDrafter, PlayedTarget, Script
 from tests.runtime_py.scripted_backend import ScriptedBackend

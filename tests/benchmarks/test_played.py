@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from runtime_py.sampling import SamplingLaw
-from runtime_py.speculative import Session, Step, Stops
+from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.session import Session, Step, Stops
 from tests.benchmarks.played import (
     E2B,
     PlayedDrafter,

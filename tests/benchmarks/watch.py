@@ -16,9 +16,9 @@ from tests.benchmarks.record import Raw
 SAMPLE_S = 0.02  # between two looks at the memory
 DISK_SAMPLE_S = 0.05  # packing a small bundle takes less than a second
 SPEED_SAMPLE_S = 1.0
-SPEED_S = 0.0074  # of _count() on a processor like that of exporter/estimate.py, undisturbed
+SPEED_S = 0.0074  # of _count() on a processor like that of exporter/estimate, undisturbed
 SPEED = (
-    "how fast the processor was meanwhile: 1 is that of exporter/estimate.py with nothing else to "
+    "how fast the processor was meanwhile: 1 is that of exporter/estimate with nothing else to "
     "do; by a loop of Python's, every second, whose time counts only while it runs"
 )
 PEAK = (

@@ -13,9 +13,10 @@ from filelock import FileLock
 
 from exporter.config import load_size
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import BACKENDS, Bundle
-from runtime_py.sampling import GREEDY
-from runtime_py.speculative import Session, Stops
+from runtime_py.backends.load import BACKENDS, load_backend
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.decoding.sampling import GREEDY
+from runtime_py.decoding.session import Session, Stops
 from tests.whole_model import WholeModel
 
 ROOT = Path(__file__).parents[2]
@@ -97,8 +98,8 @@ class LoadedBundle:
         self.bundle = Bundle.open(folder)
         self.reference = self.bundle.reference()
         self.tolerances = self.bundle.entry(runtime).tolerances
-        self.backend = self.bundle.backend(runtime, SessionOptions(num_threads=1))
-        self.session = self.bundle.session(self.backend)
+        self.backend = load_backend(self.bundle, runtime, SessionOptions(num_threads=1))
+        self.session = Session(self.backend, self.bundle.manifest.model.context_length)
 
     def generate(self, prompt_ids, draft_length=0, law=GREEDY, num_tokens=NUM_TOKENS):
         """Tokens of a fresh sequence, stop tokens ignored."""

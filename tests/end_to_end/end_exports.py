@@ -16,7 +16,7 @@ import torch
 
 from exporter import cli
 from exporter.__main__ import main as gemma_export
-from runtime_py.bundle import Bundle
+from runtime_py.bundle.bundle import Bundle
 from runtime_py.errors import RunError
 from tests.end_to_end.fuzz import Case, save_case
 from tests.exporter.tiny_models import Shape

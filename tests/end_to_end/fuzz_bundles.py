@@ -25,13 +25,13 @@ import numpy as np
 from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from runtime_py.bundle import Bundle
-from runtime_py.cli import main
-from runtime_py.command import TRACEBACK
-from runtime_py.manifest import file_entry
-from runtime_py.reference import Reference, write_reference
-from runtime_py.sampling import GREEDY
-from runtime_py.speculative import Session, Stops
+from runtime_py.bundle.manifest import file_entry
+from runtime_py.bundle.reference import Reference, write_reference
+from runtime_py.cli import commands
+from runtime_py.cli.commands import main
+from runtime_py.decoding.sampling import GREEDY
+from runtime_py.decoding.session import Session, Stops
+from runtime_py.terminal.command import TRACEBACK
 from tests.runtime_py.backends.toys import CACHE_LENGTH, HIDDEN_SIZE, TOYS, VOCAB_SIZE
 from tests.runtime_py.bundles import manifest_values as valid_manifest
 
@@ -386,7 +386,7 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # A process more for every case would take most of the time. Graphs that end this one are given
     # to the command as it is.
-    Bundle.try_backend = lambda *_: None
+    commands.try_backend = lambda *_: None
     os.environ[TRACEBACK] = "1"  # errors nobody foresaw are found, not told in one line
     answers = io.TextIOWrapper(os.fdopen(os.dup(1), "wb", 0), write_through=True)
     for seed in seeds:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.quantize import DRAFTER_PREFIX, load_recipe, plan, size_bytes
 from tests.end_to_end.conftest import RECIPES
 from tests.exporter.lower.executorch.programs import Plan, read_plans

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from exporter.cli import main
 from exporter.quantize import load_recipe, size_bytes
-from runtime_py.bundle import Bundle
+from runtime_py.bundle.bundle import Bundle
 from runtime_py.inspection import inspect_bundle
 from tests.end_to_end.conftest import LoadedBundle, run
 from tests.exporter.tiny_models import Shape, save_pair

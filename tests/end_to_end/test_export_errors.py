@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from exporter.cli import main
-from runtime_py.bundle import Bundle
+from runtime_py.bundle.bundle import Bundle
 from tests.end_to_end.conftest import ROOT
 from tests.runtime_py.bundles import write_fake_bundle
 
@@ -130,7 +130,7 @@ def test_a_target_given_as_drafter(checkpoint):
 
 def test_num_centroids_without_use_ordered_embeddings_is_a_dense_head(checkpoint):
     """As in the 12B drafter's config.json: the switch decides, not the number beside it."""
-    from exporter.checkpoint import read_checkpoint, read_drafter
+    from exporter.checkpoint.reader import read_checkpoint, read_drafter
 
     drafter = checkpoint / "drafter"
     change_config(drafter, use_ordered_embeddings=False)
@@ -329,5 +329,5 @@ def test_a_disk_that_fills_up(old_bundle):
 
 def test_a_disk_that_is_too_full_is_refused_before_the_work(checkpoint, monkeypatch):
     free = shutil._ntuple_diskusage(10**9, 10**9, 10**6)
-    monkeypatch.setattr("exporter.estimate.shutil.disk_usage", lambda _: free)
+    monkeypatch.setattr("exporter.estimate.export.shutil.disk_usage", lambda _: free)
     assert "the disk is too full: 1 MB free" in export(checkpoint)

@@ -10,13 +10,13 @@ import torch
 import transformers
 
 from exporter.config import HubModel
-from exporter.hub import Hub, fetch
+from exporter.hub.snapshot import Hub, fetch
 from exporter.pipeline import export
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import Bundle
-from runtime_py.check import CheckReport, check_bundle
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.check.replay import CheckReport, check_bundle
 from tests.end_to_end.fuzz import Case, draw_case, save_case, with_recipe
-from tests.exporter.fake_hub import COMMIT, fake_hub
+from tests.exporter.hub.fake_hub import COMMIT, fake_hub
 
 NUM_VALID = 200
 # What a recipe of 8 bits may fail on with random weights: it promises nothing about those.

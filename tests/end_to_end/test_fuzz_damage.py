@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.cli import main
-from runtime_py.printable import one_line
+from runtime_py.terminal.printable import one_line
 from tests.end_to_end.fuzz import Case, draw_case, save_case
 from tests.end_to_end.fuzz_damage import DAMAGES
 from tests.exporter.tiny_models import E2B, UNIFIED_12B
@@ -85,8 +85,8 @@ def test_a_damaged_pair(pairs, tmp_path, seed):
 
 def test_the_good_pairs_are_good(pairs):
     """Else every damage would be found for nothing."""
-    from exporter.checkpoint import read_checkpoint, read_drafter
-    from exporter.text import read_text_files
+    from exporter.checkpoint.reader import read_checkpoint, read_drafter
+    from exporter.text.files import read_text_files
 
     for folder in pairs:
         target = read_checkpoint(folder / "target")

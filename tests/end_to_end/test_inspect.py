@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.quantize import DRAFTER_PREFIX, WeightType, load_recipe, plan
-from runtime_py.bundle import Bundle
+from runtime_py.bundle.bundle import Bundle
 from runtime_py.inspection import Findings, inspect_bundle
 from tests.end_to_end.conftest import RUNTIMES, run
 

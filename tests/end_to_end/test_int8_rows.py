@@ -8,11 +8,12 @@ import onnx
 import pytest
 from tokenizers import Tokenizer
 
-from runtime_py.backends.onnx import OnnxBackend
-from runtime_py.bundle import Bundle
-from runtime_py.check import run_check
+from runtime_py.backends.load import pick_runtime
+from runtime_py.backends.onnx.backend import OnnxBackend
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.check.replay import run_check
+from runtime_py.decoding.session import Session
 from runtime_py.inspection import inspect_bundle
-from runtime_py.speculative import Session
 from tests.end_to_end.conftest import LoadedBundle, run
 from tests.end_to_end.test_official_runtime import MIN_ACCEPTANCE, Official, until_stop
 
@@ -37,7 +38,7 @@ def bundle(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(bundle):
-    with closing(LoadedBundle(bundle, Bundle.open(bundle).pick_runtime(None))) as loaded:
+    with closing(LoadedBundle(bundle, pick_runtime(Bundle.open(bundle), None))) as loaded:
         yield loaded
 
 
@@ -50,7 +51,7 @@ def test_speculative_equals_plain(loaded):
 
 def test_the_files_say_so(bundle):
     opened = Bundle.open(bundle)
-    found = inspect_bundle(opened, opened.pick_runtime(None))
+    found = inspect_bundle(opened, pick_runtime(opened, None))
     assert found.kv_types == ("int8",)
     # Two sliding layers of 32 numbers and a full one of 64, keys and values, a byte each.
     assert found.kv_bytes_per_token == 2 * (32 + 32 + 64)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import Bundle
-from runtime_py.check import MAX_TIE, CheckReport, run_check
-from runtime_py.device_costs import auto_draft_length
-from runtime_py.sampling import SamplingLaw
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.check.replay import MAX_TIE, CheckReport, run_check
+from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.session import Session
+from runtime_py.draft_length.measure import auto_draft_length
 from tests.end_to_end.conftest import NUM_TOKENS, RECIPES, RUNTIMES, LoadedBundle
 from tests.runtime_py.scripted_backend import Adversary
 
@@ -62,7 +63,7 @@ def test_auto_itself_keeps_the_text(loaded, runtime):
 
 
 def check(loaded: LoadedBundle) -> CheckReport:
-    session = loaded.bundle.session(loaded.backend)
+    session = Session(loaded.backend, loaded.bundle.manifest.model.context_length)
     return run_check(session, loaded.backend, loaded.reference, loaded.tolerances)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.text import OriginalTokenizer
+from exporter.text.files import OriginalTokenizer
 from tests.end_to_end.conftest import ROOT, run
 
 QUESTION = "What does argparse do?"

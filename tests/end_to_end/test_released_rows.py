@@ -11,17 +11,17 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import GraphShapes
 from exporter.pipeline import LOWER, Inputs
 from exporter.progress import no_bar
 from exporter.quantize import load_recipe
-from exporter.text import read_text_files
+from exporter.text.files import read_text_files
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import BACKENDS
-from runtime_py.kv_rows import MARGIN, STEP, resident_rows
-from runtime_py.sampling import SamplingLaw
-from runtime_py.speculative import Session, Stops
+from runtime_py.backends.load import BACKENDS
+from runtime_py.bundle.kv_rows import MARGIN, STEP, resident_rows
+from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.session import Session, Stops
 from tests.end_to_end.conftest import ROOT, LoadedBundle
 from tests.exporter.tiny_models import Shape, save_pair
 from tests.runtime_py.resident import resident_bytes

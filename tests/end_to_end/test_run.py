@@ -8,8 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from runtime_py.litertlm import find_model, read_sections
-from runtime_py.manifest import file_entry
+from runtime_py.bundle.manifest import file_entry
+from runtime_py.formats.litertlm import find_model, read_sections
 from tests.end_to_end.conftest import ROOT, LoadedBundle, run
 
 
@@ -169,7 +169,7 @@ def test_bench_compares_draft_lengths(bundle, on, tmp_path):
 def test_no_torch_enters_a_process_that_generates(bundle, on):
     program = f"""
 import sys
-from runtime_py.cli import main
+from runtime_py.cli.commands import main
 arguments = ["generate", {str(bundle)!r}, "--prompt", "hi", "--max-new-tokens", "4", *{on!r}]
 main(arguments, standalone_mode=False)
 heavy = {{"torch", "transformers", "litert_torch", "jax", "exporter", "executorch", "safetensors"}}
@@ -196,8 +196,8 @@ def test_two_sessions_of_one_machine_do_not_see_each_other(float32, export_tiny,
 
 
 def _greedy(num_tokens):
-    from runtime_py.sampling import GREEDY
-    from runtime_py.speculative import Stops
+    from runtime_py.decoding.sampling import GREEDY
+    from runtime_py.decoding.session import Stops
 
     return GREEDY, Stops(max_new_tokens=num_tokens)
 

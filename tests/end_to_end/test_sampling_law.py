@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from runtime_py.sampling import SamplingLaw, choose, surviving_tokens
+from runtime_py.decoding.sampling import SamplingLaw, choose, surviving_tokens
 
 NUM_SEEDS = 200
 NUM_DRAWS = 20_000

@@ -14,10 +14,11 @@ from tokenizers import Tokenizer
 from exporter.config import GraphShapes, ModelSource
 from exporter.pipeline import export
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import Bundle
-from runtime_py.check import check_bundle
-from runtime_py.sampling import GREEDY
-from runtime_py.speculative import Stops
+from runtime_py.backends.load import load_backend
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.check.replay import check_bundle
+from runtime_py.decoding.sampling import GREEDY
+from runtime_py.decoding.session import Session, Stops
 from tests.end_to_end.fuzz import draw_case, save_case
 from tests.end_to_end.test_official_runtime import Official
 from tests.whole_model import WholeModel
@@ -52,9 +53,9 @@ def test_greedy_text_is_transformers_with_and_without_the_drafter(runtime, softc
     report = check_bundle(bundle, runtime, SessionOptions(num_threads=1))
     assert (report.original.equal, report.agreement) == (True, 1)
     assert report.logit_error < 1e-3  # a suppressed token's would be off by 30,000
-    with closing(bundle.backend(runtime, SessionOptions(num_threads=1))) as backend:
+    with closing(load_backend(bundle, runtime, SessionOptions(num_threads=1))) as backend:
         for draft_length in (0, 3):
-            steps = bundle.session(backend).generate(
+            steps = Session(backend, bundle.manifest.model.context_length).generate(
                 PROMPT, GREEDY, Stops(max_new_tokens=NUM_TOKENS), draft_length
             )
             assert [token for step in steps for token in step.token_ids] == wanted

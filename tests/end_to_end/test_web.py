@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from exporter.config import LITERT_JS
-from runtime_py.answer import Answer, load
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import Bundle
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.model import Answer, load
 from tests.end_to_end.conftest import run
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.hub import Hub
+from exporter.hub.snapshot import Hub
 from tests.exporter import tiny_models
-from tests.exporter.fake_hub import FakeHub, fake_hub
+from tests.exporter.hub.fake_hub import FakeHub, fake_hub
 from tests.exporter.published import DRAFTER, TARGET
 
 

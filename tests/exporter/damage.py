@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.errors import ExportError
-from runtime_py.printable import one_line
+from runtime_py.terminal.printable import one_line
 
 WEIGHTS = "model.safetensors"
 NONSENSE = [None, True, "8", 1.5, 0, -1, 10**30, [], {}]

@@ -7,10 +7,10 @@ import pytest
 
 from exporter.config import HubModel
 from exporter.errors import ExportError
-from exporter.hub import Hub, fetch
+from exporter.hub.snapshot import Hub, fetch
 from exporter.progress import no_bar
-from runtime_py.printable import one_line
-from tests.exporter.fake_hub import FakeHub
+from runtime_py.terminal.printable import one_line
+from tests.exporter.hub.fake_hub import FakeHub
 
 TARGET, DRAFTER = HubModel("maker/target"), HubModel("maker/drafter")
 WEIGHTS = "model.safetensors"

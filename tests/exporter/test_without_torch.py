@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py.installed import install_extra, our_version
+from runtime_py.backends.installed import install_extra, our_version
 
 ROOT = Path(__file__).parents[2]
 # Everything that the extra "export" brings; None in sys.modules is a module that is not there.
@@ -45,6 +45,6 @@ def test_it_helps_and_refuses_in_one_line(options, exit_code):
 
 def test_the_extra_is_named_as_pip_finds_it(monkeypatch):
     assert install_extra("export") == "pip install 'gemma-export[export]'"
-    monkeypatch.setattr("runtime_py.installed.version", lambda _: None)
+    monkeypatch.setattr("runtime_py.backends.installed.version", lambda _: None)
     assert install_extra("export") == f"pip install '{ROOT}[export]'"
     assert "not installed" in our_version()

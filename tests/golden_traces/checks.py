@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime_py.check import run_check
-from runtime_py.device_costs import pooled_acceptance
-from runtime_py.manifest import Tolerances
-from runtime_py.reference import Reference, write_reference
-from runtime_py.sampling import GREEDY
-from runtime_py.speculative import Session, Stops
+from runtime_py.bundle.manifest import Tolerances
+from runtime_py.bundle.reference import Reference, write_reference
+from runtime_py.check.replay import run_check
+from runtime_py.decoding.sampling import GREEDY
+from runtime_py.decoding.session import Session, Stops
+from runtime_py.draft_length.measure import pooled_acceptance
 from tests.golden_traces.backend import HashedBackend, described
 
 _PROMPTS = ((7, 3, 21, 9), (5,), (1, 2))

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime_py.call_costs import Costs
-from runtime_py.draft_length import AutoDraftLength
-from runtime_py.rounds import Outcome, Round
+from runtime_py.decoding.policy import Outcome, Round
+from runtime_py.draft_length.costs import Costs
+from runtime_py.draft_length.policy import AutoDraftLength
 from tests.golden_traces.backend import TICK, hashed_logits
 
 _NUM_ROUNDS = 150

@@ -1,6 +1,6 @@
 """Record what runtime_py's loop does on scripted backends, for its ports to repeat.
 
-The Kotlin tests, the APK's self-test and tests/exporter/test_page.py replay
+The Kotlin tests, the APK's self-test and tests/exporter/webpage/test_page.py replay
 tests/golden/loop-traces.json; test_record.py asserts that it is what runtime_py does today.
 """
 
@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-from runtime_py.call_costs import Costs
-from runtime_py.draft_length import AutoDraftLength
+from runtime_py.decoding.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
+from runtime_py.decoding.session import Session, Stops
+from runtime_py.draft_length.costs import Costs
+from runtime_py.draft_length.policy import AutoDraftLength
 from runtime_py.errors import RunError
-from runtime_py.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
-from runtime_py.speculative import Session, Stops
 from tests.golden_traces.backend import TICK, HashedBackend, described, hashed_logits
 from tests.golden_traces.checks import recorded_checks
 from tests.golden_traces.decisions import recorded_decisions
@@ -125,7 +125,7 @@ def trace(
     backend = HashedBackend(**backend_options)
     session = Session(backend, context_length)
     policy = _policy(backend)
-    with patch("runtime_py.speculative.time.perf_counter", backend.seconds):
+    with patch("runtime_py.decoding.session.time.perf_counter", backend.seconds):
         done = [asked | {"steps": _steps(session, asked, policy)} for asked in turns]
     return {
         "name": name,
@@ -136,7 +136,7 @@ def trace(
 
 
 def _policy(backend: HashedBackend) -> AutoDraftLength:
-    """As runtime_py/device_costs.py makes it, with what the backend's calls really cost."""
+    """As runtime_py/draft_length/measure.py makes it, with what the backend's calls really cost."""
     verify = {width: ticks * TICK for width, ticks in backend.verify_ticks.items()}
     lengths = [width - 1 for width in backend.verify_widths if width > 1]
     return AutoDraftLength(Costs(backend.draft_ticks * TICK, verify), lengths)

@@ -10,9 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 from runtime_py.backends import Backend, SessionOptions
-from runtime_py.bundle import Bundle
-from runtime_py.sampling import SamplingLaw
-from runtime_py.speculative import Session, Stops
+from runtime_py.backends.load import load_backend
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.session import Session, Stops
 from tests.golden_traces.record import GOLDEN
 
 RIGHT_DRAFTS = GOLDEN.with_name("right-drafts.txt")
@@ -46,7 +47,7 @@ def num_right(backend: Backend, prompt_ids: list[int]) -> list[int]:
 def main(folder: Path) -> None:
     bundle = Bundle.open(folder)
     (runtime,) = bundle.manifest.runtimes
-    with closing(bundle.backend(runtime, SessionOptions(1))) as backend:
+    with closing(load_backend(bundle, runtime, SessionOptions(1))) as backend:
         lines = [
             "".join(map(str, num_right(backend, ids.tolist())))
             for ids in bundle.reference().prompt_ids[:NUM_PROMPTS]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from runtime_py.text_stream import TextStream
+from runtime_py.bundle.text_stream import TextStream
 from tests.runtime_py.bundles import opened
 
 TINY = Path(__file__).parents[2] / "models" / "gemma4-tiny" / "target" / "tokenizer.json"

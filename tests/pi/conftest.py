@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from runtime_py.bundle import BACKENDS
+from runtime_py.backends.load import BACKENDS
 from tests.pi.emulator import CORES, Pi, why_not
 from tests.pi.root import PROJECT, build_root, installed
 
@@ -21,7 +21,7 @@ RUNTIMES = tuple(BACKENDS)
 RECIPES = ("float32", "int8")
 HERE = Path(__file__).parent
 # What a bundle is made from.
-SOURCES = ("exporter", "runtime_py/manifest.py", "runtime_py/reference.py", "models/gemma4-tiny")
+SOURCES = ("exporter", "runtime_py/bundle", "models/gemma4-tiny")
 
 
 @dataclass(frozen=True)

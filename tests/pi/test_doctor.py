@@ -19,7 +19,7 @@ litert_lm.Engine("/bundle/model.litertlm", backend=litert_lm.Backend.CPU(), cach
 """
 ENGINE = """
 from pathlib import Path
-from runtime_py.official import OfficialEngine
+from runtime_py.bench.official import OfficialEngine
 OfficialEngine(Path("/bundle/model.litertlm"), mtp=False, num_threads=1)
 """
 

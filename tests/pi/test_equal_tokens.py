@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import Bundle
+from runtime_py.backends.load import load_backend
+from runtime_py.bundle.bundle import Bundle
 from tests.pi.emulator import BUNDLE, CORES
 
 pytestmark = [pytest.mark.pi, pytest.mark.timeout(3600)]
@@ -85,7 +86,7 @@ def margin_there(folder: Path, runtime: str, token_ids: list[int]) -> tuple[floa
     """After these tokens: how far the best logit is above the next; and the largest logit."""
     bundle = Bundle.open(folder)
     text = [*bundle.tokenizer().encode(PROMPT), *token_ids]
-    with closing(bundle.backend(runtime, SessionOptions(num_threads=1))) as backend:
+    with closing(load_backend(bundle, runtime, SessionOptions(num_threads=1))) as backend:
         backend.prefill(text[:-1], 0)
         logits, _ = backend.verify(text[-1:], len(text) - 1)
     second, first = np.partition(logits[0], -2)[-2:]

@@ -9,11 +9,11 @@ import numpy as np
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from runtime_py.manifest import TokenEntry, file_entry
-from runtime_py.reference import Reference, write_reference
-from runtime_py.sampling import GREEDY
-from runtime_py.speculative import Session, Stops
-from runtime_py.tokenizer import Tokenizer
+from runtime_py.bundle.manifest import TokenEntry, file_entry
+from runtime_py.bundle.reference import Reference, write_reference
+from runtime_py.bundle.tokenizer import Tokenizer
+from runtime_py.decoding.sampling import GREEDY
+from runtime_py.decoding.session import Session, Stops
 from tests.runtime_py.scripted_backend import ScriptedBackend
 
 VOCAB_SIZE = 300

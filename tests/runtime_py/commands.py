@@ -12,8 +12,8 @@ import sys
 import termios
 from pathlib import Path
 
-from runtime_py.command import TRACEBACK
-from runtime_py.manifest import file_entry
+from runtime_py.bundle.manifest import file_entry
+from runtime_py.terminal.command import TRACEBACK
 from tests.runtime_py.bundles import write_fake_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +23,8 @@ TOY_ONNX = Path(__file__).parent / "backends" / "toy_onnx"
 HOSTILE = "\x1b]0;title\x07[/b][red]:smile:\x9b31m\npassed: all\u202etxet"
 _PROGRAM = """
 import sys
-from runtime_py.bundle import BACKENDS
-from runtime_py.cli import main
+from runtime_py.backends.load import BACKENDS
+from runtime_py.cli.commands import main
 from tests.runtime_py.scripted_backend import ScriptedBackend
 BACKENDS["onnx"] = lambda *_: ScriptedBackend(vocab_size=300)
 main(prog_name="gemma-run")

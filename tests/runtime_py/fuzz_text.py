@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from runtime_py.chat_template import ChatTemplate
+from runtime_py.bundle.chat_template import ChatTemplate
+from runtime_py.bundle.manifest import TokenEntry
+from runtime_py.bundle.text_stream import TextStream
+from runtime_py.bundle.tokenizer import Tokenizer
 from runtime_py.errors import RunError
-from runtime_py.manifest import TokenEntry
-from runtime_py.text_stream import TextStream
-from runtime_py.tokenizer import Tokenizer
 from tests.golden_traces.tokenizers import like_gemma
 
 TOKENS = TokenEntry(tokenizer="t", chat_template=None, bos_token_id=1, stop_token_ids=())

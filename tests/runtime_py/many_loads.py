@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime_py.backends import SessionOptions
-from runtime_py.bundle import Bundle
-from runtime_py.sampling import GREEDY
-from runtime_py.speculative import Session, Stops
+from runtime_py.backends.load import load_backend
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.decoding.sampling import GREEDY
+from runtime_py.decoding.session import Session, Stops
 
 SETTLED, MORE = 3, 12
 
@@ -22,7 +23,7 @@ def main(folder: str, runtime: Any) -> None:
     bundle = Bundle.open(Path(folder))
     context_length = bundle.manifest.model.context_length
     for count in range(1, SETTLED + MORE + 1):
-        with closing(bundle.backend(runtime, SessionOptions(num_threads=1))) as backend:
+        with closing(load_backend(bundle, runtime, SessionOptions(num_threads=1))) as backend:
             session = Session(backend, context_length)
             for _ in session.generate([2, 5, 7], GREEDY, Stops(max_new_tokens=8), 3):
                 pass

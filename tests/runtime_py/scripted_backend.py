@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from runtime_py.backends import FloatArray
-from runtime_py.rounds import Outcome, Round
+from runtime_py.decoding.policy import Outcome, Round
 
 HIDDEN_SIZE = 4
 

@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
+from exporter.checkpoint.reader import DrafterCheckpoint, TargetCheckpoint
 from exporter.config import GraphShapes
 from exporter.errors import ExportError
 from exporter.graph.drafter import Drafter
+from exporter.graph.sliding import sliding_layers
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.executorch.kv_cache import KVBuffers
 from exporter.lower.executorch.modules import DraftStep, Fill, Finish, spell_means
 from exporter.lower.executorch.program import PINNED, Method, OnStep, write_program
 from exporter.lower.executorch.weights import Loader
 from exporter.lower.experts import refuse_experts
-from exporter.lower.sliding import sliding_layers
 from exporter.lower.versions import check_versions
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
-from runtime_py.sliding import KEY as SLIDING
-from runtime_py.sliding import numbers_of
-from runtime_py.weight_names import KEY, write_names
+from runtime_py.bundle.sliding import KEY as SLIDING
+from runtime_py.bundle.sliding import numbers_of
+from runtime_py.formats.weight_names import KEY, write_names
 
 FORMAT_VERSION = 2
 # Bits of weights that XNNPACK's serialized graphs have no product for -> the recipe to take.

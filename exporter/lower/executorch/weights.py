@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
+from exporter.checkpoint.reader import DrafterCheckpoint, TargetCheckpoint
 from exporter.graph.drafter import Drafter
 from exporter.graph.layers import Linear
 from exporter.graph.target import Table
 from exporter.graph.weights import is_virtual, load_weights
 from exporter.quantize import WeightType, quantize
-from runtime_py.weight_names import PREFIX_BYTES, fingerprint
+from runtime_py.formats.weight_names import PREFIX_BYTES, fingerprint
 
 # XNNPACK stores 4-bit values as numbers from 0 to 15: 8 more than two's complement, both halves.
 OFFSET_4_BITS = 0x88

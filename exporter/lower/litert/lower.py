@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
+from exporter.checkpoint.reader import DrafterCheckpoint, TargetCheckpoint
 from exporter.config import GraphShapes
 from exporter.errors import ExportError
 from exporter.graph.drafter import Drafter

@@ -11,9 +11,9 @@ from typing import Any
 from exporter.lower.litert.modules import OFFICIAL_VERIFY_WIDTH
 from exporter.lower.litert.tied_table import attach, detach
 from exporter.lower.litert.toolchain import PINNED
-from exporter.text import TextFiles
-from runtime_py.manifest import SlidingEntry
-from runtime_py.sliding import KEY, write_sliding
+from exporter.text.files import TextFiles
+from runtime_py.bundle.manifest import SlidingEntry
+from runtime_py.bundle.sliding import KEY, write_sliding
 
 logger = logging.getLogger(__name__)
 

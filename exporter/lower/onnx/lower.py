@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
+from exporter.checkpoint.reader import DrafterCheckpoint, TargetCheckpoint
 from exporter.config import GraphShapes
 from exporter.graph.drafter import Drafter
+from exporter.graph.sliding import sliding_layers
 from exporter.graph.spec import TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.onnx.data_file import data_file
@@ -16,10 +17,9 @@ from exporter.lower.onnx.kv_cache import ROW_MULTIPLE, past_names
 from exporter.lower.onnx.modules import DraftStep, Fill, Finish, Graph
 from exporter.lower.onnx.program import PINNED, Inputs, write_graph
 from exporter.lower.onnx.weights import Loader
-from exporter.lower.sliding import sliding_layers
 from exporter.lower.versions import check_versions
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
-from runtime_py.sliding import KEY, write_sliding
+from runtime_py.bundle.sliding import KEY, write_sliding
 
 FORMAT_VERSION = 1
 DATA_NAME = "model.data"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint
+from exporter.checkpoint.reader import DrafterCheckpoint, TargetCheckpoint
 from exporter.graph import layers
 from exporter.graph.experts import Choice, Experts
 from exporter.graph.primitives import gelu_tanh

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.graph.drafter import Drafter
 from exporter.graph.kv_cache import TensorCache, empty_kv
 from exporter.graph.primitives import DEFAULT, Primitives

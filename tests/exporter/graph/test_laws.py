@@ -15,7 +15,7 @@ from exporter.graph.kv_cache import TensorCache, kv_shapes
 from exporter.graph.primitives import Primitives
 from exporter.graph.target import Embedder, Target
 from exporter.graph.weights import expected_tensors, is_virtual, load_weights
-from runtime_py.sampling import SamplingLaw, choose, surviving_tokens
+from runtime_py.decoding.sampling import SamplingLaw, choose, surviving_tokens
 from tests.exporter import tiny_models
 from tests.exporter.graph.eager import EagerModel, causal_mask
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from exporter.checkpoint import read_checkpoint
+from exporter.checkpoint.reader import read_checkpoint
 from exporter.errors import ExportError
 from exporter.lower import executorch, litert, onnx
 from exporter.quantize import load_recipe, plan

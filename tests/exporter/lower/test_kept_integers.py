@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.checkpoint import TargetCheckpoint, read_checkpoint
+from exporter.checkpoint.reader import TargetCheckpoint, read_checkpoint
 from exporter.config import GraphShapes
 from exporter.errors import ExportError
 from exporter.lower import executorch, litert, onnx
 from exporter.quantize import load_recipe, plan
+from tests.exporter.checkpoint.packed_checkpoints import SHAPE, save_packed
 from tests.exporter.graph.eager import EagerModel
 from tests.exporter.lower.executorch.programs import Program
 from tests.exporter.lower.litert.files import read
 from tests.exporter.lower.onnx.files import read_graphs, stored_tensors
-from tests.exporter.packed_checkpoints import SHAPE, save_packed
 from tests.exporter.tiny_models import drafter_model, save
 
 SMALL = dataclasses.replace(SHAPE, layers="sf", shared=0, centroids=0)

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint, read_checkpoint, read_drafter
+from exporter.checkpoint.reader import (
+    DrafterCheckpoint,
+    TargetCheckpoint,
+    read_checkpoint,
+    read_drafter,
+)
 from exporter.config import GraphShapes, known_recipes, load_size
 from exporter.errors import ExportError
 from exporter.lower import executorch, litert, onnx
 from exporter.quantize import DRAFTER_PREFIX, Recipe, load_recipe, plan
-from exporter.text import read_text_files
+from exporter.text.files import read_text_files
 from runtime_py.inspection import INSPECT, Findings
 from tests.exporter.tiny_models import Shape, save_pair
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from exporter.quantize import KvRange, load_recipe
-from runtime_py.manifest import Tolerances
+from runtime_py.bundle.manifest import Tolerances
 
 
 def test_the_largest_number_that_was_seen_has_an_integer_and_some_room():

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from runtime_py.backends.installed import install_command
+from runtime_py.decoding.sampling import GREEDY, SamplingLaw
+from runtime_py.decoding.session import Session, Stops
 from runtime_py.errors import RunError
-from runtime_py.installed import install_command
-from runtime_py.sampling import GREEDY, SamplingLaw
-from runtime_py.speculative import Session, Stops
 from tests.runtime_py.backends.toys import (
     CACHE_LENGTH,
     HIDDEN_SIZE,

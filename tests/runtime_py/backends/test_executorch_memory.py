@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py.backends.executorch_shim.compiler import DEFINITIONS, include_flags, source_files
-from runtime_py.backends.executorch_shim.installed import LIBRARIES, find_executorch
+from runtime_py.backends.executorch.shim.compiler import DEFINITIONS, include_flags, source_files
+from runtime_py.backends.executorch.shim.installed import LIBRARIES, find_executorch
 
 FOLDER = Path(__file__).parent
 BUNDLE = FOLDER / "toy.pte"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime_py.backends import kv_pages
 from runtime_py.backends.kv_pages import KvBuffer, KvPages
-from runtime_py.kv_rows import MARGIN, STEP
+from runtime_py.bundle.kv_rows import MARGIN, STEP
 from tests.runtime_py.resident import resident_bytes
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux promises zeros")

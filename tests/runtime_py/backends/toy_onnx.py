@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import torch
 
-from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import GraphShapes
 from exporter.lower.onnx import lower
 from exporter.quantize import KvRange, Recipe, load_recipe

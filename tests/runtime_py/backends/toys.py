@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime_py.backends import Backend, executorch_library, litert_library
-from runtime_py.backends.executorch import ExecuTorchBackend
-from runtime_py.backends.litert import LiteRTBackend
-from runtime_py.backends.onnx import OnnxBackend
+from runtime_py.backends import Backend
+from runtime_py.backends.executorch import library as executorch_library
+from runtime_py.backends.executorch.backend import ExecuTorchBackend
+from runtime_py.backends.litert import library as litert_library
+from runtime_py.backends.litert.backend import LiteRTBackend
+from runtime_py.backends.onnx.backend import OnnxBackend
 
 FOLDER = Path(__file__).parent
 VOCAB_SIZE = 48
@@ -47,13 +49,13 @@ class Toy:
 def _hide_litert(monkeypatch: Any) -> None:
     load = litert_library.load_library.__wrapped__  # loads again what the process has loaded
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
-    monkeypatch.setattr("runtime_py.backends.litert_model.environment", load)
+    monkeypatch.setattr("runtime_py.backends.litert.model.environment", load)
 
 
 def _hide_executorch(monkeypatch: Any) -> None:
     load = executorch_library.load_library.__wrapped__  # loads again what the process has loaded
     monkeypatch.setattr(executorch_library, "find_executorch", lambda: None)
-    monkeypatch.setattr("runtime_py.backends.executorch_program.load_library", load)
+    monkeypatch.setattr("runtime_py.backends.executorch.program.load_library", load)
 
 
 def _hide_onnx(monkeypatch: Any) -> None:

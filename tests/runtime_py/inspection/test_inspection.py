@@ -11,12 +11,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from runtime_py.errors import RunError
-from runtime_py.flatbuffer import FlatbufferError
+from runtime_py.formats.flatbuffer import FlatbufferError
+from runtime_py.formats.litertlm import read_sections
+from runtime_py.formats.protobuf import ProtobufError
 from runtime_py.inspection import INSPECT
 from runtime_py.inspection.findings import Weight, size_bytes
-from runtime_py.litertlm import read_sections
-from runtime_py.printable import one_line
-from runtime_py.protobuf import ProtobufError
+from runtime_py.terminal.printable import one_line
 from tests.runtime_py.backends.toys import CACHE_LENGTH, HIDDEN_SIZE, TOYS, VOCAB_SIZE
 
 REFUSALS = (RunError, FlatbufferError, ProtobufError)

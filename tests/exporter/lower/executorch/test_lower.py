@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exporter.checkpoint import read_checkpoint, read_drafter
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import GraphShapes
 from exporter.lower.executorch import lower
 from exporter.lower.executorch.weights import QuantizedLinear, quantized

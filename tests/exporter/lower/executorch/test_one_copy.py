@@ -11,8 +11,8 @@ from exporter.errors import ExportError
 from exporter.lower.executorch import one_copy
 from exporter.lower.executorch.program import Method, write_program
 from exporter.lower.executorch.weights import Integers, QuantizedLinear, QuantizedTable
+from runtime_py.formats.weight_names import KEY, write_names
 from runtime_py.inspection import INSPECT
-from runtime_py.weight_names import KEY, write_names
 
 NUM_ROWS, NUM_COLUMNS, GROUP = 512, 64, 32
 STORED_BITS = {"float32": 32, "int8": 8, "int4": 4, "int4-groups": 4}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from exporter.checkpoint import read_checkpoint, read_drafter
-from exporter.checkpoint_config import parse_target
+from exporter.checkpoint.config import parse_target
+from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import GraphShapes
 from exporter.graph.target import Target
 from exporter.lower.litert import lower

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ai_edge_quantizer import quantizer, recipe
 
-from exporter.checkpoint import read_checkpoint
+from exporter.checkpoint.reader import read_checkpoint
 from exporter.config import GraphShapes
 from exporter.graph.target import Embedder, Target
 from exporter.graph.weights import is_virtual, load_weights

@@ -12,10 +12,10 @@ from litert_lm_builder.runtime.proto import sampler_params_pb2
 
 from exporter.lower.litert import pack
 from exporter.lower.litert.pack import llm_metadata, version_stamp
-from exporter.text import read_text_files
-from runtime_py.litertlm import read_metadata
-from runtime_py.manifest import SlidingEntry
-from runtime_py.sliding import KEY
+from exporter.text.files import read_text_files
+from runtime_py.bundle.manifest import SlidingEntry
+from runtime_py.bundle.sliding import KEY
+from runtime_py.formats.litertlm import read_metadata
 
 STAMP = version_stamp("int8", SlidingEntry(window=128, layers=(0, 2)))
 TEMPLATE = "{{ bos_token }}{% generation %}{{ message.get('content') }}{% endgeneration %}"

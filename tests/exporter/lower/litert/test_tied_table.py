@@ -13,7 +13,7 @@ from exporter.lower.litert import pack, version_stamp
 from exporter.lower.litert.inject import inject
 from exporter.lower.litert.skeleton import Signature, convert
 from exporter.quantize import WeightType
-from exporter.text import read_text_files
+from exporter.text.files import read_text_files
 
 ROWS, WIDTH = 96, 16
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 
-from exporter.checkpoint import read_checkpoint
+from exporter.checkpoint.reader import read_checkpoint
 from exporter.config import GraphShapes
 from exporter.lower.litert import lower
 from exporter.lower.litert.kv_cache import kv_shapes

@@ -8,11 +8,16 @@ import onnx
 import pytest
 import torch
 
-from exporter.checkpoint import DrafterCheckpoint, TargetCheckpoint, read_checkpoint, read_drafter
+from exporter.checkpoint.reader import (
+    DrafterCheckpoint,
+    TargetCheckpoint,
+    read_checkpoint,
+    read_drafter,
+)
 from exporter.config import GraphShapes
 from exporter.lower.onnx import lower
 from exporter.quantize import KvRange, WeightType, load_recipe, plan
-from runtime_py.backends.onnx import OnnxBackend
+from runtime_py.backends.onnx.backend import OnnxBackend
 from runtime_py.inspection.onnx import inspect
 from tests.exporter.graph.eager import EagerModel
 from tests.exporter.lower.onnx.files import read_graphs, stored_tensors

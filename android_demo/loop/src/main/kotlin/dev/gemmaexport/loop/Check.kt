@@ -1,4 +1,4 @@
-/** Replay the recorded original on the device; runtime_py/check.py says why each part is there. */
+/** Replay the recorded original on the device; runtime_py/check/replay.py says why each part is there. */
 package dev.gemmaexport.loop
 
 import kotlin.math.abs
@@ -210,5 +210,5 @@ private fun percent(value: Double) = String.format(java.util.Locale.ROOT, "%.1f%
 // Relative to the largest logit: a smaller margin between two tokens is a tie that rounding decides.
 private const val MAX_TIE = 1e-3
 
-// The same, of float32 alone: runtime_py/check.py says why this many roundings.
+// The same, of float32 alone: runtime_py/check/replay.py says why this many roundings.
 private const val ROUNDING_TIE = 1.0 / (1 shl 17)

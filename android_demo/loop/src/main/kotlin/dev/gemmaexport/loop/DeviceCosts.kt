@@ -1,4 +1,4 @@
-/** What calls cost on this device; runtime_py/device_costs.py is its twin. */
+/** What calls cost on this device; runtime_py/draft_length/measure.py is its twin. */
 package dev.gemmaexport.loop
 
 /**

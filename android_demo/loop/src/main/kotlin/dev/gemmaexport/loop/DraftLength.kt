@@ -1,7 +1,7 @@
 /**
  * How many tokens to draft in the next round: the number that pays best by measured cost.
  *
- * runtime_py/draft_length.py, acceptance.py and call_costs.py have the mathematics and the reasons.
+ * runtime_py/draft_length/policy.py, acceptance.py and call_costs.py have the mathematics and the reasons.
  * This is the same double arithmetic in the same order, so that the same outcomes lead to the same
  * decisions, round by round.
  */
@@ -250,7 +250,7 @@ private class Stretch(var weight: Double, numPositions: Int, private val prior: 
 }
 
 /**
- * Chooses among `lengths` by the rule of runtime_py/draft_length.py.
+ * Chooses among `lengths` by the rule of runtime_py/draft_length/policy.py.
  *
  * @param costs measured on this device; followed from here on.
  * @param lengths what the bundle's graphs can verify; 0 may be left out, it is always one.

@@ -60,7 +60,7 @@ class CausalMask(width: Int, private val cacheLength: Int) {
     }
 }
 
-/** The backend over such graphs; runtime_py/backends/litert.py says why it chooses as it does. */
+/** The backend over such graphs; runtime_py/backends/litert/backend.py says why it chooses as it does. */
 class GraphBackend(private val graphs: Graphs) : Backend {
     override val vocabSize get() = graphs.vocabSize
     override val hasDrafter get() = graphs.hasDrafter

@@ -1,4 +1,4 @@
-/** The .litertlm container: which section lies where; runtime_py/litertlm.py is its twin. */
+/** The .litertlm container: which section lies where; runtime_py/formats/litertlm.py is its twin. */
 package dev.gemmaexport.loop
 
 import java.io.File

@@ -1,5 +1,5 @@
 /**
- * manifest.json: what a bundle holds; runtime_py/manifest.py owns the format, this reads it.
+ * manifest.json: what a bundle holds; runtime_py/bundle/manifest.py owns the format, this reads it.
  *
  * A manifest comes from anywhere, so nothing in it is believed before it is checked: unknown keys,
  * wrong types, absurd sizes and paths that leave the bundle are refused with one line.

@@ -1,4 +1,4 @@
-/** reference.npz: what the original said, recorded at export; runtime_py/reference.py owns the format. */
+/** reference.npz: what the original said, recorded at export; runtime_py/bundle/reference.py owns the format. */
 package dev.gemmaexport.loop
 
 import java.io.File

@@ -1,0 +1,1 @@
+"""Checkpoints: config, lazily mapped weights, adapters and packed integers, all untrusted."""

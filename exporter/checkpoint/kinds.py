@@ -1,0 +1,128 @@
+"""Says what a path is that is no checkpoint: the file or folder of another tool, and what to do."""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from exporter.checkpoint.files import INDEX_FILE, SINGLE_FILE, find_shards
+from exporter.errors import ExportError, shown
+
+NEEDED = f"needed the folder of a Gemma 4 checkpoint (config.json and {SINGLE_FILE})"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE = (
+    "a pickle, which can run code when opened",
+    "convert it to safetensors (transformers: from_pretrained, then save_pretrained) and give "
+    "that folder",
+)
+GGUF = ("a GGUF file", "give the checkpoint that it was made from")
+EXPORTED = ("exported already", "run it with gemma-run, or give the checkpoint it was made from")
+BY_BEGINNING = {b"GGUF": GGUF, b"LITERTLM": EXPORTED}
+BY_ENDING = {
+    ".gguf": GGUF,
+    **dict.fromkeys((".litertlm", ".tflite", ".pte", ".onnx"), EXPORTED),
+    **dict.fromkeys(PICKLES, PICKLE),
+    ".safetensors": ("a file of weights", "give the folder that it is in"),
+}
+
+# git-lfs leaves such a text in the place of each file that it did not download.
+POINTER = b"version https://git-lfs.github.com/spec/"
+MAX_POINTER_BYTES = 1024
+READ = ("*.json", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse what is no checkpoint before anything is read or downloaded.
+
+    Raises:
+        ExportError: naming what it is and what to give.
+    """
+    if not _exists(folder):
+        raise ExportError(f"{shown(folder, 300)}: no such folder; {NEEDED}")
+    if not folder.is_dir():
+        what, step = _file_kind(folder)
+        raise ExportError(f"{shown(folder, 300)}: {what}, {NEEDED}; {step}")
+    if not (folder / "config.json").is_file():
+        raise ExportError(f"{shown(folder, 300)}: {_folder_kind(folder)}")
+    refuse_pointers(folder)
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Refuse a folder of which git-lfs downloaded nothing but the names."""
+    pointers = sorted(
+        path.name
+        for path in folder.iterdir()
+        if any(fnmatchcase(path.name, pattern) for pattern in READ) and _is_pointer(path)
+    )
+    if pointers:
+        more = f" and {len(pointers) - 1} more" if len(pointers) > 1 else ""
+        raise ExportError(
+            f"{shown(folder, 300)}: {shown(pointers[0])}{more}: a git-lfs pointer, not the file "
+            "itself; run `git lfs pull` in that folder"
+        )
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a checkpoint whose weights are missing, or are no safetensors."""
+    if (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file() or find_shards(folder):
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        what, step = PICKLE
+        raise ExportError(f"{shown(folder, 300)}: {shown(pickles[0])} is {what}; {step}")
+    others = [name for name in names if name.endswith(".safetensors")]
+    found = f", found {shown(others[0])}" if others else ""
+    raise ExportError(
+        f"{shown(folder, 300)}: no {SINGLE_FILE} and no {INDEX_FILE}{found}; download the weights "
+        "too"
+    )
+
+
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except (OSError, ValueError):  # a name that can be no path, such as one of 5000 letters
+        return False
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        return (
+            path.is_file() and path.stat().st_size <= MAX_POINTER_BYTES and _begins(path, POINTER)
+        )
+    except OSError:  # what cannot be opened is refused where it is read
+        return False
+
+
+def _begins(path: Path, beginning: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(beginning)) == beginning
+
+
+def _file_kind(path: Path) -> tuple[str, str]:
+    try:
+        if path.is_file():
+            if _begins(path, POINTER):
+                return "a git-lfs pointer", "run `git lfs pull` there and give the folder"
+            for beginning, kind in BY_BEGINNING.items():
+                if _begins(path, beginning):
+                    return kind
+    except OSError:
+        pass
+    return BY_ENDING.get(path.suffix.lower(), ("a file", "give the folder that holds config.json"))
+
+
+def _folder_kind(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "a LoRA adapter, needed a whole Gemma 4 checkpoint; give the model it was trained on "
+            "and this folder as --adapter"
+        )
+    if any(folder.glob("*.gguf")):
+        return (
+            "a GGUF folder, needed the safetensors checkpoint the GGUF was made from; "
+            "give that folder"
+        )
+    if (folder / "manifest.json").is_file():
+        what, step = EXPORTED
+        return f"a bundle, {what}, {NEEDED}; {step}"
+    return "no config.json, so not a checkpoint; give the folder that holds config.json"

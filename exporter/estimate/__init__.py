@@ -1,0 +1,1 @@
+"""What an export will take: time, memory and disk, before the work begins."""

@@ -1,0 +1,351 @@
+"""What an export will take, from the shapes of its tensors, before the work is begun.
+
+Sizes follow from the recipe and from what the tools add to it, which was measured
+(tests/benchmarks/full_size.py), and so were the seconds: on two cores like those of the project's
+CI, with nothing else to do. The constants below say what each is the price of.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.errors import ExportError
+from exporter.estimate.work import Matrices, Work
+from exporter.original.model import KEPT_BYTES, KEPT_HEAD_BYTES, TOKENS_AT_ONCE, group_texts
+from exporter.original.record import ReferenceSize
+from exporter.quantize.arithmetic import CHUNK_BYTES
+from runtime_py.bundle.manifest import RuntimeName
+from runtime_py.inspection.memory import EXPERTS_REPACKED
+
+logger = logging.getLogger(__name__)
+
+MB = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """How often the original's weights are read while it is recorded."""
+
+    num_texts: int
+    num_passes: int  # over all layers, for all texts together
+    num_read: int  # tokens in all passes and texts together
+    num_drafts: int  # passes over the drafter
+    kept: bool  # the target's weights are read once, not in every pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one stage takes."""
+
+    seconds: float
+    peak_bytes: float  # resident
+    disk_bytes: float = 0.0  # the most that lies in the bundle's folder for it
+    bundle_bytes: float = 0.0  # of it that stays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What stays in memory while a bundle generates."""
+
+    weight_bytes: float  # packed, or mapped and read for every token
+    kv_bytes: float
+    other_bytes: float  # the runtime, its graphs and what they hand each other
+
+    @property
+    def total_bytes(self) -> float:
+        return self.weight_bytes + self.kv_bytes + self.other_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of a whole export."""
+
+    seconds: float
+    peak_bytes: float
+    disk_bytes: float
+    bundle_bytes: float
+    devices: Mapping[RuntimeName, Device]
+
+
+START_S, START_BYTES = 8.0, 500 * MB  # Python with torch and transformers
+CHUNK_COPIES = 13  # of the rows that are quantized at once: what the allocator keeps for them
+HASHING_S = 1 / 700e6  # a byte of the bundle, which is written and read again
+
+# Recording the original, for each weight.
+LENT_S = 1.0e-9  # in a pass that reads it from the checkpoint and widens it
+KEPT_S = 1.5e-9  # in a pass that finds it in memory
+COMPUTED_S = 2.5e-11  # for a token of a text
+EXPERT_S = 2.6e-9  # of an expert, in a pass of several texts: about half of them are read
+PASS_LAYER_S = 0.004  # a layer in a pass, whatever its size
+LOGITS = 42  # copies of all texts' logits: what the allocator keeps for them
+
+# LiteRT: a layer in a graph is traced, converted and written; a weight is quantized and written.
+LITERT_START_S, LITERT_LAYER_S, LITERT_WEIGHT_S = 10.0, 1.1, 26e-9
+LITERT_START_BYTES, LITERT_LAYER_BYTES, LITERT_WEIGHT_BYTES = 830 * MB, 2.8 * MB, 0.04
+LITERT_GRAPH_BYTES = 45_000  # of the file, for a layer in a graph
+LITERT_SCALE_BYTES = 12  # a scale and a zero point
+
+# ExecuTorch.
+EXECUTORCH_START_S, EXECUTORCH_LAYER_S, EXECUTORCH_WEIGHT_S = 40.0, 7.4, 20e-9
+EXECUTORCH_START_BYTES, EXECUTORCH_LAYER_BYTES = 800 * MB, 2 * MB
+EXECUTORCH_COPIES = 1.3  # of the packed matrices, on their way into the file
+EXECUTORCH_GRAPH_BYTES = 100_000
+
+# ONNX.
+ONNX_START_S, ONNX_LAYER_S, ONNX_WEIGHT_S = 12.0, 2.0, 20e-9
+ONNX_START_BYTES, ONNX_LAYER_BYTES = 520 * MB, 2 * MB
+ONNX_GRAPH_BYTES = 60_000
+
+# Resident while a bundle runs.
+DEVICE_BYTES = 60 * MB  # Python, numpy and the runtime
+LITERT_DEVICE_LAYER_BYTES = 1.2 * MB  # a layer in a graph
+PACKED = 1.03  # what XNNPACK adds to the weights for their rows
+EXECUTORCH_PACKED, ONNX_PACKED = 1.6, 2.9  # the same, with what stays of the files
+PAGE_BYTES = 1 << 31  # the most that @litertjs/core's WebAssembly takes
+
+
+def _recording_cost(work: Work, passes: Passes) -> Cost:
+    num_weights = work.multiplied.num_weights
+    num_dense = num_weights - work.experts.num_weights
+    weight_s = KEPT_S if passes.kept else LENT_S
+    drafter = work.drafter_linears.num_weights + work.drafter_tables.num_weights
+    lent_head = work.drafter_head if 4 * work.drafter_head > KEPT_HEAD_BYTES else 0
+    kept_bytes = 4 * (num_weights * passes.kept + drafter - lent_head)
+    experts_bytes = 4 * work.experts.num_weights / work.num_layers
+    return Cost(
+        seconds=START_S
+        + passes.num_passes
+        * (
+            num_dense * weight_s
+            + work.experts.num_weights * EXPERT_S
+            + work.num_layers * PASS_LAYER_S
+        )
+        + passes.num_read * num_dense * COMPUTED_S
+        + passes.num_drafts
+        * (
+            (work.drafter_linears.num_weights - lent_head) * KEPT_S
+            + lent_head * LENT_S
+            + work.num_drafter_layers * PASS_LAYER_S
+        ),
+        peak_bytes=START_BYTES
+        + kept_bytes
+        + LOGITS * 4 * passes.num_texts * work.vocab_size
+        + experts_bytes,
+    )
+
+
+def _chunk_bytes(work: Work) -> float:
+    """Of quantizing a few rows at a time."""
+    return CHUNK_COPIES * min(CHUNK_BYTES, 4 * work.largest_matrix)
+
+
+def _litert_layers(work: Work) -> int:
+    """Of all graphs together."""
+    target = work.num_prefills * work.num_filled_layers + work.num_verifies * work.num_layers
+    return target + work.num_drafter_layers
+
+
+def _litert_cost(work: Work) -> Cost:
+    num_layers = _litert_layers(work)
+    bundle_bytes = (
+        work.stored.size_bytes
+        + LITERT_SCALE_BYTES * work.stored.num_scales
+        + work.vector_bytes
+        + LITERT_GRAPH_BYTES * num_layers
+    )
+    return Cost(
+        seconds=LITERT_START_S
+        + LITERT_LAYER_S * num_layers
+        + LITERT_WEIGHT_S * work.stored.num_weights,
+        peak_bytes=LITERT_START_BYTES
+        + _chunk_bytes(work)
+        + LITERT_LAYER_BYTES * num_layers
+        + LITERT_WEIGHT_BYTES * work.stored.num_weights,
+        # The graphs are written file by file and then packed into one, where the tied table
+        # lies once.
+        disk_bytes=2 * bundle_bytes + work.tied.size_bytes,
+        bundle_bytes=bundle_bytes,
+    )
+
+
+def _executorch_cost(work: Work) -> Cost:
+    num_layers = work.num_layers + work.num_drafter_layers
+    bundle_bytes = (
+        work.stored.size_bytes
+        + 4 * work.stored.num_scales
+        + work.vector_bytes
+        + EXECUTORCH_GRAPH_BYTES * num_layers
+    )
+    return Cost(
+        seconds=EXECUTORCH_START_S
+        + EXECUTORCH_LAYER_S * num_layers
+        + EXECUTORCH_WEIGHT_S * work.stored.num_weights,
+        peak_bytes=EXECUTORCH_START_BYTES
+        + _chunk_bytes(work)
+        + EXECUTORCH_LAYER_BYTES * num_layers
+        + _unpacked_bytes(work.multiplied + work.drafter_linears)
+        + EXECUTORCH_COPIES * (work.multiplied + work.drafter_linears).size_bytes
+        + 2 * work.looked_up.size_bytes,
+        disk_bytes=bundle_bytes,
+        bundle_bytes=bundle_bytes,
+    )
+
+
+def _unpacked_bytes(matrices: Matrices) -> int:
+    """XNNPACK's passes want a byte for each value of less."""
+    return matrices.num_weights if matrices.size_bytes < matrices.num_weights else 0
+
+
+def _onnx_cost(work: Work) -> Cost:
+    num_layers = work.num_layers + work.num_drafter_layers
+    bundle_bytes = (
+        work.stored.size_bytes
+        + 4 * work.stored.num_scales
+        + work.vector_bytes
+        + ONNX_GRAPH_BYTES * num_layers
+    )
+    return Cost(
+        seconds=ONNX_START_S + ONNX_LAYER_S * num_layers + ONNX_WEIGHT_S * work.stored.num_weights,
+        peak_bytes=ONNX_START_BYTES + _chunk_bytes(work) + ONNX_LAYER_BYTES * num_layers,
+        disk_bytes=bundle_bytes,
+        bundle_bytes=bundle_bytes,
+    )
+
+
+COSTS: Mapping[RuntimeName, Callable[[Work], Cost]] = {
+    "litert": _litert_cost,
+    "executorch": _executorch_cost,
+    "onnx": _onnx_cost,
+}
+
+
+def _litert_device(work: Work) -> Device:
+    """The packed weights are a mapped file, read for every token.
+
+    int8 rows of a layer without a window are made float32 for a call, by target and drafter.
+    """
+    num_models = 2 if work.num_drafter_layers else 1
+    return Device(
+        weight_bytes=PACKED * _packed_bytes(work),
+        kv_bytes=work.kv_bytes,
+        other_bytes=DEVICE_BYTES
+        + LITERT_DEVICE_LAYER_BYTES * _litert_layers(work)
+        + num_models * work.widened_bytes,
+    )
+
+
+def _executorch_device(work: Work) -> Device:
+    """Packed at every load; some of what was read of the mapped file stays while there is room."""
+    return Device(
+        weight_bytes=EXECUTORCH_PACKED * _packed_bytes(work),
+        kv_bytes=work.kv_bytes,
+        other_bytes=DEVICE_BYTES,
+    )
+
+
+def _onnx_device(work: Work) -> Device:
+    """Experts take less than dense matrices."""
+    num_dense = _packed_bytes(work) - work.experts.size_bytes
+    return Device(
+        weight_bytes=ONNX_PACKED * num_dense + EXPERTS_REPACKED * work.experts.size_bytes,
+        kv_bytes=work.kv_bytes,
+        other_bytes=DEVICE_BYTES,
+    )
+
+
+def _packed_bytes(work: Work) -> int:
+    return (work.multiplied + work.drafter_linears).size_bytes
+
+
+DEVICES: Mapping[RuntimeName, Callable[[Work], Device]] = {
+    "litert": _litert_device,
+    "executorch": _executorch_device,
+    "onnx": _onnx_device,
+}
+
+
+def count_passes(work: Work, size: ReferenceSize, prompt_lengths: Sequence[int]) -> Passes:
+    """As `record_reference` makes them.
+
+    Args:
+        work: what is exported.
+        size: tokens and drafts to record.
+        prompt_lengths: tokens of every prompt.
+    """
+    groups = [[prompt_lengths[index] for index in group] for group in group_texts(prompt_lengths)]
+    num_drafts = max(0, size.num_tokens - size.draft_length) * size.draft_length
+    return Passes(
+        num_texts=len(prompt_lengths),
+        num_passes=sum(
+            -(-max(lengths) // max(1, TOKENS_AT_ONCE // len(lengths))) + size.num_tokens - 1
+            for lengths in groups
+        ),
+        num_read=sum(len(lengths) * (max(lengths) + size.num_tokens - 1) for lengths in groups),
+        num_drafts=len(groups) * num_drafts,
+        kept=4 * (work.multiplied + work.tables).num_weights <= KEPT_BYTES,
+    )
+
+
+def estimate(work: Work, passes: Passes, runtimes: Sequence[RuntimeName]) -> Estimate:
+    """Add up the stages: one after the other, and what one has written stays to the end."""
+    first = _recording_cost(work, passes)
+    costs = [COSTS[name](work) for name in runtimes]
+    bundle_bytes = work.text_bytes + sum(cost.bundle_bytes for cost in costs)
+    scratch_bytes = max(cost.disk_bytes - cost.bundle_bytes for cost in costs)
+    return Estimate(
+        seconds=first.seconds + sum(cost.seconds for cost in costs) + bundle_bytes * HASHING_S,
+        peak_bytes=max(cost.peak_bytes for cost in (first, *costs)),
+        disk_bytes=bundle_bytes + scratch_bytes,
+        bundle_bytes=bundle_bytes,
+        devices={name: DEVICES[name](work) for name in runtimes},
+    )
+
+
+def refuse_small_disk(found: Estimate, output: Path) -> None:
+    """Raise ExportError if the bundle does not fit where it is to be made."""
+    folder = next(path for path in output.absolute().parents if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < found.disk_bytes:
+        raise ExportError(
+            f"{folder}: the disk is too full: {free / MB:.0f} MB free, about "
+            f"{found.disk_bytes / MB:.0f} MB needed; free some room or choose another --output"
+        )
+
+
+def refuse_large_page(work: Work) -> None:
+    """Raise ExportError if a browser cannot hold the graphs.
+
+    There every section is copied into memory, and every graph that has logits repacks all that it
+    multiplies with: those of prefill, which repack less, and all buffers are left out.
+    """
+    needed = work.stored.size_bytes + PACKED * work.num_verifies * work.multiplied.size_bytes
+    if needed > PAGE_BYTES:
+        raise ExportError(
+            f"a browser's WebAssembly holds {PAGE_BYTES / MB:.0f} MB, weights and their repacked "
+            f"copies take {needed / MB:.0f} MB at least; choose a smaller model or fewer bits"
+        )
+
+
+def report_estimate(found: Estimate) -> None:
+    """Log it."""
+    logger.info(
+        "estimate    about %.0f s on two cores such as CI's, %.0f MB of memory at its peak",
+        found.seconds,
+        found.peak_bytes / MB,
+    )
+    logger.info(
+        "estimate    %.0f MB of disk, for a bundle of %.0f MB",
+        found.disk_bytes / MB,
+        found.bundle_bytes / MB,
+    )
+    for name, device in found.devices.items():
+        logger.info(
+            "estimate    %s: %.0f MB on the device: weights %.0f, KV rows %.0f, the rest %.0f",
+            name,
+            device.total_bytes / MB,
+            device.weight_bytes / MB,
+            device.kv_bytes / MB,
+            device.other_bytes / MB,
+        )

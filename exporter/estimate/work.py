@@ -1,0 +1,178 @@
+"""How much there is to export, in numbers: what an estimate is made of."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from exporter.config import GraphShapes, KvType
+from exporter.graph.experts import is_stack
+from exporter.graph.spec import DrafterSpec, LayerSpec, TargetSpec
+from exporter.quantize import DRAFTER_PREFIX, KV_BYTES, Recipe, WeightType, plan, size_bytes
+from runtime_py.bundle.kv_rows import resident_rows
+
+EMBEDDING, PER_LAYER_TABLE = "embed_tokens.weight", "embed_tokens_per_layer.weight"
+
+
+class Source(Protocol):
+    """What is needed of a Checkpoint."""
+
+    def names(self) -> Sequence[str]: ...
+    def shape(self, name: str, /) -> Sequence[int]: ...
+    def packed(self, name: str, /) -> Any: ...
+
+
+class TargetSource(Source, Protocol):
+    @property
+    def spec(self) -> TargetSpec: ...
+
+
+class DrafterSource(Source, Protocol):
+    @property
+    def spec(self) -> DrafterSpec: ...
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Some matrices together."""
+
+    num_weights: int = 0
+    size_bytes: int = 0  # as the recipe stores them, without scales
+    num_scales: int = 0
+
+    def __add__(self, other: "Matrices") -> "Matrices":
+        return Matrices(
+            self.num_weights + other.num_weights,
+            self.size_bytes + other.size_bytes,
+            self.num_scales + other.num_scales,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is exported."""
+
+    tables: Matrices  # rows of which are looked up, and nothing else
+    tied: Matrices  # looked up and multiplied with
+    linears: Matrices  # multiplied with, for every token
+    experts: Matrices  # some of them for every token
+    drafter_tables: Matrices
+    drafter_linears: Matrices
+    vector_bytes: int  # norms and other tensors that stay as they are
+    text_bytes: int  # of the tokenizer
+    vocab_size: int
+    largest_matrix: int  # weights
+    drafter_head: int  # weights of a dense one, which are among its linears
+    num_layers: int
+    num_filled_layers: int  # of them, up to the last that owns KV rows: prefill ends there
+    num_drafter_layers: int
+    num_prefills: int  # widths that LiteRT's graphs are made for, one each
+    num_verifies: int  # decode among them
+    kv_bytes: int  # of the rows in memory, at most
+    widened_bytes: int  # of int8 rows that LiteRT makes float32 at once; 0 for others
+
+    @property
+    def multiplied(self) -> Matrices:
+        """Of the target."""
+        return self.tied + self.linears + self.experts
+
+    @property
+    def looked_up(self) -> Matrices:
+        """And nothing else; of both."""
+        return self.tables + self.drafter_tables
+
+    @property
+    def stored(self) -> Matrices:
+        """All there are, once."""
+        return self.multiplied + self.looked_up + self.drafter_linears
+
+
+def measure_work(
+    target: TargetSource,
+    drafter: DrafterSource | None,
+    recipe: Recipe,
+    shapes: GraphShapes,
+    text_bytes: int,
+    kv: KvType = "float32",
+) -> Work:
+    """Sort the matrices by what is done with them."""
+    spec = target.spec
+    tied = {EMBEDDING} & {spec.head_name}
+    tables = {PER_LAYER_TABLE, EMBEDDING} - tied
+    matrices, vector_bytes = _matrices(target, recipe, "")
+    drafters: dict[str, Matrices] = {}
+    drafter_tables: set[str] = set()
+    if drafter is not None:
+        drafters, more_bytes = _matrices(drafter, recipe, DRAFTER_PREFIX)
+        vector_bytes += more_bytes
+        drafter_tables = {drafter.spec.head_name} if drafter.spec.centroids else set()
+    stacks = {name for name in matrices if is_stack(name)}
+    return Work(
+        tables=_sum(matrices, tables),
+        tied=_sum(matrices, tied),
+        linears=_sum(matrices, set(matrices) - tables - tied - stacks),
+        experts=_sum(matrices, stacks),
+        drafter_tables=_sum(drafters, drafter_tables),
+        drafter_linears=_sum(drafters, set(drafters) - drafter_tables),
+        vector_bytes=vector_bytes,
+        text_bytes=text_bytes,
+        vocab_size=spec.vocab_size,
+        largest_matrix=max(matrix.num_weights for matrix in matrices.values()),
+        drafter_head=0 if drafter_tables else _head_weights(drafter, drafters),
+        num_layers=len(spec.layers),
+        num_filled_layers=spec.kv_layers[-1].index + 1,
+        num_drafter_layers=0 if drafter is None else len(drafter.spec.layers),
+        num_prefills=len(shapes.prefill_lengths),
+        num_verifies=1 + len(shapes.verify_widths),
+        kv_bytes=KV_BYTES[kv]
+        * sum(_kv_numbers(layer, spec, shapes.cache_length) for layer in spec.kv_layers),
+        widened_bytes=0 if kv == "float32" else 4 * _longest_row(spec) * shapes.cache_length,
+    )
+
+
+def _head_weights(drafter: DrafterSource | None, matrices: Mapping[str, Matrices]) -> int:
+    return 0 if drafter is None else matrices[drafter.spec.head_name].num_weights
+
+
+def _matrices(source: Any, recipe: Recipe, prefix: str) -> tuple[dict[str, Matrices], int]:
+    """Every matrix by its name, and the bytes of all vectors."""
+    matrices = {}
+    vector_bytes = 0
+    for name, kind in plan(source, recipe, prefix).items():
+        shape = source.shape(name)
+        if len(shape) < 2:
+            vector_bytes += 4 * math.prod(shape)
+        else:
+            num_bytes = size_bytes(shape, kind)
+            matrices[name] = Matrices(math.prod(shape), num_bytes, _num_scales(shape, kind))
+    return matrices, vector_bytes
+
+
+def _num_scales(shape: Sequence[int], kind: WeightType) -> int:
+    if not kind.is_integer:
+        return 0
+    *above, num_columns = shape
+    return math.prod(above) * (num_columns // kind.group_size if kind.group_size else 1)
+
+
+def _sum(matrices: Mapping[str, Matrices], names: set[str]) -> Matrices:
+    return sum((matrices[name] for name in names & set(matrices)), Matrices())
+
+
+def _kv_numbers(layer: LayerSpec, spec: TargetSpec, cache_length: int) -> int:
+    """Of the rows that gemma-run keeps in memory."""
+    num_rows = cache_length
+    if layer.kind == "sliding_attention":
+        num_rows = resident_rows(spec.sliding_window, cache_length)
+    return num_rows * _row_length(layer)
+
+
+def _longest_row(spec: TargetSpec) -> int:
+    """Of a layer without a window."""
+    full = (layer for layer in spec.kv_layers if layer.kind == "full_attention")
+    return max((_row_length(layer) for layer in full), default=0)
+
+
+def _row_length(layer: LayerSpec) -> int:
+    """Numbers of one token, keys and values."""
+    return 2 * layer.num_kv_heads * layer.head_dim

@@ -1,0 +1,1 @@
+"""Checkpoints from a model hub: listed, downloaded, compared with the hub's checksums."""

@@ -1,0 +1,226 @@
+"""One .tflite section of a .litertlm, loaded in place, and its signatures with bound buffers."""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_py.backends.litert.contract import Signatures, SignatureSpec, TensorSpec
+from runtime_py.backends.litert.library import (
+    CompiledModel,
+    LiteRtError,
+    aligned,
+    environment,
+    reason,
+)
+from runtime_py.backends.litert.mapping import MappedRange
+from runtime_py.backends.litert.weight_cache import WeightCache
+from runtime_py.errors import RunError
+from runtime_py.formats.flatbuffer import FlatbufferError, Table, pick, unpack_at
+from runtime_py.formats.litertlm import Section
+
+Array = npt.NDArray[Any]
+
+_logger = logging.getLogger(__name__)
+_IDENTIFIER = b"TFL3"
+_DTYPES = {"float32": np.float32, "int32": np.int32, "int8": np.int8}
+_TYPES = {0: "float32", 2: "int32", 9: "int8"}  # of the schema; no other is in the contract
+_MAX_RANK = 8
+
+
+class LoadedModel:
+    """A compiled model over a mapped section.
+
+    Raises:
+        RunError: if LiteRT is not there, if the section is damaged, or if LiteRT refuses it.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        section: Section,
+        num_threads: int,
+        weight_cache: Callable[[], WeightCache] | None = None,
+    ) -> None:
+        where = f"{bundle}: {section.model_type}"
+        environment()  # says what is missing before anything is read
+        self._model: CompiledModel | None = None
+        self._cache: WeightCache | None = None
+        try:
+            self._range = MappedRange(bundle, section.begin, section.end)
+        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
+            raise RunError(f"{where}: cannot map it: {error}") from error
+        try:
+            content = self._range.data.data
+            check_tflite(content)
+            self._cache = cache = weight_cache() if weight_cache else None
+            if cache is not None:
+                cache.begin()
+            self._model = CompiledModel(self._range.data, num_threads, cache.path if cache else "")
+            specs = {spec.name: spec for spec in self._read_signatures(self._model, content)}
+            if cache is not None and (packed := cache.commit()):
+                # XNNPACK packs in a buffer as large as the largest weight, and keeps it: 0.2 GB
+                # for E2B's head. What was packed is there at once.
+                self._model.close()
+                self._model = CompiledModel(self._range.data, num_threads, packed)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they refer to the mapped bytes
+            begun = self._cache
+            self.close()
+            if begun is not None:
+                begun.discard()
+            if isinstance(error, FlatbufferError | LiteRtError):
+                raise RunError(f"{where}: does not load: {error}; copy the file again") from error
+            raise  # Ctrl-C, too, leaves nothing half-written
+        self.signatures = Signatures(where, specs)
+
+    def bind(self, spec: SignatureSpec, shared: Mapping[str, Array]) -> "BoundSignature":
+        """`shared` has the arrays of tensors that are not the signature's own, by name."""
+        assert self._model is not None
+        return BoundSignature(self._model, self.signatures.where, spec, shared)
+
+    def release(self) -> None:
+        """Give back the memory of what was read of the file, which may be read again."""
+        self._range.release()
+
+    def close(self) -> None:
+        """Free the model. Signatures bound to it must have been let go of."""
+        if self._model is not None:
+            self._model.close()
+        self._model = None
+        self._range.close()
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    def _read_signatures(
+        self, model: CompiledModel, content: memoryview
+    ) -> Iterator[SignatureSpec]:
+        stored = dict(read_tensors(content))
+        for name, signature in model.signatures().items():
+            for text in (name, *signature.inputs, *signature.outputs):
+                if not text.isprintable():
+                    raise FlatbufferError(f"a tensor is named {text!r}")
+            inputs, outputs = stored[name]
+            yield SignatureSpec(
+                name=name,
+                index=signature.index,
+                inputs={key: inputs[key] for key in signature.inputs},
+                outputs={key: outputs[key] for key in signature.outputs},
+            )
+
+
+class BoundSignature:
+    """A signature with all its arrays, ready to run again and again without allocating.
+
+    Attributes:
+        inputs: arrays to fill in place before run(). Shared ones are not among them.
+        outputs: arrays that run() fills in place.
+    """
+
+    def __init__(
+        self,
+        model: CompiledModel,
+        where: str,
+        spec: SignatureSpec,
+        shared: Mapping[str, Array],
+    ) -> None:
+        self._what = f"{where}: {spec.name}"
+        self.inputs, self.outputs = (
+            {name: zeros(tensor) for name, tensor in tensors.items() if name not in shared}
+            for tensors in (spec.inputs, spec.outputs)
+        )
+        self._call = model.call(
+            spec.index,
+            [shared[name] if name in shared else self.inputs[name] for name in spec.inputs],
+            [shared[name] if name in shared else self.outputs[name] for name in spec.outputs],
+        )
+
+    def run(self) -> None:
+        status = self._call.run()
+        if status:
+            raise RunError(f"{self._what}: does not run: {reason(status)}; copy the file again")
+
+
+def zeros(tensor: TensorSpec) -> Array:
+    """An array for a tensor that LiteRT reads or writes in place."""
+    return aligned(tensor.shape, _DTYPES[tensor.dtype])
+
+
+def check_tflite(data: bytes | memoryview) -> None:
+    """Check what LiteRT does not: that the weights outside the flatbuffer lie in the section.
+
+    LiteRT verifies the flatbuffer itself before it uses it.
+
+    Raises:
+        FlatbufferError: saying what is wrong.
+    """
+    if data[4:8] != _IDENTIFIER:
+        found = bytes(data[4:8])
+        raise FlatbufferError(f"found {found!r} at byte 4, needed {_IDENTIFIER!r}")
+    unpack_at(data, "<I", 0)
+    for index, buffer in enumerate(Table.root(data).tables(4)):
+        offset, size_bytes = buffer.number(1, "<Q"), buffer.number(2, "<Q")
+        if offset + size_bytes > len(data):
+            raise FlatbufferError(
+                f"weight {index} ends at byte {offset + size_bytes} of a section of {len(data)}"
+            )
+
+
+def read_tensors(
+    data: bytes | memoryview,
+) -> Iterator[tuple[str, tuple[dict[str, TensorSpec], dict[str, TensorSpec]]]]:
+    """Every signature's name with its inputs and its outputs, by their names.
+
+    From the file, because LiteRT allocates all of a graph's tensors before it tells the shape of an
+    output: 0.13 GB for E2B's prefill_1024, which most prompts never run.
+
+    Raises:
+        FlatbufferError: if the file leads out of itself.
+    """
+    model = Table.root(data)
+    graphs = [list(graph.tables(0)) for graph in model.tables(2)]
+    for entry in model.tables(7):
+        tensors = pick(graphs, entry.number(4, "<I"))
+        named = (
+            {
+                item.string(0): _tensor_spec(pick(tensors, item.number(1, "<I")))
+                for item in entry.tables(field)
+            }
+            for field in (0, 1)
+        )
+        inputs, outputs = named
+        yield entry.string(2), (inputs, outputs)
+
+
+def _tensor_spec(tensor: Table) -> TensorSpec:
+    number = tensor.number(1, "<b")
+    return TensorSpec(_TYPES.get(number, f"type {number}"), tensor.numbers(0, "<i", _MAX_RANK))
+
+
+@contextlib.contextmanager
+def native_messages_hidden() -> Iterator[None]:
+    """Silence descriptor 2, unless debugging: LiteRT writes some twenty lines there per model.
+
+    Nothing in 2.3.0 sets its log level from Python. Two lines at the exit of the process remain.
+    """
+    if _logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as sink:
+            os.dup2(sink.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

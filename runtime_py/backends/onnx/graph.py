@@ -1,0 +1,157 @@
+"""One .onnx file: an onnxruntime session and calls whose tensors are bound to our own memory."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime_py.backends.installed import install_command
+from runtime_py.errors import RunError
+
+Array = npt.NDArray[Any]
+Size = int | None  # None: free, chosen with every call
+
+CPU = "CPUExecutionProvider"
+_SILENT = 4  # only what ends the process; every other error is raised as well
+_DTYPES: dict[str, npt.DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int8)": np.int8,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph."""
+
+    dtype: str
+    shape: tuple[Size, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{[size or '?' for size in self.shape]}".replace("'", "")
+
+
+class Runtime:
+    """What the graphs of one bundle share: onnxruntime and the options of its sessions.
+
+    Raises:
+        RunError: if onnxruntime is not installed, or lacks a provider.
+    """
+
+    def __init__(self, num_threads: int, providers: Sequence[str]) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RunError(
+                f"this bundle needs onnxruntime ({error}); {install_command('onnx')}"
+            ) from error
+        known = onnxruntime.get_available_providers()
+        for name in providers:
+            if name not in known:
+                raise RunError(
+                    f"{name} is not in this build of onnxruntime {onnxruntime.__version__}, which "
+                    f"has {', '.join(known)}; install one that has it (the stock wheel has few: "
+                    "most need a package or a build of their own), or leave --provider out"
+                )
+        self.library = onnxruntime
+        self._providers = list(providers)
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = _SILENT
+        self._options.intra_op_num_threads = num_threads
+        self._options.inter_op_num_threads = 1
+        # The sizes of the tensors change with every token: there is no pattern to remember.
+        self._options.enable_mem_pattern = False
+        # Every session has threads of its own: those that wait must not keep the others' cores.
+        self._options.add_session_config_entry("session.force_spinning_stop", "1")
+
+    def load(self, path: Path) -> "Graph":
+        """Raises RunError if the file is missing or damaged, or leads outside its folder.
+
+        onnxruntime itself refuses external data outside the folder of the file, links included.
+        """
+        if not path.is_file():
+            raise RunError(f"{path}: no such file; copy the bundle again")
+        try:
+            session = self.library.InferenceSession(
+                str(path), sess_options=self._options, providers=self._providers
+            )
+        except Exception as error:  # its classes have no base of their own
+            reason = _first_line(error)
+            raise RunError(f"{path}: does not load: {reason}; copy the file again") from error
+        return Graph(self.library, path, session)
+
+
+class Graph:
+    """A loaded graph.
+
+    Attributes:
+        inputs, outputs: by name, in the file's order.
+        numbers: what the file says about itself.
+    """
+
+    def __init__(self, library: Any, path: Path, session: Any) -> None:
+        self.path = path
+        self.library = library
+        self.session = session
+        self.inputs = {value.name: _spec(value) for value in session.get_inputs()}
+        self.outputs = {value.name: _spec(value) for value in session.get_outputs()}
+        self.numbers: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "Call":
+        """A call that reads and writes these arrays, which may be the same memory.
+
+        Outputs that are left out are computed, but not handed over.
+        """
+        return Call(self, inputs, outputs)
+
+
+class Call:
+    """A graph with its tensors bound, ready to run again and again without allocating."""
+
+    def __init__(
+        self, graph: Graph, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
+        self._graph = graph
+        self._arrays = (*inputs.values(), *outputs.values())  # onnxruntime has only their address
+        self._binding = graph.session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_input(name, *_place(array))
+        for name, array in outputs.items():
+            self._binding.bind_output(name, *_place(array))
+
+    def run(self) -> None:
+        try:
+            self._graph.session.run_with_iobinding(self._binding)
+        except Exception as error:  # its classes have no base of their own
+            reason = _first_line(error)
+            path = self._graph.path
+            raise RunError(f"{path}: does not run: {reason}; copy the file again") from error
+
+
+def _place(array: Array) -> tuple[str, int, npt.DTypeLike, list[int], int]:
+    assert array.flags.c_contiguous
+    return "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data
+
+
+def _spec(value: Any) -> TensorSpec:
+    dtype = _DTYPES.get(value.type)
+    sizes = (size if isinstance(size, int) and size > 0 else None for size in value.shape)
+    return TensorSpec(np.dtype(dtype).name if dtype else str(value.type), tuple(sizes))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def zeros(shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
+    """Raises RunError where there is no such room."""
+    try:
+        return np.zeros(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise RunError(
+            f"a tensor of {math.prod(shape)} numbers: {error}; export with a shorter --context"
+        ) from None

@@ -1,0 +1,1 @@
+"""gemma-run bench: how fast a bundle is on this device."""

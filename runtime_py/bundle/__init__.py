@@ -1,0 +1,1 @@
+"""A bundle's parts: manifest, reference, tokenizer and chat template, all untrusted."""

@@ -1,0 +1,116 @@
+"""Open a bundle: its manifest, tokenizer, reference and graph files, each verified before use."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from runtime_py.bundle.chat_template import read_template
+from runtime_py.bundle.folder import bundle_folder
+from runtime_py.bundle.manifest import (
+    Manifest,
+    RuntimeEntry,
+    RuntimeName,
+    bundle_path,
+    read_manifest,
+)
+from runtime_py.bundle.reference import Reference, read_reference
+from runtime_py.bundle.tokenizer import Tokenizer
+from runtime_py.bundle.verified import Bar, no_bar, verify_files
+from runtime_py.errors import RunError
+from runtime_py.formats.onnx_files import onnx_files
+from runtime_py.terminal.printable import shown
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported model folder whose manifest was read and whose files are all there."""
+
+    folder: Path
+    manifest: Manifest
+    bar: Bar = no_bar  # shows the reading of large files
+
+    @classmethod
+    def open(cls, folder: Path, bar: Bar = no_bar) -> "Bundle":
+        """Read the manifest of a bundle's folder, or of the folder that a file of it lies in.
+
+        Raises:
+            RunError: if the folder is no bundle, or a file is missing, truncated or outside it.
+        """
+        try:
+            os.path.abspath(folder).encode()
+        except UnicodeEncodeError:
+            raise RunError(
+                f"{folder}: its path is not UTF-8, which no runtime can open; rename the folder"
+            ) from None
+        folder = bundle_folder(folder)
+        return cls(folder, read_manifest(folder), bar)
+
+    def verify_checksums(self) -> None:
+        """Read every file. Raises RunError naming the first that is not what was exported."""
+        verify_files(self.folder, self.manifest.files, self.bar, in_full=True)
+
+    def _path(self, name: str) -> Path:
+        """A file that is about to be opened: listed, and with the checksum that the list says."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise RunError(
+                f"{self.folder}: {name!r} is used but not listed in the manifest; export again"
+            )
+        verify_files(self.folder, {name: entry}, self.bar)
+        return bundle_path(self.folder, name)
+
+    def tokenizer(self) -> Tokenizer:
+        tokens = self.manifest.tokens
+        template = tokens.chat_template
+        return Tokenizer(
+            self._path(tokens.tokenizer),
+            tokens,
+            None if template is None else read_template(self._path(template)),
+            self.manifest.model.context_length,
+        )
+
+    def reference(self) -> Reference:
+        """What the original said.
+
+        Raises:
+            RunError: if it is no recording, or one of other tokens than the manifest's.
+        """
+        model, tokens = self.manifest.model, self.manifest.tokens
+        path = self._path(self.manifest.reference)
+        reference = read_reference(path, model.vocab_size, model.context_length)
+        recorded = tokens if reference.tokens is None else reference.tokens
+        for name, said in tokens:
+            if said != (found := getattr(recorded, name)):
+                raise RunError(
+                    f"{path}: recorded with {name} {shown(found)}, the manifest says "
+                    f"{shown(said)}; copy all files of one bundle again"
+                )
+        return reference
+
+    def made_for(self, wanted: str) -> RuntimeName:
+        """The same name, if the bundle was made for it; installed or not.
+
+        Raises:
+            RunError: if it was not.
+        """
+        names = list(self.manifest.runtimes)
+        for name in names:
+            if name == wanted:
+                return name
+        raise RunError(
+            f"{self.folder}: made for {', '.join(names)}; cannot be run with {wanted}; "
+            f"export with --runtime {wanted}"
+        )
+
+    def entry(self, runtime: RuntimeName) -> RuntimeEntry:
+        return self.manifest.runtimes[runtime]
+
+    def model_path(self, runtime: RuntimeName) -> Path:
+        """The file that the runtime loads, verified together with those that this one opens."""
+        name = self.entry(runtime).model
+        path = self._path(name)
+        if runtime == "onnx":
+            beside = PurePosixPath(name).parent
+            for file in onnx_files(path):
+                self._path((beside / file).as_posix())
+        return path

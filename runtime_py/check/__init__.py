@@ -1,0 +1,1 @@
+"""gemma-run check: replays the recorded original and compares."""

@@ -1,0 +1,1 @@
+"""gemma-run: the command line on the device."""

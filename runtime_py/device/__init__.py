@@ -1,0 +1,1 @@
+"""This machine: its processor and memory, its caches, its processes."""

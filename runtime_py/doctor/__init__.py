@@ -1,0 +1,1 @@
+"""gemma-run doctor: what this device has, what loads here and what fits."""

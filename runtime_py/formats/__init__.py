@@ -1,0 +1,1 @@
+"""Readers of file formats that check everything before they believe it."""

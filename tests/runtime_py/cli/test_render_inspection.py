@@ -1,0 +1,152 @@
+"""What inspect shows, and that names from a file are shown, never obeyed."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from runtime_py.bundle.kv_rows import MARGIN, STEP
+from runtime_py.bundle.manifest import SlidingEntry, file_entry
+from runtime_py.cli import render_inspection
+from runtime_py.cli.commands import main
+from runtime_py.inspection.findings import (
+    Findings,
+    KvBuffer,
+    Signature,
+    Value,
+    Weight,
+    model_memory,
+)
+from tests.runtime_py.backends.toys import LITERT
+from tests.runtime_py.bundles import write_fake_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_fake_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def toy(bundle):
+    """The same with a model that can be read."""
+    shutil.copy(LITERT.bundle, bundle / "model.litertlm")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["model.litertlm"] = file_entry(bundle / "model.litertlm").model_dump()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+def weight(name, dtype="int8", group_size=0) -> Weight:
+    return Weight(
+        name=name,
+        dtype=dtype,
+        group_size=group_size,
+        shape=(2, 64),
+        size_bytes=128,
+        scale_bytes=8,
+        uses=("matmul",),
+        used_by=("decode",),
+    )
+
+
+def findings(*weights: Weight) -> Findings:
+    signature = Signature(
+        name="decode",
+        where="model",
+        inputs=(Value("x", "float32", (1, None)), Value("kv_cache_k_0", "float32", (1, 2))),
+        outputs=(),
+    )
+    return Findings(
+        files={"model": 4096},
+        sections=(),
+        weights=weights,
+        constants=(),
+        signatures=(signature,),
+        kv=(KvBuffer(name="kv_cache_k_0", dtype="float32", num_rows=10, row_bytes=8),),
+        memory=(),
+    )
+
+
+def shown(found: Findings, capsys, show_all=False) -> str:
+    render_inspection.print_findings(found, "title", show_all)
+    return capsys.readouterr().out
+
+
+def test_layers_that_are_alike_are_one_line(capsys):
+    names = [f"layers.{index}.mlp.up_proj.weight" for index in (0, 1, 2, 4, 11)]
+    text = shown(findings(*map(weight, names)), capsys)
+    assert "layers.0-2,4,11.mlp.up_proj.weight" in text
+    assert "layers.11.mlp.up_proj.weight" in shown(findings(*map(weight, names)), capsys, True)
+
+
+def test_another_type_is_another_line(capsys):
+    found = findings(
+        weight("layers.0.mlp.up_proj.weight"),
+        weight("layers.1.mlp.up_proj.weight", "int4", 32),
+        weight("layers.2.mlp.up_proj.weight", "int2"),
+    )
+    text = shown(found, capsys)
+    for name, kind in (("layers.0.", "int8"), ("layers.1.", "int4 / 32"), ("layers.2.", "int2")):
+        (line,) = (line for line in text.splitlines() if name in line)
+        assert kind in line
+
+
+def test_sizes_and_kv(capsys):
+    text = shown(findings(weight("lm_head.weight")), capsys)
+    assert "x float32 [1, ?]" in text
+    assert "1 KV buffers" in text
+    assert "KV: float32, 8 bytes per token" in text
+    assert findings().kv_bytes == 80
+
+
+def test_of_a_layer_that_slides_only_the_rows_near_its_window_are_in_memory(capsys):
+    buffers = tuple(
+        KvBuffer(name=name, dtype="float32", num_rows=10_000, row_bytes=100)
+        for name in ("kv_cache_k_0", "kv_cache_v_0", "kv_cache_k_10")
+    )
+    memory = model_memory((), buffers, "matrices", "anonymous")
+    found = replace(findings(weight("lm_head.weight")), kv=buffers, memory=memory)
+    told = found.told(SlidingEntry(window=15, layers=(0,)))
+    rows = 15 + 1 + MARGIN + STEP
+    assert (told.kv_bytes, told.kv_resident_bytes) == (3_000_000, 1_000_000 + 2 * 100 * rows)
+    assert [item.size_bytes for item in found.memory] == [0, 0, 3_000_000]
+    assert [item.size_bytes for item in told.memory] == [0, 0, told.kv_resident_bytes]
+    assert "3.00 MB for the whole context, at most 1.08 MB of it in memory" in shown(told, capsys)
+
+
+def test_a_name_from_a_file_is_no_markup(capsys):
+    text = shown(findings(weight("[red]up[/nonsense]")), capsys)
+    assert "[red]up[/nonsense]" in text
+
+
+def test_one_object_on_stdout(toy):
+    done = CliRunner().invoke(main, ["inspect", str(toy), "--json"])
+    assert done.exit_code == 0
+    values = json.loads(done.stdout)
+    assert values["name"] == "scripted"
+    assert values["runtimes"]["litert"]["recipe"] == "float32"
+    assert values["runtimes"]["litert"]["weights"]
+
+
+def test_tables_on_stdout(toy):
+    done = CliRunner().invoke(main, ["inspect", str(toy)], env={"COLUMNS": "120"})
+    assert done.exit_code == 0
+    assert "scripted on litert, recipe float32" in done.stdout
+    assert "tf_lite_prefill_decode" in done.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--runtime", "litert"]])
+def test_a_damaged_file_is_one_line(bundle, options):
+    done = CliRunner().invoke(main, ["inspect", str(bundle), *options])
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "model.litertlm: not a .litertlm file" in done.stderr
+
+
+def test_a_runtime_that_the_bundle_was_not_made_for(toy):
+    done = CliRunner().invoke(main, ["inspect", str(toy), "--runtime", "onnx"])
+    assert done.exit_code == 1
+    assert "made for litert" in done.stderr
