@@ -12,7 +12,7 @@ from runtime_py.bundle.bundle import Bundle
 from runtime_py.bundle.text_stream import TextStream
 from runtime_py.bundle.tokenizer import Tokenizer
 from runtime_py.decoding.policy import DraftLength
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session, Step, Stops
 from runtime_py.draft_length.measure import auto_draft_length, remember
 
@@ -27,7 +27,7 @@ class Loaded:
 
     session: Session
     tokenizer: Tokenizer
-    law: SamplingLaw
+    sampling: SamplingParams
     stops: Stops
     draft_length: int | DraftLength
 
@@ -41,14 +41,14 @@ def load(
     runtime: str | None,
     options: SessionOptions,
     max_new_tokens: int,
-    **law: Any,
+    **values: Any,
 ) -> Iterator[Loaded]:
     """Load a bundle as the command line's options say; "auto": what pays best on this device.
 
     Raises:
         RunError: for a bundle that cannot be run, or options out of range.
     """
-    sampling = SamplingLaw(**law)
+    sampling = SamplingParams(**values)
     stops = Stops(
         max_new_tokens=max_new_tokens, token_ids=frozenset(bundle.manifest.tokens.stop_token_ids)
     )
@@ -86,7 +86,7 @@ class Answer:
         pieces = TextStream(bundle.tokenizer)
         start = time.perf_counter()
         for step in bundle.session.generate(
-            self.prompt_ids, bundle.law, bundle.stops, bundle.draft_length
+            self.prompt_ids, bundle.sampling, bundle.stops, bundle.draft_length
         ):
             now = time.perf_counter()
             if self.steps:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from runtime_py.backends import Backend, FloatArray
 from runtime_py.decoding.policy import DraftLength
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import GREEDY, SamplingParams
 from runtime_py.decoding.session import Session, Step, Stops
 
 
@@ -130,7 +130,7 @@ def timed_run(
     session: Session,
     backend: TimedBackend,
     prompt_ids: Sequence[int],
-    law: SamplingLaw,
+    sampling: SamplingParams,
     *,
     max_new_tokens: int,
     draft_length: int | DraftLength,
@@ -140,7 +140,7 @@ def timed_run(
     backend.reset()
     stops = Stops(max_new_tokens=max_new_tokens)
     start = time.perf_counter()
-    steps = tuple(session.generate(prompt_ids, law, stops, draft_length))
+    steps = tuple(session.generate(prompt_ids, sampling, stops, draft_length))
     total_s = time.perf_counter() - start
     prefill_s = backend.seconds.get("prefill", 0.0)
     return Run(
@@ -199,7 +199,7 @@ def compare_draft_lengths(
                     session,
                     backend,
                     prompt_ids,
-                    SamplingLaw(),
+                    GREEDY,
                     max_new_tokens=effort.max_new_tokens,
                     draft_length=policy(),
                 )

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from runtime_py.decoding.sampling import FloatArray, SamplingLaw, choose
+from runtime_py.decoding.sampling import FloatArray, SamplingParams, choose
 
 
 def accept(
-    draft_ids: Sequence[int], verify_logits: FloatArray, law: SamplingLaw, position: int
+    draft_ids: Sequence[int], verify_logits: FloatArray, sampling: SamplingParams, position: int
 ) -> tuple[int, int]:
     """Keep the longest draft prefix that equals what the target chooses by itself.
 
     Args:
         draft_ids: K tokens proposed by the drafter.
         verify_logits: [K + 1, V] target logits; row i judges draft i, the last follows them all.
-        law: how the target chooses a token from a row.
+        sampling: how the target chooses a token from a row.
         position: that of the first draft; row i chooses the token at position + i.
 
     Returns:
@@ -23,12 +23,12 @@ def accept(
         ValueError: if there is not exactly one row more than there are drafts.
 
     Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding",
-    greedy case; with position-keyed noise every law is such a case (see sampling.py).
+    greedy case; with position-keyed noise sampling is that case too (see sampling.py).
     """
     if len(verify_logits) != len(draft_ids) + 1:
         raise ValueError(f"{len(draft_ids)} drafts need {len(draft_ids) + 1} rows of logits")
     for num_accepted, draft_id in enumerate(draft_ids):
-        chosen = choose(verify_logits[num_accepted], law, position + num_accepted)
+        chosen = choose(verify_logits[num_accepted], sampling, position + num_accepted)
         if chosen != draft_id:
             return num_accepted, chosen
-    return len(draft_ids), choose(verify_logits[-1], law, position + len(draft_ids))
+    return len(draft_ids), choose(verify_logits[-1], sampling, position + len(draft_ids))

@@ -1,4 +1,4 @@
-"""The sampling law: which token follows, as a pure function of logits, seed and position.
+"""Sampling: which token follows, as a pure function of logits, seed and position.
 
 Token t is argmax(logits / temperature + gumbel(seed, position, token id)) over the tokens that
 survive top-k and top-p; the argmax of logits plus Gumbel noise is a draw from their softmax
@@ -40,12 +40,18 @@ _NUM_RANKED = 4096  # tokens sorted for top-p, unless they do not hold enough ma
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingLaw:
-    """How a token is chosen from logits; temperature 0 is greedy and ignores the rest."""
+class SamplingParams:
+    """How a token is chosen from logits; temperature 0 is greedy and ignores the rest.
+
+    The defaults of top-k and top-p are those that Google recommends for Gemma.
+
+    Raises:
+        RunError: for a value out of range.
+    """
 
     temperature: float = 0.0  # 0 is greedy
-    top_k: int = 0  # tokens kept, 0 keeps all
-    top_p: float = 1.0  # probability mass kept, 1 keeps all
+    top_k: int = 64  # tokens kept, 0 keeps all
+    top_p: float = 0.95  # probability mass kept, 1 keeps all
     seed: int = 0  # 0 .. 2**64 - 1
 
     def __post_init__(self) -> None:
@@ -63,48 +69,48 @@ class SamplingLaw:
         return self.temperature < _GREEDY_BELOW
 
 
-GREEDY = SamplingLaw()
+GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0)
 
 
-def choose(logits: FloatArray, law: SamplingLaw, position: int) -> int:
+def choose(logits: FloatArray, sampling: SamplingParams, position: int) -> int:
     """The token that follows.
 
     Args:
         logits: [V] of the step.
-        law: temperature, filters and seed.
+        sampling: temperature, filters and seed.
         position: index, from the start of the sequence, of the token to be chosen.
 
     Returns:
         A token id; the lowest id wins a tie.
     """
-    if law.greedy:
+    if sampling.greedy:
         return int(logits.argmax())
-    token_ids, scaled = surviving_tokens(logits, law)
+    token_ids, scaled = surviving_tokens(logits, sampling)
     if token_ids.size > _NUM_RANKED:
-        # Noise is dear: leave out the tokens that no noise could lift above the likeliest one.
+        # Noise is expensive: leave out the tokens that no noise could lift above the likeliest one.
         top = np.argmax(scaled)
-        reached = scaled[top] + gumbel(law.seed, position, token_ids[top : top + 1])[0]
+        reached = scaled[top] + gumbel(sampling.seed, position, token_ids[top : top + 1])[0]
         kept = scaled >= reached - _MAX_GUMBEL
         token_ids, scaled = token_ids[kept], scaled[kept]
-    return int(token_ids[np.argmax(scaled + gumbel(law.seed, position, token_ids))])
+    return int(token_ids[np.argmax(scaled + gumbel(sampling.seed, position, token_ids))])
 
 
 def surviving_tokens(
-    logits: FloatArray, law: SamplingLaw
+    logits: FloatArray, sampling: SamplingParams
 ) -> tuple[TokenIds, npt.NDArray[np.float64]]:
     """The tokens left by top-k, then top-p, ascending, with their logits / temperature.
 
     Top-p keeps the most probable tokens until their mass reaches top_p, the crossing one included.
     Equal logits are ranked by token id, so the same logits always keep the same tokens.
     """
-    if 0 < law.top_k < logits.size:
-        token_ids = _largest(logits, law.top_k)
+    if 0 < sampling.top_k < logits.size:
+        token_ids = _largest(logits, sampling.top_k)
         logits = logits[token_ids]
     else:
         token_ids = np.arange(logits.size)
-    scaled = np.divide(logits, law.temperature, dtype=np.float64)
-    if law.top_p < 1:
-        kept = _likeliest(scaled, law.top_p)
+    scaled = np.divide(logits, sampling.temperature, dtype=np.float64)
+    if sampling.top_p < 1:
+        kept = _likeliest(scaled, sampling.top_p)
         token_ids, scaled = token_ids[kept], scaled[kept]
     return token_ids, scaled
 

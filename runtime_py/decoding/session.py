@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from runtime_py.backends import Backend, FloatArray
 from runtime_py.decoding.accept import accept
 from runtime_py.decoding.policy import DraftLength, FixedDraftLength, Outcome
-from runtime_py.decoding.sampling import SamplingLaw, choose
+from runtime_py.decoding.sampling import SamplingParams, choose
 from runtime_py.errors import RunError
 
 # Backend -> the generation whose rows it holds: the one begun last, of whatever session.
@@ -60,7 +60,7 @@ class Session:
     def generate(
         self,
         prompt_ids: Sequence[int],
-        law: SamplingLaw,
+        sampling: SamplingParams,
         stops: Stops,
         draft_length: int | DraftLength,
     ) -> Iterator[Step]:
@@ -71,7 +71,7 @@ class Session:
 
         Args:
             prompt_ids: the whole sequence so far, at least one token.
-            law: how tokens are chosen.
+            sampling: how tokens are chosen.
             stops: when to end; the end of the context always ends it too.
             draft_length: tokens the drafter proposes per round, 0 is plain decoding; or what
                 decides before each round. The tokens emitted are the same whatever it is.
@@ -85,7 +85,7 @@ class Session:
         if isinstance(draft_length, int):
             self.check_draft_length(draft_length)
             draft_length = FixedDraftLength(draft_length)
-        return self._rounds(prompt_ids, law, stops, draft_length)
+        return self._rounds(prompt_ids, sampling, stops, draft_length)
 
     def check_draft_length(self, draft_length: int) -> None:
         """Raises RunError for one that this bundle's graphs cannot verify."""
@@ -112,7 +112,11 @@ class Session:
             raise RunError(f"the prompt has a token id outside 0 .. {vocab_size - 1}")
 
     def _rounds(
-        self, prompt_ids: Sequence[int], law: SamplingLaw, stops: Stops, draft_length: DraftLength
+        self,
+        prompt_ids: Sequence[int],
+        sampling: SamplingParams,
+        stops: Stops,
+        draft_length: DraftLength,
     ) -> Iterator[Step]:
         last, room = prompt_ids[-1], self._context_length - len(prompt_ids)
         holder = self._take_over()
@@ -131,11 +135,11 @@ class Session:
             proposed: list[int] = []
             if planned.num_drafts and hidden is not None:
                 num_drafts = min(planned.num_drafts, remaining - 1, self._widest_fit() - 1)
-                proposed = self._draft(last, hidden, law, num_drafts)
+                proposed = self._draft(last, hidden, sampling, num_drafts)
             drafts = proposed if planned.verified else []
             drafted = time.perf_counter()
             logits, hiddens = self._backend.verify([last, *drafts], position)
-            num_accepted, bonus = accept(drafts, logits, law, position + 1)
+            num_accepted, bonus = accept(drafts, logits, sampling, position + 1)
             hidden = hiddens[num_accepted]  # a draft copies it before anything is overwritten
             num_right = num_accepted if planned.verified else int(proposed[:1] == [bonus])
             verify_s = time.perf_counter() - drafted
@@ -176,11 +180,13 @@ class Session:
         rows_left = self._backend.cache_length - self.kv_length
         return max(width for width in self._backend.verify_widths if width <= rows_left)
 
-    def _draft(self, last: int, hidden: FloatArray, law: SamplingLaw, num_drafts: int) -> list[int]:
+    def _draft(
+        self, last: int, hidden: FloatArray, sampling: SamplingParams, num_drafts: int
+    ) -> list[int]:
         drafts: list[int] = []
         for _ in range(num_drafts):
             logits, hidden = self._backend.draft(last, hidden, self.kv_length)
-            last = choose(logits, law, self.kv_length + 1 + len(drafts))
+            last = choose(logits, sampling, self.kv_length + 1 + len(drafts))
             drafts.append(last)
         return drafts
 

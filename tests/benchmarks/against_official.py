@@ -17,7 +17,7 @@ from runtime_py.backends.load import load_backend
 from runtime_py.bench.measure import Run, TimedBackend, timed_run
 from runtime_py.bench.official import OfficialEngine
 from runtime_py.bundle.bundle import Bundle
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session
 from tests.benchmarks.draft_contest import AUTO, empty_user_cache, fixed, generate, policies
 from tests.benchmarks.graph_clock import GraphClock
@@ -156,7 +156,7 @@ class Contest:
                         session,
                         timed,
                         prompt_ids,
-                        SamplingLaw(),
+                        SamplingParams(),
                         max_new_tokens=self.event.num_tokens,
                         draft_length=self.policies[name](),
                     )

@@ -19,7 +19,7 @@ from runtime_py.backends import Backend, FloatArray, SessionOptions
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.bundle.manifest import RuntimeName
 from runtime_py.decoding.policy import DraftLength, FixedDraftLength, Outcome, Round
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session, Stops
 from runtime_py.draft_length.measure import auto_draft_length, remember
 from tests.benchmarks.inputs import Work
@@ -254,7 +254,7 @@ class _Generating:
         self._backend = backend
         self._session = Session(backend, backend.cache_length)
         stops = Stops(max_new_tokens=num_tokens)
-        self._steps = self._session.generate(prompt, SamplingLaw(), stops, self._watched)
+        self._steps = self._session.generate(prompt, SamplingParams(), stops, self._watched)
         self._token_ids: list[int] = []
         self._seconds = 0.0
 

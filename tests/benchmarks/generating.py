@@ -20,7 +20,7 @@ from typing import Any
 from runtime_py.backends.load import pick_runtime
 from runtime_py.bench.measure import Run, TimedBackend, timed_run
 from runtime_py.bundle.bundle import Bundle
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session
 from tests.benchmarks.backends import import_backend
 
@@ -89,7 +89,7 @@ def _generate(
             session,
             backend,
             prompt,
-            SamplingLaw(),
+            SamplingParams(),
             max_new_tokens=NUM_TOKENS,
             draft_length=draft_length,
         )

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from runtime_py.bench.measure import TimedBackend
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session, Stops
 from tests.benchmarks.backends import open_backend
 from tests.benchmarks.contestants import ROUTES, STACK_LAYERS, TINY_ROWS
@@ -17,9 +17,9 @@ from tests.benchmarks.record import Raw, Result, alternate, command
 
 NUM_TOKENS = 64
 PROMPT = list(range(5, 25))
-LAWS = {
-    "greedy": SamplingLaw(),
-    "sampled": SamplingLaw(temperature=0.8, top_k=64, top_p=0.95, seed=7),
+SAMPLINGS = {
+    "greedy": SamplingParams(),
+    "sampled": SamplingParams(temperature=0.8, top_k=64, top_p=0.95, seed=7),
 }
 DRAFT_LENGTHS = (0, 3)
 FULL_VOCAB = 262144
@@ -38,12 +38,14 @@ class Loaded:
         self.clock = GraphClock(backend)
         self.backend = TimedBackend(backend)
 
-    def generate(self, law: SamplingLaw, draft_length: int) -> "Shares":
+    def generate(self, sampling: SamplingParams, draft_length: int) -> "Shares":
         session = Session(self.backend, self.backend.cache_length)
         self.clock.reset()
         self.backend.reset()
         start = time.perf_counter()
-        steps = list(session.generate(PROMPT, law, Stops(max_new_tokens=NUM_TOKENS), draft_length))
+        steps = list(
+            session.generate(PROMPT, sampling, Stops(max_new_tokens=NUM_TOKENS), draft_length)
+        )
         total_s = time.perf_counter() - start
         return Shares(total_s, self.backend.total_s, self.clock.seconds, len(steps))
 
@@ -89,11 +91,11 @@ def measure(work: Work, num_repeats: int) -> Result:
 def _time(name: str, loaded: Loaded, num_repeats: int) -> Raw:
     shares: dict[str, list[Shares]] = {}
     calls: dict[str, Callable[[], float]] = {}
-    for law_name, law in LAWS.items():
+    for chosen, sampling in SAMPLINGS.items():
         for length in DRAFT_LENGTHS:
-            key = f"{name}, {law_name}, K = {length}"
+            key = f"{name}, {chosen}, K = {length}"
             shares[key] = []
-            calls[key] = partial(_sample, loaded, law, length, shares[key])
+            calls[key] = partial(_sample, loaded, sampling, length, shares[key])
     alternate(calls, num_repeats)
     raw: Raw = {}
     for key, runs in shares.items():
@@ -114,8 +116,10 @@ def _time(name: str, loaded: Loaded, num_repeats: int) -> Raw:
     return raw
 
 
-def _sample(loaded: Loaded, law: SamplingLaw, draft_length: int, runs: list[Shares]) -> float:
-    runs.append(loaded.generate(law, draft_length))
+def _sample(
+    loaded: Loaded, sampling: SamplingParams, draft_length: int, runs: list[Shares]
+) -> float:
+    runs.append(loaded.generate(sampling, draft_length))
     return runs[-1].total_s
 
 

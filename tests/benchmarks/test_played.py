@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session, Step, Stops
 from tests.benchmarks.played import (
     E2B,
@@ -24,7 +24,7 @@ PROMPT = [3, 1, 4]
 def _generate(backend, draft_length: int, num_tokens: int = 40) -> list[Step]:
     session = Session(backend, backend.cache_length)
     stops = Stops(max_new_tokens=num_tokens)
-    return list(session.generate(PROMPT, SamplingLaw(), stops, draft_length))
+    return list(session.generate(PROMPT, SamplingParams(), stops, draft_length))
 
 
 def _tokens(steps: Sequence[Step]) -> list[int]:

@@ -101,11 +101,11 @@ class LoadedBundle:
         self.backend = load_backend(self.bundle, runtime, SessionOptions(num_threads=1))
         self.session = Session(self.backend, self.bundle.manifest.model.context_length)
 
-    def generate(self, prompt_ids, draft_length=0, law=GREEDY, num_tokens=NUM_TOKENS):
+    def generate(self, prompt_ids, draft_length=0, sampling=GREEDY, num_tokens=NUM_TOKENS):
         """Tokens of a fresh sequence, stop tokens ignored."""
         self.session = Session(self.backend, self.bundle.manifest.model.context_length)
         steps = self.session.generate(
-            list(map(int, prompt_ids)), law, Stops(max_new_tokens=num_tokens), draft_length
+            list(map(int, prompt_ids)), sampling, Stops(max_new_tokens=num_tokens), draft_length
         )
         return [token_id for step in steps for token_id in step.token_ids]
 

@@ -9,7 +9,7 @@ import pytest
 from runtime_py.backends import SessionOptions
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.check.replay import MAX_TIE, CheckReport, run_check
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session
 from runtime_py.draft_length.measure import auto_draft_length
 from tests.end_to_end.conftest import NUM_TOKENS, RECIPES, RUNTIMES, LoadedBundle
@@ -51,9 +51,9 @@ def test_speculative_equals_plain_on_every_recipe(loaded):
 def test_whatever_auto_decides_the_text_is_the_same(loaded):
     """Any number of drafts in any round, verified or only compared; greedy and sampled."""
     for seed, prompt_ids in enumerate(loaded.reference.prompt_ids):
-        law = SamplingLaw(temperature=float(seed % 2), top_k=64, top_p=0.95, seed=seed)
-        plain = loaded.generate(prompt_ids, 0, law)
-        assert loaded.generate(prompt_ids, Adversary.random(seed), law) == plain, seed
+        sampling = SamplingParams(temperature=float(seed % 2), top_k=64, top_p=0.95, seed=seed)
+        plain = loaded.generate(prompt_ids, 0, sampling)
+        assert loaded.generate(prompt_ids, Adversary.random(seed), sampling) == plain, seed
 
 
 def test_auto_itself_keeps_the_text(loaded, runtime):

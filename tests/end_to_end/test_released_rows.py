@@ -20,7 +20,7 @@ from exporter.text.files import read_text_files
 from runtime_py.backends import SessionOptions
 from runtime_py.backends.load import BACKENDS
 from runtime_py.bundle.kv_rows import MARGIN, STEP, resident_rows
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session, Stops
 from tests.end_to_end.conftest import ROOT, LoadedBundle
 from tests.exporter.tiny_models import Shape, save_pair
@@ -37,7 +37,9 @@ LONG = Shape(
 HEAD_ROW_BYTES = 256  # sixteen rows are a page
 SHAPES = GraphShapes(prefill_lengths=(128,), verify_widths=(4,), cache_length=CONTEXT)
 READER = {"litert": "litert", "executorch": "executorch", "onnx": "onnx_contract"}
-LAW = SamplingLaw(temperature=1.0, seed=3)  # greedy, a random model repeats itself
+SAMPLING = SamplingParams(
+    temperature=1.0, top_k=0, top_p=1.0, seed=3
+)  # greedy, a random model repeats itself
 FAR = 1500  # tokens
 
 
@@ -73,7 +75,7 @@ def keeping(open_backend, runtime, monkeypatch):
 
 
 def generate(session, prompt_ids, num_tokens):
-    steps = session.generate(prompt_ids, LAW, Stops(max_new_tokens=num_tokens), 3)
+    steps = session.generate(prompt_ids, SAMPLING, Stops(max_new_tokens=num_tokens), 3)
     return [token_id for step in steps for token_id in step.token_ids]
 
 

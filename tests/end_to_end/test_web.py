@@ -130,10 +130,10 @@ def test_the_page_says_what_gemma_run_says(with_library, tmp_path):
     reference = bundle.reference()
     prompts = reference.prompts[:NUM_PROMPTS]
     asked = [
-        (text, as_chat, law, length)
+        (text, as_chat, sampling, length)
         for text in prompts
         for as_chat in (False, True)
-        for law in (GREEDY, SAMPLED)
+        for sampling in (GREEDY, SAMPLED)
         for length in (0, 2, 3)
     ]
     seen = visit(with_library, tmp_path, [turn(*choices) for choices in asked])
@@ -169,26 +169,26 @@ def test_prompts_that_become_other_tokens_fail_the_check(with_library, tmp_path)
     assert "20 recorded prompts become other tokens" in seen["verdict"]
 
 
-def turn(text: str, as_chat: bool, law: dict, length: int) -> dict:
+def turn(text: str, as_chat: bool, sampling: dict, length: int) -> dict:
     """The form, filled in; a seed has more bits than a number of JavaScript's."""
     choices = {
         "prompt": text,
-        "temperature": law["temperature"],
-        "topK": law["top_k"],
-        "topP": law["top_p"],
-        "seed": str(law["seed"]),
+        "temperature": sampling["temperature"],
+        "topK": sampling["top_k"],
+        "topP": sampling["top_p"],
+        "seed": str(sampling["seed"]),
         "draftLength": length,
         "maxNewTokens": NUM_TOKENS,
     }
     return {"choices": choices, "asChat": as_chat}
 
 
-def expected(bundle: Bundle, text: str, as_chat: bool, law: dict, length: int) -> dict:
+def expected(bundle: Bundle, text: str, as_chat: bool, sampling: dict, length: int) -> dict:
     """What gemma-run makes of it, as the page shows it."""
     options = SessionOptions(num_threads=1)
     choices = {"runtime": "litert", "options": options, "max_new_tokens": NUM_TOKENS}
     tokenizer = bundle.tokenizer()
-    with load(bundle, tokenizer, length, **choices, **law) as loaded:
+    with load(bundle, tokenizer, length, **choices, **sampling) as loaded:
         if as_chat:
             prompt_ids = tokenizer.encode_chat([{"role": "user", "content": text}])
         else:

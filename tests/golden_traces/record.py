@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from runtime_py.decoding.sampling import GREEDY, SamplingLaw, gumbel, surviving_tokens
+from runtime_py.decoding.sampling import GREEDY, SamplingParams, gumbel, surviving_tokens
 from runtime_py.decoding.session import Session, Stops
 from runtime_py.draft_length.costs import Costs
 from runtime_py.draft_length.policy import AutoDraftLength
@@ -27,13 +27,13 @@ from tests.golden_traces.tokenizers import recorded_tokenizers
 GOLDEN = Path(__file__).parents[1] / "golden" / "loop-traces.json"
 
 PROMPT = [7, 3, 21, 9]
-LAWS = [
-    SamplingLaw(temperature=0.7, seed=1),
-    SamplingLaw(temperature=1.0, top_p=0.8, seed=2),
-    SamplingLaw(temperature=1.5, top_k=10, seed=3),
-    SamplingLaw(temperature=0.3, top_k=3, top_p=0.5, seed=2**32 + 5),
-    SamplingLaw(temperature=4.0, seed=2**64 - 1),
-    SamplingLaw(temperature=0.05, top_p=0.999, seed=6),
+SAMPLINGS = [
+    SamplingParams(temperature=0.7, top_k=0, top_p=1.0, seed=1),
+    SamplingParams(temperature=1.0, top_k=0, top_p=0.8, seed=2),
+    SamplingParams(temperature=1.5, top_k=10, top_p=1.0, seed=3),
+    SamplingParams(temperature=0.3, top_k=3, top_p=0.5, seed=2**32 + 5),
+    SamplingParams(temperature=4.0, top_k=0, top_p=1.0, seed=2**64 - 1),
+    SamplingParams(temperature=0.05, top_k=0, top_p=0.999, seed=6),
 ]
 Turn = dict[str, Any]  # what Session.generate is asked, and what it did
 Trace = dict[str, Any]
@@ -64,18 +64,25 @@ def written(values: dict[str, list[Any]]) -> str:
 def _traces() -> Iterator[Trace]:
     for skill, draft_length in product((0, 70, 100), range(8)):
         yield trace("greedy", [turn(draft_length=draft_length)], skill=skill)
-    for law, draft_length in product(LAWS, range(8)):
-        yield trace("sampled", [turn(law, draft_length=draft_length)], skill=80)
+    for sampling, draft_length in product(SAMPLINGS, range(8)):
+        yield trace("sampled", [turn(sampling, draft_length=draft_length)], skill=80)
     yield from _stopped()
-    for law, levels in product((GREEDY, *LAWS[:4]), (2, 5)):
-        yield trace("ties", [turn(law, draft_length=4)], levels=levels)
-    for law in (LAWS[1], LAWS[4], SamplingLaw(temperature=30.0, top_p=0.99, seed=9)):
-        yield trace("large vocabulary", [turn(law, 12, draft_length=4)], vocab_size=9000)
+    for sampling, levels in product((GREEDY, *SAMPLINGS[:4]), (2, 5)):
+        yield trace("ties", [turn(sampling, draft_length=4)], levels=levels)
+    for sampling in (
+        SAMPLINGS[1],
+        SAMPLINGS[4],
+        SamplingParams(temperature=30.0, top_k=0, top_p=0.99, seed=9),
+    ):
+        yield trace("large vocabulary", [turn(sampling, 12, draft_length=4)], vocab_size=9000)
     for temperature in (1e-320, 1e-199):
-        yield trace("cold", [turn(SamplingLaw(temperature=temperature, top_p=0.9), 12)])
+        yield trace("cold", [turn(SamplingParams(temperature=temperature, top_k=0, top_p=0.9), 12)])
     yield from _auto()
     for second in ([5, 6], [*PROMPT, 1, 2], PROMPT[:2]):
-        turns = [turn(LAWS[0], 9, draft_length=3), turn(GREEDY, 9, draft_length=5, prompt=second)]
+        turns = [
+            turn(SAMPLINGS[0], 9, draft_length=3),
+            turn(GREEDY, 9, draft_length=5, prompt=second),
+        ]
         yield trace("second prompt", turns, skill=90)
 
 
@@ -83,21 +90,21 @@ def _auto() -> Iterator[Trace]:
     """The policy decides, by costs on the backend's own clock and by what is accepted."""
     devices = ((100, 1000, 1040, 1070, 1310), (400, 1000, 1700, 1900, 2500))
     for skill, ticks in product((0, 60, 90, 100), devices):
-        law = LAWS[1] if skill == 90 else GREEDY
-        turns = [turn(law, 90, draft_length="auto"), turn(GREEDY, 40, draft_length="auto")]
+        sampling = SAMPLINGS[1] if skill == 90 else GREEDY
+        turns = [turn(sampling, 90, draft_length="auto"), turn(GREEDY, 40, draft_length="auto")]
         yield trace("auto", turns, skill=skill, cache_length=256, ticks=ticks)
 
 
 def _stopped() -> Iterator[Trace]:
     """Every kind of end, at every place of a round of six tokens."""
     perfect = {"skill": 100, "vocab_size": 4000, "verify_widths": (1, 2, 4, 6)}
-    for law in (GREEDY, LAWS[0]):
-        plain = trace("", [turn(law, 14)], **perfect)
+    for sampling in (GREEDY, SAMPLINGS[0]):
+        plain = trace("", [turn(sampling, 14)], **perfect)
         token_ids = [token for step in plain["turns"][0]["steps"] for token in step[0]]
         for stop_id in token_ids[:13]:
-            yield trace("stop", [turn(law, draft_length=5, stop_ids=(stop_id,))], **perfect)
+            yield trace("stop", [turn(sampling, draft_length=5, stop_ids=(stop_id,))], **perfect)
     for max_new_tokens in range(1, 14):
-        yield trace("max tokens", [turn(LAWS[1], max_new_tokens, draft_length=5)], **perfect)
+        yield trace("max tokens", [turn(SAMPLINGS[1], max_new_tokens, draft_length=5)], **perfect)
     for room in range(1, 14):
         context_length = len(PROMPT) + room
         yield trace("context end", [turn(draft_length=5)], context_length, **perfect)
@@ -105,13 +112,13 @@ def _stopped() -> Iterator[Trace]:
         yield trace("cache end", [turn(draft_length=7)], skill=100, cache_length=context_length)
 
 
-def turn(law: SamplingLaw = GREEDY, max_new_tokens: int = 40, **asked: Any) -> Turn:
+def turn(sampling: SamplingParams = GREEDY, max_new_tokens: int = 40, **asked: Any) -> Turn:
     """One call of Session.generate."""
     prompt, stop_ids = asked.get("prompt", PROMPT), asked.get("stop_ids", ())
     return {
         "prompt": list(prompt),
         # A seed has 64 bits, more than some readers of JSON keep.
-        "law": asdict(law) | {"seed": str(law.seed)},
+        "law": asdict(sampling) | {"seed": str(sampling.seed)},
         "max_new_tokens": max_new_tokens,
         "stop_ids": list(stop_ids),
         "draft_length": asked.get("draft_length", 0),
@@ -143,10 +150,10 @@ def _policy(backend: HashedBackend) -> AutoDraftLength:
 
 
 def _steps(session: Session, asked: Turn, policy: AutoDraftLength) -> list[Any]:
-    law = SamplingLaw(**asked["law"] | {"seed": int(asked["law"]["seed"])})
+    sampling = SamplingParams(**asked["law"] | {"seed": int(asked["law"]["seed"])})
     stops = Stops(max_new_tokens=asked["max_new_tokens"], token_ids=frozenset(asked["stop_ids"]))
     length = policy if asked["draft_length"] == "auto" else asked["draft_length"]
-    steps = session.generate(asked["prompt"], law, stops, length)
+    steps = session.generate(asked["prompt"], sampling, stops, length)
     return [[list(step.token_ids), step.num_drafted, step.num_accepted] for step in steps]
 
 
@@ -172,14 +179,16 @@ def _survivors() -> Iterator[dict[str, Any]]:
     """Ids that top-k and top-p leave of one row."""
     for size, levels in ((1, 0), (50, 0), (50, 3), (300, 7), (300, 0)):
         for top_k, top_p in ((0, 0.5), (10, 1.0), (7, 0.7), (0, 0.97), (1, 0.1), (25, 0.999)):
-            law = SamplingLaw(temperature=0.8, top_k=top_k, top_p=top_p)
+            sampling = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p)
             seed = 1000 * size + levels
             yield {
                 "seed": seed,
                 "size": size,
                 "levels": levels,
-                "law": asdict(law) | {"seed": "0"},
-                "token_ids": surviving_tokens(hashed_logits(seed, size, levels), law)[0].tolist(),
+                "law": asdict(sampling) | {"seed": "0"},
+                "token_ids": surviving_tokens(hashed_logits(seed, size, levels), sampling)[
+                    0
+                ].tolist(),
             }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from runtime_py.backends import Backend, SessionOptions
 from runtime_py.backends.load import load_backend
 from runtime_py.bundle.bundle import Bundle
-from runtime_py.decoding.sampling import SamplingLaw
+from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session, Stops
 from tests.golden_traces.record import GOLDEN
 
@@ -30,14 +30,14 @@ def num_right(backend: Backend, prompt_ids: list[int]) -> list[int]:
     session = Session(backend, backend.cache_length)
     longest = session.longest_draft
     stops = Stops(max_new_tokens=NUM_TOKENS + longest)
-    steps = session.generate(prompt_ids, SamplingLaw(), stops, 0)
+    steps = session.generate(prompt_ids, SamplingParams(), stops, 0)
     plain = [token_id for step in steps for token_id in step.token_ids]
     found = []
     for end in range(1, NUM_TOKENS + 1):
         text = prompt_ids + plain[:end]
         # The first round has nothing to draft from: it says the last of these tokens again.
         steps = session.generate(
-            text[:-1], SamplingLaw(), Stops(max_new_tokens=longest + 2), longest
+            text[:-1], SamplingParams(), Stops(max_new_tokens=longest + 2), longest
         )
         _, step = itertools.islice(steps, 2)
         found.append(step.num_accepted)

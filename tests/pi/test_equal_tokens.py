@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.pi, pytest.mark.timeout(3600)]
 
 PROMPT = "The argparse module"
 NUM_TOKENS = 32
-LAWS = {
+SAMPLINGS = {
     "greedy": ("--temperature", 0),
     "temperature 0.9, seed 7": ("--temperature", 0.9, "--seed", 7),
 }
@@ -59,16 +59,16 @@ def test_check_passes_and_finds_the_same(pi, here, recipe, runtime, log):
         assert found["agreement"] == wanted["agreement"] == 1
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_generate_gives_the_same_tokens(pi, here, recipe, runtime, law, log):
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_generate_gives_the_same_tokens(pi, here, recipe, runtime, sampling, log):
     options = ("--prompt", PROMPT, "--max-new-tokens", NUM_TOKENS, "--runtime", runtime)
-    options += (*LAWS[law], "--threads", 1, "--draft-length", 3, "--raw", "--json")
+    options += (*SAMPLINGS[sampling], "--threads", 1, "--draft-length", 3, "--raw", "--json")
     found = told(pi.gemma_run("generate", BUNDLE, *options))["token_ids"]
     wanted = told(here("generate", pi.bundle, *options))["token_ids"]
     assert len(found) == len(wanted) == NUM_TOKENS
     num_equal = (np.array([*found, -1]) != np.array([*wanted, -2])).argmax()
     said = (
-        f"{recipe:7} {runtime:10} {pi.core} ({CORES[pi.core]})  generate, {law}: "
+        f"{recipe:7} {runtime:10} {pi.core} ({CORES[pi.core]})  generate, {sampling}: "
         f"{num_equal} of {NUM_TOKENS} tokens equal"
     )
     if num_equal == NUM_TOKENS:
@@ -78,7 +78,7 @@ def test_generate_gives_the_same_tokens(pi, here, recipe, runtime, law, log):
     report = told(here("check", pi.bundle, "--runtime", runtime, "--threads", 1, "--json"))
     moved = report["logit_error"] * scale
     log(f"{said}, then a tie: margin {margin:.2g}, int8 moves logits by up to {moved:.2g}")
-    assert (recipe, law) == ("int8", "greedy"), (found, wanted)
+    assert (recipe, sampling) == ("int8", "greedy"), (found, wanted)
     assert margin < moved
 
 

@@ -15,7 +15,7 @@ from exporter.graph.kv_cache import TensorCache, kv_shapes
 from exporter.graph.primitives import Primitives
 from exporter.graph.target import Embedder, Target
 from exporter.graph.weights import expected_tensors, is_virtual, load_weights
-from runtime_py.decoding.sampling import SamplingLaw, choose, surviving_tokens
+from runtime_py.decoding.sampling import SamplingParams, choose, surviving_tokens
 from tests.exporter import tiny_models
 from tests.exporter.graph.eager import EagerModel, causal_mask
 
@@ -73,9 +73,9 @@ def test_suppressed_tokens_are_never_chosen_and_change_no_other_logit(model, fol
     for row in found.numpy():
         assert int(row.argmax()) in others
         for seed in range(20):
-            law = SamplingLaw(temperature=300.0, top_p=0.999, seed=seed)
-            assert choose(row, law, position=seed) in others
-            assert set(surviving_tokens(row, law)[0].tolist()) <= set(others)
+            sampling = SamplingParams(temperature=300.0, top_k=0, top_p=0.999, seed=seed)
+            assert choose(row, sampling, position=seed) in others
+            assert set(surviving_tokens(row, sampling)[0].tolist()) <= set(others)
 
 
 def test_stale_rows_change_no_draft(model):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime_py.backends.installed import install_command
-from runtime_py.decoding.sampling import GREEDY, SamplingLaw
+from runtime_py.decoding.sampling import GREEDY, SamplingParams
 from runtime_py.decoding.session import Session, Stops
 from runtime_py.errors import RunError
 from tests.runtime_py.backends.toys import (
@@ -182,13 +182,13 @@ def test_closing_one_backend_leaves_the_other_alone(open_bundle, ids, expected):
 
 
 @pytest.mark.parametrize("draft_length", [1, 2, 3, "any"])
-@pytest.mark.parametrize("law", [GREEDY, SamplingLaw(temperature=1.0, seed=5)])
-def test_speculative_tokens_equal_plain_decode(backend, ids, draft_length, law):
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, seed=5)])
+def test_speculative_tokens_equal_plain_decode(backend, ids, draft_length, sampling):
     stops = Stops(max_new_tokens=CACHE_LENGTH)  # more than fits: up to the last row
 
     def tokens(num_drafts):
         session = Session(backend, CACHE_LENGTH)
-        steps = session.generate(ids[:5], law, stops, num_drafts)
+        steps = session.generate(ids[:5], sampling, stops, num_drafts)
         return [token_id for step in steps for token_id in step.token_ids]
 
     plain = tokens(0)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from runtime_py.decoding.sampling import SamplingLaw, choose, gumbel, philox, surviving_tokens
+from runtime_py.decoding.sampling import SamplingParams, choose, gumbel, philox, surviving_tokens
 from runtime_py.errors import RunError
 
 logit_rows = st.lists(
@@ -74,13 +74,13 @@ def test_noise_differs_between_seeds_positions_and_tokens():
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 2}])
 def test_a_temperature_next_to_nothing_is_greedy(temperature, filters):
     logits = np.array([-1e30, 5, 3e38, 3.1e38, -3e38], np.float32)
-    assert choose(logits, SamplingLaw(temperature=temperature, **filters), 7) == 3
+    assert choose(logits, SamplingParams(temperature=temperature, **filters), 7) == 3
 
 
 @given(logits=logit_rows, top_k=st.integers(0, 70), top_p=st.floats(0.01, 1))
 def test_survivors_are_the_most_probable_tokens(logits, top_k, top_p):
-    law = SamplingLaw(temperature=0.8, top_k=top_k, top_p=top_p)
-    token_ids, scaled = surviving_tokens(logits, law)
+    sampling = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p)
+    token_ids, scaled = surviving_tokens(logits, sampling)
     assert token_ids.size >= 1
     assert np.all(np.diff(token_ids) > 0)
     np.testing.assert_allclose(scaled, logits[token_ids].astype(np.float64) / 0.8)
@@ -93,7 +93,7 @@ def test_survivors_are_the_most_probable_tokens(logits, top_k, top_p):
 
 @given(logits=logit_rows, top_p=st.floats(0.01, 0.99))
 def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(logits, top_p):
-    token_ids, _ = surviving_tokens(logits, SamplingLaw(temperature=1.0, top_p=top_p))
+    token_ids, _ = surviving_tokens(logits, SamplingParams(temperature=1.0, top_k=0, top_p=top_p))
     probabilities = np.exp(logits.astype(np.float64) - logits.max())
     probabilities /= probabilities.sum()
     kept = np.sort(probabilities[token_ids])
@@ -110,47 +110,55 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(logits, top_p):
 def test_top_k_is_that_of_a_stable_sort(seed, size, num_values, top_k):
     """However many logits are equal, as behind a centroid head."""
     logits = np.random.default_rng(seed).integers(0, num_values, size).astype(np.float32)
-    token_ids, _ = surviving_tokens(logits, SamplingLaw(temperature=1.0, top_k=top_k))
+    token_ids, _ = surviving_tokens(logits, SamplingParams(temperature=1.0, top_k=top_k, top_p=1.0))
     expected = np.sort(np.argsort(-logits, kind="stable")[:top_k])
     np.testing.assert_array_equal(token_ids, expected)
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0, 12.0])
-@pytest.mark.parametrize("law", [{}, {"top_p": 0.9}, {"top_p": 0.9999}, {"top_k": 6000}])
-def test_large_vocabularies_take_short_cuts_that_change_nothing(monkeypatch, law, spread):
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"top_k": 0, "top_p": 1},
+        {"top_k": 0, "top_p": 0.9},
+        {"top_k": 0, "top_p": 0.9999},
+        {"top_k": 6000, "top_p": 1},
+    ],
+)
+def test_large_vocabularies_take_short_cuts_that_change_nothing(monkeypatch, filters, spread):
     logits = np.random.default_rng(1).normal(0, spread, 20_000).astype(np.float32).round(2)
-    law = SamplingLaw(temperature=0.9, seed=4, **law)
-    short = [choose(logits, law, position) for position in range(40)]
-    kept = surviving_tokens(logits, law)[0]
+    sampling = SamplingParams(temperature=0.9, seed=4, **filters)
+    short = [choose(logits, sampling, position) for position in range(40)]
+    kept = surviving_tokens(logits, sampling)[0]
     monkeypatch.setattr("runtime_py.decoding.sampling._NUM_RANKED", logits.size)
-    np.testing.assert_array_equal(surviving_tokens(logits, law)[0], kept)
-    assert [choose(logits, law, position) for position in range(40)] == short
+    np.testing.assert_array_equal(surviving_tokens(logits, sampling)[0], kept)
+    assert [choose(logits, sampling, position) for position in range(40)] == short
 
 
 @settings(max_examples=30)
 @given(logits=logit_rows, position=st.integers(0, 1000))
 def test_temperature_zero_and_top_k_one_are_greedy(logits, position):
     greedy = int(np.argmax(logits))
-    assert choose(logits, SamplingLaw(), position) == greedy
-    assert choose(logits, SamplingLaw(temperature=1.5, top_k=1, seed=3), position) == greedy
+    assert choose(logits, SamplingParams(), position) == greedy
+    assert choose(logits, SamplingParams(temperature=1.5, top_k=1, seed=3), position) == greedy
 
 
 @pytest.mark.parametrize(
-    "law",
+    "sampling",
     [
-        SamplingLaw(temperature=0.7),
-        SamplingLaw(temperature=1.5, top_k=5),
-        SamplingLaw(temperature=1.0, top_p=0.8),
-        SamplingLaw(temperature=1.0, top_k=6, top_p=0.9),
+        SamplingParams(temperature=0.7, top_k=0, top_p=1.0),
+        SamplingParams(temperature=1.5, top_k=5, top_p=1.0),
+        SamplingParams(temperature=1.0, top_k=0, top_p=0.8),
+        SamplingParams(temperature=1.0, top_k=6, top_p=0.9),
     ],
 )
-def test_draws_fit_the_softmax(law):
+def test_draws_fit_the_softmax(sampling):
     logits = np.random.default_rng(0).normal(0, 2, 12).astype(np.float32)
-    token_ids, scaled = surviving_tokens(logits, law)
+    token_ids, scaled = surviving_tokens(logits, sampling)
     probabilities = np.exp(scaled - scaled.max())
     probabilities /= probabilities.sum()
     num_draws = 20_000
-    drawn = [choose(logits, law, position) for position in range(num_draws)]
+    drawn = [choose(logits, sampling, position) for position in range(num_draws)]
     counts = np.bincount(drawn, minlength=logits.size)
     assert counts.sum() == counts[token_ids].sum()
     assert stats.chisquare(counts[token_ids], probabilities * num_draws).pvalue > 0.001
@@ -168,6 +176,6 @@ def test_draws_fit_the_softmax(law):
         ({"seed": 2**64}, "seed is 18446744073709551616"),
     ],
 )
-def test_a_law_refuses_values_out_of_range(setting, said):
+def test_values_out_of_range_are_refused(setting, said):
     with pytest.raises(RunError, match=said):
-        SamplingLaw(**setting)
+        SamplingParams(**setting)

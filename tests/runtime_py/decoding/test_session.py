@@ -3,42 +3,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py.decoding.policy import Round
-from runtime_py.decoding.sampling import GREEDY, SamplingLaw, choose
+from runtime_py.decoding.sampling import GREEDY, SamplingParams, choose
 from runtime_py.decoding.session import Session, Stops
 from runtime_py.draft_length.costs import Costs
 from runtime_py.draft_length.policy import AutoDraftLength
 from runtime_py.errors import RunError
 from tests.runtime_py.scripted_backend import Adversary, ForgetfulBackend, ScriptedBackend
 
-laws = st.sampled_from(
+samplings = st.sampled_from(
     [
         GREEDY,
-        SamplingLaw(temperature=0.7, seed=1),
-        SamplingLaw(temperature=1.5, top_k=10, seed=2),
-        SamplingLaw(temperature=1.0, top_p=0.8, seed=3),
+        SamplingParams(temperature=0.7, top_k=0, top_p=1.0, seed=1),
+        SamplingParams(temperature=1.5, top_k=10, top_p=1.0, seed=2),
+        SamplingParams(temperature=1.0, top_k=0, top_p=0.8, seed=3),
     ]
 )
 prompts = st.lists(st.integers(0, 39), min_size=1, max_size=20)
 
 
-def tokens_of(session, prompt_ids, law=GREEDY, stops=None, draft_length=0):
-    steps = session.generate(prompt_ids, law, stops or Stops(max_new_tokens=40), draft_length)
+def tokens_of(session, prompt_ids, sampling=GREEDY, stops=None, draft_length=0):
+    steps = session.generate(prompt_ids, sampling, stops or Stops(max_new_tokens=40), draft_length)
     return [token_id for step in steps for token_id in step.token_ids]
 
 
-def expected_tokens(backend, prompt_ids, law, num_tokens):
+def expected_tokens(backend, prompt_ids, sampling, num_tokens):
     tokens = list(prompt_ids)
     for _ in range(num_tokens):
-        tokens.append(choose(backend.target_logits(tokens), law, len(tokens)))
+        tokens.append(choose(backend.target_logits(tokens), sampling, len(tokens)))
     return tokens[len(prompt_ids) :]
 
 
 @settings(deadline=None)
-@given(prompt_ids=prompts, law=laws, draft_length=st.integers(0, 7), skill=st.floats(0, 1))
-def test_speculative_tokens_equal_plain_decode(prompt_ids, law, draft_length, skill):
+@given(
+    prompt_ids=prompts, sampling=samplings, draft_length=st.integers(0, 7), skill=st.floats(0, 1)
+)
+def test_speculative_tokens_equal_plain_decode(prompt_ids, sampling, draft_length, skill):
     backend = ScriptedBackend(skill=skill)
-    tokens = tokens_of(Session(backend, 128), prompt_ids, law, draft_length=draft_length)
-    assert tokens == expected_tokens(backend, prompt_ids, law, 40)
+    tokens = tokens_of(Session(backend, 128), prompt_ids, sampling, draft_length=draft_length)
+    assert tokens == expected_tokens(backend, prompt_ids, sampling, 40)
 
 
 adversaries = st.builds(
@@ -55,19 +57,23 @@ policies = adversaries | st.builds(
 
 
 @settings(deadline=None)
-@given(prompt_ids=prompts, law=laws, policy=policies, skill=st.floats(0, 1))
-def test_whatever_the_policy_decides_the_tokens_equal_plain_decode(prompt_ids, law, policy, skill):
+@given(prompt_ids=prompts, sampling=samplings, policy=policies, skill=st.floats(0, 1))
+def test_whatever_the_policy_decides_the_tokens_equal_plain_decode(
+    prompt_ids, sampling, policy, skill
+):
     backend = ScriptedBackend(skill=skill)
-    tokens = tokens_of(Session(backend, 128), prompt_ids, law, draft_length=policy)
-    assert tokens == expected_tokens(backend, prompt_ids, law, 40)
+    tokens = tokens_of(Session(backend, 128), prompt_ids, sampling, draft_length=policy)
+    assert tokens == expected_tokens(backend, prompt_ids, sampling, 40)
 
 
 @settings(deadline=None)
-@given(law=laws, policy=adversaries, skill=st.floats(0, 1), max_new_tokens=st.integers(1, 60))
-def test_the_policy_is_told_what_happened(law, policy, skill, max_new_tokens):
+@given(
+    sampling=samplings, policy=adversaries, skill=st.floats(0, 1), max_new_tokens=st.integers(1, 60)
+)
+def test_the_policy_is_told_what_happened(sampling, policy, skill, max_new_tokens):
     backend = ScriptedBackend(skill=skill)
     session, stops = Session(backend, 50), Stops(max_new_tokens=max_new_tokens)
-    steps = list(session.generate([1, 2, 3], law, stops, policy))
+    steps = list(session.generate([1, 2, 3], sampling, stops, policy))
     assert len(policy.seen) == len(steps) == backend.num_calls["verify"]
     assert sum(outcome.num_drafted for outcome in policy.seen) == backend.num_calls["draft"]
     for outcome, step in zip(policy.seen, steps, strict=True):
@@ -94,18 +100,20 @@ def test_a_draft_that_is_only_compared_is_judged_like_a_verified_one(skill):
 @settings(deadline=None)
 @given(
     prompt_ids=prompts,
-    law=laws,
+    sampling=samplings,
     draft_length=st.integers(0, 7) | policies,
     max_new_tokens=st.integers(1, 40),
     context_length=st.integers(21, 60),
     stop_ids=st.frozensets(st.integers(0, 39), max_size=4),
 )
-def test_stops_are_exact(prompt_ids, law, draft_length, max_new_tokens, context_length, stop_ids):
+def test_stops_are_exact(
+    prompt_ids, sampling, draft_length, max_new_tokens, context_length, stop_ids
+):
     backend = ScriptedBackend(skill=0.8, cache_length=context_length)
     stops = Stops(max_new_tokens=max_new_tokens, token_ids=stop_ids)
-    tokens = tokens_of(Session(backend, 1000), prompt_ids, law, stops, draft_length)
+    tokens = tokens_of(Session(backend, 1000), prompt_ids, sampling, stops, draft_length)
     num_expected = min(max_new_tokens, context_length - len(prompt_ids))
-    expected = expected_tokens(backend, prompt_ids, law, num_expected)
+    expected = expected_tokens(backend, prompt_ids, sampling, num_expected)
     for index, token_id in enumerate(expected):
         if token_id in stop_ids:
             expected = expected[: index + 1]
@@ -114,19 +122,19 @@ def test_stops_are_exact(prompt_ids, law, draft_length, max_new_tokens, context_
 
 
 @settings(deadline=None)
-@given(first=prompts, second=prompts, draft_length=st.integers(0, 7) | policies, law=laws)
+@given(first=prompts, second=prompts, draft_length=st.integers(0, 7) | policies, sampling=samplings)
 def test_a_second_prompt_sees_nothing_of_the_first_but_what_they_share(
-    first, second, draft_length, law
+    first, second, draft_length, sampling
 ):
     backend = ScriptedBackend(skill=0.8)
     session = Session(backend, 128)
-    answer = tokens_of(session, first, law, Stops(max_new_tokens=9), draft_length)
+    answer = tokens_of(session, first, sampling, Stops(max_new_tokens=9), draft_length)
     follow_up = [*first, *answer, *second]
-    assert tokens_of(session, follow_up, law, draft_length=draft_length) == expected_tokens(
-        backend, follow_up, law, 40
+    assert tokens_of(session, follow_up, sampling, draft_length=draft_length) == expected_tokens(
+        backend, follow_up, sampling, 40
     )
-    assert tokens_of(session, second, law, draft_length=draft_length) == expected_tokens(
-        backend, second, law, 40
+    assert tokens_of(session, second, sampling, draft_length=draft_length) == expected_tokens(
+        backend, second, sampling, 40
     )
 
 
@@ -145,11 +153,11 @@ def test_a_follow_up_prefills_only_what_is_new():
     history=st.lists(
         st.tuples(st.integers(0, 60), st.lists(st.integers(0, 39), max_size=9)), max_size=6
     ),
-    law=laws,
+    sampling=samplings,
     draft_length=st.integers(0, 7),
 )
 def test_wherever_a_prompt_leaves_the_last_one_rows_that_were_given_back_are_not_missed(
-    history, law, draft_length
+    history, sampling, draft_length
 ):
     """Each prompt keeps some of the text so far and goes on in another way."""
     backend = ForgetfulBackend()
@@ -157,8 +165,8 @@ def test_wherever_a_prompt_leaves_the_last_one_rows_that_were_given_back_are_not
     text = [1, 2, 3]
     for num_kept, more in [(3, [4]), *history]:
         prompt_ids = [*text[:num_kept], *more] or [0]
-        tokens = tokens_of(session, prompt_ids, law, Stops(max_new_tokens=30), draft_length)
-        assert tokens == expected_tokens(backend, prompt_ids, law, 30)
+        tokens = tokens_of(session, prompt_ids, sampling, Stops(max_new_tokens=30), draft_length)
+        assert tokens == expected_tokens(backend, prompt_ids, sampling, 30)
         text = [*prompt_ids, *tokens]
 
 
