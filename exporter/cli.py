@@ -30,7 +30,7 @@ from exporter.errors import ExportError, nearest
 from runtime_py.adb import connection as adb
 from runtime_py.backends.installed import install_extra, our_version
 from runtime_py.bundle.manifest import Manifest, RuntimeName
-from runtime_py.cli import render
+from runtime_py.cli import render, render_check
 from runtime_py.device.own_process import own_module
 from runtime_py.errors import RunError
 from runtime_py.terminal.command import ErrorLine
@@ -209,25 +209,23 @@ def main(**options: Any) -> None:
         sys.exit(1)
     if device is not None:
         _push(device, config.output)
-    say(f"\nNext: {_next(config, manifest)}")
-
-
-def _next(config: ExportConfig, manifest: Manifest) -> str:
-    output = quote(str(config.output))
     if DEVICES[config.device].page:
-        return (
-            f"npm install --no-save --prefix {output} {LITERT_JS}; "
-            f"python3 -m http.server --directory {output}"
-        )
-    raw = "" if manifest.tokens.chat_template else " --raw"
-    return f'gemma-run generate {output}{raw} --prompt "…"'
+        say(one_line(f"In a browser: {_serve(config.output)}"))
+    elif no_check:  # a check ends with it
+        say(one_line(f"Next: {render_check.next_command(config.output, manifest)}"))
+
+
+def _serve(output: Path) -> str:
+    folder = quote(str(output))
+    install = f"npm install --no-save --prefix {folder} {LITERT_JS}"
+    return f"{install}; python3 -m http.server --directory {folder}"
 
 
 def _push(device: adb.Device, output: Path) -> None:
     total = adb.size_megabytes(output)
     with render.progress(f"push {device.serial}", total, "MB") as progress:
         folder = adb.push_bundle(device, output, progress)
-    say(f"\nOn {device.model()}: {folder}")
+    say(f"On {device.model()}: {folder}")
 
 
 def _print_recipe(context: click.Context, name: str | None) -> None:
@@ -336,6 +334,7 @@ def _print_files(output: Path, manifest: Manifest) -> None:
     say(f"\n{output}")
     for name, entry in manifest.files.items():
         say(f"  {name:<24}{entry.size_bytes / 1e6:>10.2f} MB")
+    say()
 
 
 def _check(output: Path, manifest: Manifest) -> bool:

@@ -24,7 +24,7 @@ from runtime_py.bench.rows import advice, bench_rows
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.bundle.chat_template import Message
 from runtime_py.check.replay import check_bundle
-from runtime_py.cli import render, render_doctor, render_inspection
+from runtime_py.cli import render, render_check, render_doctor, render_inspection
 from runtime_py.cli.live import status_line
 from runtime_py.cli.options import (
     AutoOrNumber,
@@ -80,8 +80,9 @@ def main() -> None:
 @main.command()
 @bundle_argument
 @runtime_options
+@click.option("--verbose", is_flag=True, help="Show the table of everything that was compared.")
 @json_option
-def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> None:
+def check(bundle: Path, runtime: str | None, verbose: bool, as_json: bool, **options: Any) -> None:
     """Replay the recorded original and compare, token by token.
 
     Exit code 0 if the bundle says what the original says, within its recipe's tolerances, and
@@ -102,7 +103,7 @@ def check(bundle: Path, runtime: str | None, as_json: bool, **options: Any) -> N
         derived = {"tokens_per_round": report.tokens_per_round, "passed": report.passed}
         say(json.dumps({**dataclasses.asdict(report), **derived}))
     else:
-        render.print_check(report, opened, name)
+        render_check.print_check(report, opened, name, verbose)
     if not report.passed:
         sys.exit(1)
 

@@ -10,14 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from runtime_py.adb.bench import DeviceBench
 from runtime_py.bench.rows import Row, advice
 from runtime_py.bundle.bundle import Bundle
-from runtime_py.check.replay import CheckReport, Comparison
-from runtime_py.terminal.console import MIN_WIDTH, Screen, new_table, say
+from runtime_py.terminal.console import Screen, new_table, say
 from runtime_py.terminal.printable import shown
 
 # Why an answer ended before the model did.
 _CUT = {"length": "cut by --max-new-tokens", "context": "cut by the end of the context"}
-# Of first drafts. Published pairs have 60 to 90 %; chance has next to none.
-USELESS_SHARE, POOR_SHARE = 0.01, 0.1
 
 
 class Answer(Protocol):
@@ -58,90 +55,6 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None
             bar.stop()
         finally:
             console.show_cursor(True)  # a signal may have ended stop() before it did
-
-
-def print_check(report: CheckReport, bundle: Bundle, runtime: str) -> None:
-    """The check's table, then its verdict."""
-    title = f"{bundle.manifest.name} on {runtime}: the bundle against the original"
-    table = new_table(title, min_width=MIN_WIDTH)
-    table.add_column("check")
-    table.add_column("found", justify="right")
-    table.add_column("first difference", justify="right")
-    for name, comparison in (
-        ("plain decoding = original", report.original),
-        (f"speculative (K = {report.draft_length}) = plain", report.speculative),
-    ):
-        found = f"{comparison.num_equal} of {comparison.num_tokens} tokens"
-        table.add_row(name, found, _part(comparison))
-    ties = f"{report.num_ties} near ties not counted" if report.num_ties else ""
-    table.add_row("same token, given the original's text", f"{report.agreement:.1%}", ties)
-    table.add_row("largest logit difference / scale", f"{report.logit_error:.1e}", "")
-    if report.draft_length:
-        table.add_section()
-        for position, (found_share, original) in enumerate(
-            zip(report.acceptance, report.original_acceptance, strict=True), start=1
-        ):
-            table.add_row(
-                f"drafts accepted up to position {position}",
-                f"{found_share:.1%}",
-                f"original {original:.1%}",
-            )
-        table.add_row("drafts accepted per round", f"{report.accepted_per_round:.2f}", "")
-    Screen().print(table)
-    for failure in report.failures:
-        say(f"FAILED: {failure}")
-    if report.passed:
-        say(f"passed: {_verdict(report)}")
-    if report.draft_length:
-        for line in mtp_lines(report):
-            say(line)
-
-
-def mtp_lines(report: CheckReport) -> list[str]:
-    """Whether drafting still pays, on the prompts that were recorded."""
-    tokens = report.tokens_per_round
-    lines = [
-        f"MTP: a round of {report.draft_length} drafts makes {tokens:.2f} tokens on these prompts; "
-        f"it pays where it costs less than {tokens:.2f} decodes"
-    ]
-    if report.round_cost is not None:
-        verdict = "it pays" if report.round_cost < tokens else "plain decoding is faster"
-        lines[0] += (
-            f". Here it costs {report.round_cost:.2f}: {verdict}; gemma-run bench compares all "
-            "draft lengths"
-        )
-    share = max(report.original_acceptance[0], report.acceptance[0])
-    if share <= USELESS_SHARE:
-        lines.append(
-            f"WARNING: {share:.1%} of first drafts are right, of the original drafter's too: it "
-            "does not predict this target (it is another model's, or untrained), and the export is "
-            "true to it. It can only cost time: train one for this model, or export with "
-            "--no-drafter"
-        )
-    elif share < POOR_SHARE:
-        lines.append(
-            f"WARNING: only {share:.1%} of first drafts are right, of the original drafter's too: "
-            "it was made for another target, or for other prompts; it will only cost time"
-        )
-    return lines
-
-
-def _verdict(report: CheckReport) -> str:
-    if report.original.equal and report.speculative.equal:
-        return "the bundle says what the original says, with the drafter and without"
-    if report.original.equal:
-        return "the bundle says what the original says; with the drafter it differs at near ties"
-    same = "the same" if report.speculative.equal else "the same but for near ties"
-    return f"as close to the original as the recipe promises; with and without the drafter {same}"
-
-
-def _part(comparison: Comparison) -> str:
-    if comparison.equal:
-        return "none"
-    first = comparison.partings[0]
-    more = len(comparison.partings) - 1
-    others = f", {more} more, smallest {comparison.smallest_margin:.1e}" if more else ""
-    return f"prompt {first.prompt} token {first.token}, margin {first.margin:.1e}{others}"
 
 
 def print_summary(answer: Answer) -> None:

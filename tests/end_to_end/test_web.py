@@ -104,7 +104,9 @@ def web_bundle(request, tmp_path_factory) -> Path:
     arguments = ("--target", "web", "--size", "tiny", "--quantize", request.param, "--no-check")
     done = run("gemma-export", *arguments, "--output", folder)
     assert done.returncode == 0, done.stderr
-    assert f"Next: npm install --no-save --prefix {folder} {LITERT_JS}; python3" in done.stdout
+    assert (
+        f"In a browser: npm install --no-save --prefix {folder} {LITERT_JS}; python3" in done.stdout
+    )
     return folder
 
 

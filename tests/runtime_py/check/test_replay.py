@@ -6,7 +6,6 @@ import pytest
 from runtime_py.bench.measure import TimedBackend
 from runtime_py.bundle.manifest import Tolerances
 from runtime_py.check.replay import round_cost, run_check
-from runtime_py.cli.render import mtp_lines
 from runtime_py.decoding.session import Session
 from tests.runtime_py.bundles import VOCAB_SIZE, scripted_reference
 from tests.runtime_py.scripted_backend import ScriptedBackend
@@ -145,32 +144,6 @@ def test_progress_counts_prompts(reference):
 def test_arrays_that_do_not_fit_each_other_are_refused(reference):
     with pytest.raises(ValueError, match="shapes do not fit"):
         dataclasses.replace(reference, prompts=("only one",))
-
-
-def test_the_check_says_whether_drafting_pays(reference):
-    report = check(backend(), reference)
-    assert report.tokens_per_round == 1 + report.accepted_per_round > 2
-    text = f"makes {report.tokens_per_round:.2f} tokens"
-    (line,) = mtp_lines(report)
-    assert text in line
-    assert "Here" not in line
-    (line,) = mtp_lines(dataclasses.replace(report, round_cost=1.7))
-    assert "Here it costs 1.70: it pays" in line
-    (line,) = mtp_lines(dataclasses.replace(report, round_cost=9.0))
-    assert "Here it costs 9.00: plain decoding is faster" in line
-
-
-@pytest.mark.parametrize(
-    ("skill", "warning"),
-    [(0.0, "does not predict this target"), (0.05, "other prompts"), (0.8, None)],
-)
-def test_a_drafter_for_another_model_is_warned_of_loudly(skill, warning):
-    """Its original is as bad, so that the check passes: nothing else would show it."""
-    report = check(backend(skill=skill), scripted_reference(backend(skill=skill)))
-    assert report.passed
-    warnings = mtp_lines(report)[1:]
-    assert [warning in line for line in warnings] == ([] if warning is None else [True])
-    assert not any("wired" in line for line in warnings)
 
 
 def test_what_a_round_costs_is_measured_while_checking(reference):

@@ -22,7 +22,7 @@ SAYING = (
     2,
 )  # some control characters are among it
 COMMANDS = {
-    "check": ("check",),
+    "check": ("check", "--verbose"),
     "generate": ("generate", "--raw", "--prompt", "x", *SAYING),
     "chat": ("chat", *SAYING),
     "bench": ("bench", "--repeats", 1, "--max-new-tokens", 4, "--draft-length", 3),
@@ -49,7 +49,7 @@ def test_nothing_that_a_bundle_says_acts_on_a_terminal(name, bundle):
 
 
 def test_a_terminal_of_one_column_is_shown_whole_tables(bundle):
-    text = on_terminal("check", bundle, size=(1, 1), TERM="xterm-256color")
+    text = on_terminal("check", bundle, "--verbose", size=(1, 1), TERM="xterm-256color")
     assert "gemma-run: error" not in text
     assert "first difference" in text
 
