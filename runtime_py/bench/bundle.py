@@ -9,8 +9,8 @@ from runtime_py.backends import Backend, SessionOptions, default_num_threads
 from runtime_py.backends.load import load_backend
 from runtime_py.bench import official
 from runtime_py.bench.measure import (
+    Candidate,
     Contest,
-    Contestant,
     Effort,
     Length,
     Policies,
@@ -43,7 +43,7 @@ def bench_bundle(
     texts = [bundle.tokenizer().text_after_bos(ids) for ids in prompts]
     with (
         closing(_opened(bundle, name, options, wanted)) as backend,
-        official_contestants(
+        official_candidates(
             bundle.model_path(name),
             texts,
             mtp=backend.has_drafter,
@@ -100,9 +100,9 @@ def policies(
 
 
 @contextmanager
-def official_contestants(
+def official_candidates(
     model: Path, prompts: Sequence[str], *, mtp: bool, max_new_tokens: int, num_threads: int
-) -> Iterator[dict[str, Contestant]]:
+) -> Iterator[dict[str, Candidate]]:
     """Google's runtime on the same file, without the drafter and with it; empty if it cannot.
 
     Args:
@@ -110,13 +110,13 @@ def official_contestants(
         mtp: whether the file has a drafter; that runtime fails without.
     """
     with ExitStack() as stack:
-        contestants: dict[str, Contestant] = {}
+        candidates: dict[str, Candidate] = {}
         for name, speculative in (("official", False), ("official, MTP", True)):
             if official.can_run(model) and speculative <= mtp:
                 engine = official.OfficialEngine(model, mtp=speculative, num_threads=num_threads)
                 stack.callback(engine.close)
-                contestants[name] = partial(_official_speed, engine, prompts, max_new_tokens)
-        yield contestants
+                candidates[name] = partial(_official_speed, engine, prompts, max_new_tokens)
+        yield candidates
 
 
 def _official_speed(

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Literal
 
 from runtime_py.backends import Backend, FloatArray
@@ -157,7 +156,7 @@ Length = int | Literal["auto"]
 
 @dataclass(frozen=True)
 class Contest:
-    """Every repeat of every contestant."""
+    """Every repeat of every candidate."""
 
     runs: dict[Length, list[Run]]  # ours, by draft length
     others: dict[str, list[float]]  # tokens/s of other runtimes, by name
@@ -173,7 +172,7 @@ class Effort:
 
 
 # Generates after prompt number i and says at how many tokens per second.
-Contestant = Callable[[int], float]
+Candidate = Callable[[int], float]
 # What decides in a new generation.
 Policies = Mapping[Length, Callable[[], int | DraftLength]]
 
@@ -183,14 +182,14 @@ def compare_draft_lengths(
     backend: TimedBackend,
     prompts: Sequence[Sequence[int]],
     effort: Effort,
-    contestants: tuple[Policies, Mapping[str, Contestant]],
+    candidates: tuple[Policies, Mapping[str, Candidate]],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Contest:
     """Let all draft lengths and other runtimes take turns, so that drift hits all alike.
 
     `progress` is called with the rounds done, one for each prompt of each repeat.
     """
-    ours, others = contestants
+    ours, others = candidates
     found = Contest({length: [] for length in ours}, {name: [] for name in others})
     for repeat in range(effort.num_repeats + 1):
         for index, prompt_ids in enumerate(prompts):
@@ -213,8 +212,3 @@ def compare_draft_lengths(
                     found.others[name].append(speed)
                 progress((repeat - 1) * len(prompts) + index + 1)
     return found
-
-
-def median_tokens_per_s(runs: Sequence[Run]) -> float:
-    """The middle of the runs' speeds."""
-    return median(run.tokens_per_s for run in runs)

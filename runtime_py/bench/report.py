@@ -8,6 +8,7 @@ import jinja2
 
 from runtime_py.backends import SessionOptions, default_num_threads
 from runtime_py.bench.charts import stacked_bars, steps
+from runtime_py.bench.interval import LEVEL
 from runtime_py.bench.measure import Contest, Effort, Run
 from runtime_py.bench.rows import Row, acceptance_by_position, advice, bench_rows
 from runtime_py.bundle.bundle import Bundle
@@ -32,9 +33,14 @@ h1 { font-size: 1.35rem; margin-bottom: .2rem } h2 { font-size: 1rem; margin: 2r
 p { margin: .3rem 0 } .soft { color: var(--soft); font-size: .9rem }
 .advice { border-left: 4px solid var(--c0); padding: .5rem .8rem; margin: 1rem 0; font-weight: 600 }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--faint) }
+th, td { text-align: right; vertical-align: top; padding: .25rem .4rem;
+  border-bottom: 1px solid var(--faint); overflow-wrap: anywhere }
 th { font-weight: 600; font-size: .85rem } th:first-child, td:first-child { text-align: left }
-svg { width: 100%; height: auto } svg text { fill: var(--soft); font-size: 12px }
+td small { display: block; color: var(--soft) }
+svg { width: 100%; max-width: 34rem; height: auto }
+svg text { fill: var(--soft); font-size: 13px }
+@media (max-width: 30rem) { table { font-size: .85rem } th { font-size: .75rem }
+  th, td { padding: .25rem .2rem } }
 .grid { stroke: var(--faint); fill: none } .range { stroke: var(--ink); fill: none }
 .line { stroke: var(--c0); fill: none; stroke-width: 2 }
 .s0 { fill: var(--c0); background: var(--c0) } .s1 { fill: var(--c1); background: var(--c1) }
@@ -45,14 +51,16 @@ svg { width: 100%; height: auto } svg text { fill: var(--soft); font-size: 12px 
 <h1>{{ title }}</h1>
 <p class="soft">{{ about }}</p>
 <p class="advice">{{ advice }}</p>
-<table><thead><tr><th></th><th>tokens/s</th><th>x plain</th><th>drafts / round</th>
-<th>accepted / round</th><th>outside graphs</th></tr></thead><tbody>
+<table><thead><tr><th></th><th>tokens/s</th><th>x plain</th><th>drafts accepted per round</th>
+<th>outside graphs</th></tr></thead><tbody>
 {% for row in rows %}<tr><td>{{ row.who }}</td><td>{{ "%.1f"|format(row.tokens_per_s) }}</td>
-<td>{{ "%.2f"|format(row.speedup) }}</td>
-{% if row.draft_length %}<td>{{ "%.2f"|format(row.drafted_per_round) }}</td>
-<td>{{ "%.2f"|format(row.accepted_per_round) }}</td>{% else %}<td></td><td></td>{% endif %}
+<td>{{ "%.2f"|format(row.speedup) }}{% if row.speedup_interval and row.draft_length != 0 %}
+<small>{{ "%.2f to %.2f"|format(*row.speedup_interval) }}</small>{% endif %}</td>
+<td>{% if row.draft_length %}{{ "%.2f"|format(row.accepted_per_round) }} of
+{{ "%.2f"|format(row.drafted_per_round) }}{% endif %}</td>
 <td>{% if row.outside_share is defined %}{{ "%.1f"|format(100 * row.outside_share) }} %{% endif %}
 </td></tr>{% endfor %}</tbody></table>
+<p class="soft">Below a ratio to plain decoding: its {{ level }} confidence interval.</p>
 {% for chart in charts %}<h2>{{ chart.title }}</h2><p class="soft">{{ chart.about }}</p>
 {{ chart.svg|safe }}{% endfor %}
 </body></html>
@@ -97,6 +105,7 @@ def write_report(
         about=_about(bundle.entry(runtime).recipe, *settings),
         advice=advice(rows),
         rows=rows,
+        level=f"{LEVEL:.0%}",
         charts=_charts(rows, found),
     )
     try:
@@ -110,7 +119,7 @@ def _about(recipe: str, options: SessionOptions, effort: Effort) -> str:
     return (
         f"{platform.machine()}, {platform.system()}, {threads} threads; recipe {recipe}; "
         f"{effort.num_repeats} runs of {effort.max_new_tokens} tokens on each of "
-        f"{effort.num_prompts} prompts, all candidates in turns."
+        f"{effort.num_prompts} prompts, the candidates taking turns."
     )
 
 
@@ -119,7 +128,7 @@ def _charts(rows: Sequence[Row], found: Contest) -> list[Mapping[str, str]]:
     charts: list[Mapping[str, str]] = [
         {
             "title": "Tokens per second",
-            "about": "The median of all runs; the line goes from the slowest to the fastest.",
+            "about": "The median of all runs; the line goes from the slowest run to the fastest.",
             "svg": stacked_bars(
                 {row["who"]: {"speed": row["tokens_per_s"]} for row in rows},
                 "tokens/s",
@@ -128,7 +137,7 @@ def _charts(rows: Sequence[Row], found: Contest) -> list[Mapping[str, str]]:
         },
         {
             "title": "Where the time of a token goes",
-            "about": "All calls and what lies between them, divided by the tokens emitted.",
+            "about": "Milliseconds per emitted token: inside the graphs and outside of them.",
             "svg": stacked_bars({row["who"]: row["ms_per_token"] for row in ours}, "ms"),
         },
     ]
@@ -154,13 +163,13 @@ def _acceptance(length: int, runs: Sequence[Run]) -> list[Mapping[str, str]]:
     return [
         {
             "title": "Acceptance by position",
-            "about": f"Rounds of K = {length}: of the drafts whose forerunners were right, the "
-            "share that was right, too.",
+            "about": f"Rounds of K = {length}: the share of drafts that were accepted, of those "
+            "whose predecessors were.",
             "svg": stacked_bars(positions, "%"),
         },
         {
             "title": "Accepted drafts per round",
-            "about": f"Rounds of K = {length} by how many of their drafts were accepted.",
+            "about": f"Share of the rounds of K = {length} by how many drafts were accepted.",
             "svg": stacked_bars(counts, "%"),
         },
     ]
@@ -175,8 +184,8 @@ def _over_time(runs: Sequence[Run]) -> Mapping[str, str]:
     }
     return {
         "title": "K over time",
-        "about": "What auto chose for each token of its last generations, one line each, begun "
-        "anew every time.",
+        "about": "What auto chose for each token, one line for each of its last generations. Each "
+        "starts without what earlier ones learnt.",
         "svg": steps(lines, "token", "drafts in the token's round"),
     }
 

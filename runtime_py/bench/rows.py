@@ -1,29 +1,26 @@
-"""What a contest of draft lengths comes to: a row for each contestant, and what to use here."""
+"""What a bench found: a row for each candidate, and what to use on this device."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from runtime_py.bench.measure import Contest, Run, median_tokens_per_s
+from runtime_py.bench.interval import LEVEL, Interval, ratio_interval
+from runtime_py.bench.measure import Contest, Run
 
 Row = Mapping[str, Any]
-AS_GOOD = 0.95  # of the best fixed length: auto need not be told anything
 
 
 def bench_rows(found: Contest) -> list[dict[str, Any]]:
-    """One row per contestant: the middle run's speed, and mean figures of all."""
-    plain = median_tokens_per_s(found.runs[0])
+    """One row per candidate: its median speed, that against plain decoding, and mean figures."""
+    plain = [run.tokens_per_s for run in found.runs[0]]
     rows: list[dict[str, Any]] = []
     for length, runs in found.runs.items():
-        speed = median_tokens_per_s(runs)
         num_rounds = max(1, sum(run.num_rounds for run in runs))
         rows.append(
             {
                 "who": f"K = {length}",
                 "draft_length": length,
-                "tokens_per_s": speed,
-                "all_tokens_per_s": [run.tokens_per_s for run in runs],
-                "speedup": speed / plain,
+                **_speed([run.tokens_per_s for run in runs], plain),
                 "drafted_per_round": num_drafted(runs) / num_rounds,
                 "accepted_per_round": sum(run.num_accepted for run in runs) / num_rounds,
                 "stage_ms": _stage_ms(runs),
@@ -32,17 +29,18 @@ def bench_rows(found: Contest) -> list[dict[str, Any]]:
                 "accepted_rounds": _histogram(runs),
             }
         )
-    for name, speeds in found.others.items():
-        speed = median(speeds)
-        rows.append(
-            {
-                "who": name,
-                "tokens_per_s": speed,
-                "all_tokens_per_s": speeds,
-                "speedup": speed / plain,
-            }
-        )
+    rows += [{"who": name, **_speed(speeds, plain)} for name, speeds in found.others.items()]
     return rows
+
+
+def _speed(speeds: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:
+    """A candidate's speed, and its ratio to plain decoding in the same turns."""
+    return {
+        "tokens_per_s": median(speeds),
+        "all_tokens_per_s": list(speeds),
+        "speedup": median(one / other for one, other in zip(speeds, plain, strict=True)),
+        "speedup_interval": ratio_interval(speeds, plain),
+    }
 
 
 def num_drafted(runs: Sequence[Run]) -> int:
@@ -88,21 +86,36 @@ def acceptance_by_position(runs: Sequence[Run]) -> list[float]:
 
 
 def advice(rows: Sequence[Row]) -> str:
-    """One sentence: what this device should use."""
-    fixed = [row for row in rows if isinstance(row.get("draft_length"), int)]
-    best = max(fixed, key=lambda row: float(row["tokens_per_s"]))
-    auto = next((row for row in rows if row.get("draft_length") == "auto"), None)
-    name = f"--draft-length {best['draft_length']}"
-    if auto is None:
-        return f"This device should use {name}: {best['speedup']:.2f} x plain decoding."
-    share = auto["tokens_per_s"] / best["tokens_per_s"]
-    which = f"the best fixed length, {best['draft_length']}, has {best['speedup']:.2f}"
-    if share >= AS_GOOD:
-        return (
-            f"This device should use --draft-length auto, the default: {auto['speedup']:.2f} x "
-            f"plain decoding; {which}."
-        )
-    return (
-        f"This device should use {name}: {best['speedup']:.2f} x plain decoding, auto "
-        f"{auto['speedup']:.2f}."
-    )
+    """One sentence: what to use on this device; it claims no difference that may be chance."""
+    ours = {row["draft_length"]: row for row in rows if "draft_length" in row}
+    best = max(ours.values(), key=lambda row: float(row["speedup"]))
+    as_good = [length for length, row in ours.items() if not _is_slower(row, best)]
+    use = next((length for length in ("auto", 0) if length in as_good), best["draft_length"])
+    note = {"auto": ", the default", 0: ", plain decoding"}.get(use, "")
+    parts = [f"Use --draft-length {use}{note}"]
+    if 0 not in as_good:
+        parts[0] += f": {ours[use]['speedup']:.2f} x plain decoding ({shown_interval(ours[use])})"
+    if len(as_good) > 1:
+        parts.append(f"no measurable difference: {_listed(as_good)}")
+    if "auto" in ours and "auto" not in as_good:
+        parts.append(f"auto is slower: {ours['auto']['speedup']:.2f} x")
+    return "; ".join(parts)
+
+
+def shown_interval(row: Row) -> str:
+    """Of a row's speed against plain decoding."""
+    interval: Interval | None = row["speedup_interval"]
+    if interval is None:
+        return "too few runs for an interval"
+    return f"{LEVEL:.0%} interval {interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _is_slower(row: Row, best: Row) -> bool:
+    """Whether that is certain."""
+    interval = ratio_interval(row["all_tokens_per_s"], best["all_tokens_per_s"])
+    return interval is not None and interval[1] < 1
+
+
+def _listed(lengths: Sequence[object]) -> str:
+    *others, last = map(str, lengths)
+    return f"{', '.join(others)} and {last}"

@@ -24,7 +24,7 @@ from runtime_py.bench.rows import advice, bench_rows
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.bundle.chat_template import Message
 from runtime_py.check.replay import check_bundle
-from runtime_py.cli import render, render_check, render_doctor, render_inspection
+from runtime_py.cli import render, render_bench, render_check, render_doctor, render_inspection
 from runtime_py.cli.live import status_line
 from runtime_py.cli.options import (
     AutoOrNumber,
@@ -246,7 +246,7 @@ def bench(
         values = {"bundle": str(bundle), "runtime": name, "rows": rows, "advice": advice(rows)}
         say(json.dumps(values))
     else:
-        render.print_bench(rows, opened, name)
+        render_bench.print_bench(rows, opened, name)
         if html:
             say(f"Report: {html}")
 
@@ -267,7 +267,7 @@ def _bench_on_device(
     if as_json:
         say(json.dumps({"bundle": str(bundle.folder), **found.as_dict()}))
     else:
-        render.print_device_bench(found, bundle)
+        render_bench.print_device_bench(found, bundle)
 
 
 @main.command()
