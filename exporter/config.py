@@ -28,10 +28,10 @@ class GraphShapes:
 
     prefill_lengths: tuple[int, ...] = (128, 1024)  # tokens per prefill call, one graph each
     # Tokens per verify call, on LiteRT one graph each; lengths between them are verified with
-    # padding. Graphs for 3 and 6 tokens would gain auto at most 2.3 % by the costs in README (0.4 %
-    # on average where more than half are accepted). On the tiny model they take half as much
-    # lowering time again and 14 % more of the decoder's file: weights are shared, scales and
-    # graphs are not.
+    # padding. By the costs in docs/benchmarks.md, graphs for 3 and 6 tokens would gain auto at most
+    # 2.3 % (0.4 % on average where more than half are accepted). On the tiny model they take half
+    # as much lowering time again and 14 % more of the decoder's file: weights are shared, scales
+    # and graphs are not.
     verify_widths: tuple[int, ...] = (2, 4, 8)
     cache_length: int = 2048  # KV rows per layer that owns a cache
 

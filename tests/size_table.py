@@ -30,9 +30,29 @@ RECIPES = ("float32", "float16", "int8", "int4", "int4-groups", "mobile")
 CHECKED, RUNS, FAILS, UNTRIED = "checked here", "runs, not checked", "fails", "not tried"
 SMALL = "¹"  # of cells whose family was checked at small widths only
 HEAD = """\
-# Sizes, runtimes, recipes
+# Sizes
 
-Written by `python -m tests.size_table`; a test compares it with what that writes now.
+`--size` names a model with its drafter and brings both from the hub:
+
+| `--size` | target and drafter | weights of the text model | download, bfloat16 |
+| --- | --- | --- | --- |
+| `tiny` | in `models/` | 5.5 M | none |
+| `e2b` | google/gemma-4-E2B-it, …-assistant | 4.6 B | 9.3 GB |
+| `e4b` | google/gemma-4-E4B-it, …-assistant | 7.5 B | 14.9 GB |
+| `12b` | google/gemma-4-12B-it, …-assistant | 11.9 B | 23.8 GB |
+| `26b-a4b`, on ONNX only | google/gemma-4-26B-A4B-it, …-assistant | 25.2 B | 50.5 GB |
+| `31b` | google/gemma-4-31B-it, …-assistant | 30.7 B | 61.4 GB |
+
+The weights are counted from the configurations. A download also brings the vision and audio \
+weights that are in the same files. The text model is what is exported.
+
+In short: every size can be exported for every runtime with every [recipe](recipes.md), except \
+that LiteRT has no groups of four-bit weights, ExecuTorch has neither 16 nor 2 bits, and 26B-A4B \
+runs on ONNX only. What was checked at full size is bold below. An export to LiteRT or ONNX needs \
+a few GB of memory, whatever the size; one to ExecuTorch holds all weights, a byte each. What each \
+size needs on a device: [what fits](raspberry-pi.md#what-fits).
+
+## What was checked
 
 | word | what it takes |
 | --- | --- |
@@ -44,7 +64,9 @@ runtime and recipe at small widths (4 layers, hidden 64; all its kinds of layers
 and experts): `tests/benchmarks/small_sizes.py` |
 | refused | `gemma-export` says no before any work; the letter is the reason below |
 
-No published checkpoint was downloaded for it: this was written without network.
+No published checkpoint was downloaded: all this was written without network.
+
+`python -m tests.size_table` writes this page; a test compares.
 """
 
 

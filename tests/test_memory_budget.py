@@ -24,7 +24,7 @@ BILLIONS = {"e2b": 4.6, "e4b": 7.5, "12b": 11.9, "26b-a4b": 25.2, "31b": 30.7}
 
 @pytest.mark.parametrize(("size", "billions"), BILLIONS.items())
 def test_they_agree_with_the_number_of_weights(size, billions):
-    """README's counts, of the text model: int8 has a byte for each, and the drafter's on top."""
+    """The counts of docs/sizes.md: int8 has a byte for each weight, and the drafter's on top."""
     found = next(known for known in known_sizes() if known.name == size)
     assert billions <= found.recipes["int8"].file_bytes / 1e9 <= billions + 0.6
 

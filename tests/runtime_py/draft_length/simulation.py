@@ -42,7 +42,7 @@ class CostTable:
 
 
 TINY_S = 0.0004  # of the tiny model's decode: several of its rounds are learnt from together
-# Ratios of README's "Measured", of the stack of E2B's widths; and a device that computes, where
+# Ratios of docs/benchmarks.md, of the stack of E2B's widths; and a device that computes, where
 # most wait for memory: verifying 4 tokens costs 3.9 x one.
 TABLES = {
     "LiteRT int8": CostTable(0.25, {1: 1, 2: 1.04, 4: 1.07, 8: 1.31}, (1, 2, 4, 8)),
