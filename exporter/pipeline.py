@@ -41,6 +41,7 @@ from exporter.graph.sliding import sliding_layers
 from exporter.hub.sources import find_folders
 from exporter.lower import executorch, litert, onnx
 from exporter.lower.int8_rows import refuse_int8_rows
+from exporter.original import vendor as transformers_vendor
 from exporter.original.long_prompt import with_long_prompt
 from exporter.original.model import Original
 from exporter.original.record import (
@@ -139,6 +140,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
 def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     """Download, open and check everything the user named, before any work is done."""
     source = config.source
+    transformers_vendor.check()
     if config.kv == "int8":
         reasons = {name: lowering.no_int8_rows for name, lowering in LOWER.items()}
         refuse_int8_rows(config.device, config.runtimes, reasons)

@@ -57,7 +57,7 @@ class WholeModel:
         out = self.target(
             input_ids=torch.tensor([list(token_ids)]),
             output_hidden_states=True,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
         rows = [(layer.keys, layer.values) for layer in cache.layers]

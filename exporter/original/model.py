@@ -1,11 +1,10 @@
 """The original: transformers' own modules, eager and float32, which everything is compared with.
 
-They are built without weights and run layer by layer, for all texts at once (original_weights), so
-that a model of any size is evaluated in the memory of its largest layer.
+They are built without weights and run layer by layer, for all texts at once (weights.py), so that a
+model of any size is evaluated in the memory of its largest layer.
 """
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,17 +17,10 @@ from exporter.checkpoint.reader import DrafterCheckpoint, TargetCheckpoint
 from exporter.errors import ExportError, NotFiniteError, shown
 from exporter.graph.spec import TargetSpec
 from exporter.graph.target import embedded_ids
+from exporter.original.vendor import growing_cache, skeleton
 from exporter.original.weights import Kept, LentLinear, Rows, WeightSource, give, lend
 from exporter.quantize import KvRange
 
-# model_type -> class. Not config.json's "architectures", which a tool may leave out or call the
-# decoder without its head.
-CLASSES = {
-    "gemma4_text": "Gemma4ForCausalLM",
-    "gemma4_assistant": "Gemma4AssistantForCausalLM",
-    "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
-    "gemma4_unified_assistant": "Gemma4UnifiedAssistantForCausalLM",
-}
 KEPT_BYTES = 1 << 30  # of float32 weights: models up to this size are read once and kept
 KEPT_HEAD_BYTES = 1 << 28  # of a drafter's dense head
 TOKENS_AT_ONCE = 1024  # of all texts together, in one pass over the layers
@@ -148,8 +140,6 @@ class Continuation:
         spec: TargetSpec,
         texts: Sequence[Sequence[int]],
     ) -> None:
-        from exporter.original.cache import growing_cache  # loads transformers
-
         self._target, self._drafter, self._spec = target, drafter, spec
         self._cache: Any = growing_cache()
         longest = max(len(text) for text in texts)
@@ -190,7 +180,7 @@ class Continuation:
                 input_ids=embedded_ids(token_ids, self._spec),
                 attention_mask=self._mask,
                 position_ids=positions,
-                past_key_values=self._cache,
+                cache=self._cache,
                 use_cache=True,
                 # As a tensor: for a number, transformers 5.23 slices per-layer inputs, which models
                 # with shared layers may lack.
@@ -234,7 +224,7 @@ class Continuation:
 def _build_target(checkpoint: TargetCheckpoint, keep: bool) -> Any:
     source: WeightSource = Kept(checkpoint) if keep else checkpoint
     with _refused(checkpoint.folder):
-        whole = _skeleton(checkpoint.folder, text_only=True)
+        whole = skeleton(checkpoint.folder, text_only=True)
         text = whole.model
         text.embed_tokens = Rows(text.embed_tokens, "embed_tokens.weight", source)
         if checkpoint.spec.per_layer_size:
@@ -249,7 +239,7 @@ def _build_drafter(checkpoint: DrafterCheckpoint) -> Any:
     """All of it in memory but a dense head, which may be larger than all the rest."""
     name = checkpoint.spec.head_name
     with _refused(checkpoint.folder):
-        whole = _skeleton(checkpoint.folder, text_only=False)
+        whole = skeleton(checkpoint.folder, text_only=False)
         text, head = whole.model, whole.lm_head
         text.embed_tokens = whole.model = whole.lm_head = None  # it is handed embeddings
         give(text, "", checkpoint)
@@ -261,27 +251,6 @@ def _build_drafter(checkpoint: DrafterCheckpoint) -> Any:
             head.weight = nn.Parameter(checkpoint.tensor(name), requires_grad=False)
         whole.model, whole.lm_head = text, head
     return whole
-
-
-def _skeleton(folder: Path, text_only: bool) -> Any:
-    """transformers' model of a folder's configuration, on the meta device."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    text_config = config.get_text_config()
-    with _quiet(transformers):
-        wanted = text_config if text_only else config
-        with torch.device("meta"):
-            built: Any = getattr(transformers, CLASSES[wanted.model_type])._from_config(
-                wanted,
-                attn_implementation="eager",
-                # The default, torch's grouped_mm, takes rows of a multiple of 16 bytes only.
-                experts_implementation="eager",
-                dtype=torch.float32,
-            )
-        rotary = built.model.rotary_emb
-        built.model.rotary_emb = type(rotary)(text_config)  # computed, not read
-    return built.eval().requires_grad_(False)
 
 
 @contextlib.contextmanager
@@ -314,16 +283,3 @@ def _remembered(module: nn.Module) -> Iterator[list[Tensor]]:
         yield given
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No loading bar and no advice on stderr: the export shows its own progress."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from exporter.checkpoint.generation import read_generation, report_ignored
 from exporter.errors import ExportError, shown
+from exporter.original.vendor import load_tokenizer
 from runtime_py.bundle.manifest import TokenEntry
 from runtime_py.bundle.tokenizer import LibraryError, no_panic
 
@@ -166,13 +167,9 @@ class OriginalTokenizer:
     """transformers' tokenizer of a checkpoint: what the bundle's own must equal."""
 
     def __init__(self, folder: Path) -> None:
-        import transformers
-
         try:
             with no_panic():
-                self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                    folder, trust_remote_code=False
-                )
+                self._tokenizer = load_tokenizer(folder)
         except LibraryError as error:
             raise ExportError(
                 f"{folder}: transformers cannot load the tokenizer ({shown(error, 300)}); "

@@ -15,10 +15,10 @@ from exporter.graph.sliding import sliding_layers
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.executorch.kv_cache import KVBuffers
 from exporter.lower.executorch.modules import DraftStep, Fill, Finish, spell_means
-from exporter.lower.executorch.program import PINNED, Method, OnStep, write_program
+from exporter.lower.executorch.program import PACKAGES, Method, OnStep, write_program
 from exporter.lower.executorch.weights import Loader
 from exporter.lower.experts import refuse_experts
-from exporter.lower.versions import check_versions
+from exporter.pins import check_pins
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
 from runtime_py.bundle.sliding import KEY as SLIDING
 from runtime_py.bundle.sliding import numbers_of
@@ -49,11 +49,11 @@ def check(types: Mapping[str, WeightType]) -> None:
             stored, or the model has experts.
     """
     refuse_experts(types, _NO_EXPERTS)
-    check_versions("ExecuTorch", PINNED)
+    check_pins("lowering to ExecuTorch", PACKAGES)
     for name, kind in types.items():
         if kind.bits in INSTEAD:
             raise ExportError(
-                f"{name}: {kind.bits} bits, XNNPACK in ExecuTorch {PINNED['executorch']} "
+                f"{name}: {kind.bits} bits, ExecuTorch's XNNPACK "
                 "multiplies float32 with float32, int8 or int4; use --quantize "
                 f"{INSTEAD[kind.bits]}, or --runtime litert or onnx"
             )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from exporter.lower.executorch.memory import forget_delegated_weights, lent_weights
 from exporter.lower.executorch.one_copy import write_once
 
-PINNED = {"executorch": "1.5.1"}
+PACKAGES = ("executorch",)
 
 
 @dataclass(frozen=True)

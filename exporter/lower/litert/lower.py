@@ -25,8 +25,8 @@ from exporter.lower.litert.modules import (
     target_signatures,
 )
 from exporter.lower.litert.skeleton import Signature, convert
-from exporter.lower.litert.toolchain import PINNED
-from exporter.lower.versions import check_versions
+from exporter.lower.litert.toolchain import PACKAGES
+from exporter.pins import check_pins
 from exporter.quantize import DRAFTER_PREFIX, KvRange, Recipe, WeightType, plan, size_bytes
 
 OnBytes = Callable[[str, int, int], None]  # file at work, weight bytes written, of how many in all
@@ -77,7 +77,7 @@ def check(types: Mapping[str, WeightType]) -> None:
             the model has experts.
     """
     refuse_experts(types, _NO_EXPERTS)
-    check_versions("LiteRT", PINNED)
+    check_pins("lowering to LiteRT", PACKAGES)
     for name, kind in types.items():
         if kind.group_size:
             raise ExportError(

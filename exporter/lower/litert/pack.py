@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.lower.litert.modules import OFFICIAL_VERIFY_WIDTH
 from exporter.lower.litert.tied_table import attach, detach
-from exporter.lower.litert.toolchain import PINNED
+from exporter.lower.litert.toolchain import PACKAGES
 from exporter.text.files import TextFiles
 from runtime_py.bundle.manifest import SlidingEntry
 from runtime_py.bundle.sliding import KEY, write_sliding
@@ -97,7 +97,7 @@ def version_stamp(recipe_name: str, sliding: SlidingEntry | None) -> dict[str, s
         exporter = metadata.version("gemma-export")
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         exporter = "source"
-    tools = {package: metadata.version(package) for package in sorted(PINNED)}
+    tools = {package: metadata.version(package) for package in sorted(PACKAGES)}
     said = {} if sliding is None else {KEY: write_sliding(sliding)}
     return {"gemma-export": exporter, "recipe": recipe_name, **tools, **said}
 

@@ -14,12 +14,7 @@ from exporter.errors import ExportError
 
 # The virtual-weight road below leans on private behaviour of exactly these releases. A new release
 # is admitted here once tests/exporter/lower/litert/test_oracle.py passes with it.
-PINNED = {
-    "litert-torch": "0.10.0",
-    "litert-converter": "0.5.0",
-    "ai-edge-litert": "2.3.0",
-    "litert-lm-builder": "0.18.1",
-}
+PACKAGES = ("litert-torch", "litert-converter", "ai-edge-litert", "litert-lm-builder")
 
 EXTERNAL_GROUP = "virtual_weights"
 RESOURCE_NAME = "gemma_export_weight"

@@ -15,9 +15,9 @@ from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.onnx.data_file import data_file
 from exporter.lower.onnx.kv_cache import ROW_MULTIPLE, past_names
 from exporter.lower.onnx.modules import DraftStep, Fill, Finish, Graph
-from exporter.lower.onnx.program import PINNED, Inputs, write_graph
+from exporter.lower.onnx.program import PACKAGES, Inputs, write_graph
 from exporter.lower.onnx.weights import Loader
-from exporter.lower.versions import check_versions
+from exporter.pins import check_pins
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
 from runtime_py.bundle.sliding import KEY, write_sliding
 
@@ -34,7 +34,7 @@ def check(_types: Mapping[str, WeightType]) -> None:
     Raises:
         ExportError: naming the tool and how to install it.
     """
-    check_versions("ONNX", PINNED)
+    check_pins("lowering to ONNX", PACKAGES)
 
 
 def lower(

@@ -19,7 +19,7 @@ from exporter.lower.onnx.weights import Weight
 if TYPE_CHECKING:
     import onnx_ir
 
-PINNED = {"onnx": "1.23.2", "onnxscript": "0.7.2", "onnx_ir": "1.1.0"}
+PACKAGES = ("onnx", "onnxscript", "onnx_ir")
 OPSET = 23  # the first with RMSNormalization
 
 

@@ -43,7 +43,7 @@ class Original:
         cache = DynamicCache()  # without a config, so that no layer drops old rows
         with torch.no_grad():
             out = self.target(
-                self.tokens[None], past_key_values=cache, use_cache=True, output_hidden_states=True
+                self.tokens[None], cache=cache, use_cache=True, output_hidden_states=True
             )
         self.logits, self.hidden = out.logits[0], out.hidden_states[-1][0]
         self.rows = {
