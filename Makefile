@@ -14,8 +14,8 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	$(BIN)/gemma-export --target raspberry-pi --size tiny --output $(BUNDLE) --overwrite
 	$(BIN)/gemma-run check $(BUNDLE)
-	$(BIN)/gemma-run generate $(BUNDLE) --prompt 'The argparse module' --max-new-tokens 96
-	$(BIN)/gemma-run generate $(BUNDLE) --prompt 'The argparse module' --max-new-tokens 96 --temperature 0.8 --seed 7
+	$(BIN)/gemma-run generate $(BUNDLE) --prompt 'Explain argparse.' --max-new-tokens 96
+	$(BIN)/gemma-run generate $(BUNDLE) --prompt 'Explain argparse.' --max-new-tokens 96 --temperature 0.8 --seed 8
 
 # Two workers, one thread each: OpenMP's threads wait for each other busily.
 test: check

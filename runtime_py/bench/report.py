@@ -29,14 +29,16 @@ _PAGE = jinja2.Environment(autoescape=True).from_string(
   --soft: #9aa5b1; --c0: #6ea0ff; --c1: #f0ab4e; --c2: #53c79c; --c3: #7b8794; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 44rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.35rem; margin-bottom: .2rem } h2 { font-size: 1rem; margin: 2rem 0 .2rem }
+h1 { font-size: 1.35rem; margin-bottom: .2rem; overflow-wrap: anywhere }
+h2 { font-size: 1rem; margin: 2rem 0 .2rem }
 p { margin: .3rem 0 } .soft { color: var(--soft); font-size: .9rem }
 .advice { border-left: 4px solid var(--c0); padding: .5rem .8rem; margin: 1rem 0; font-weight: 600 }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: right; vertical-align: top; padding: .25rem .4rem;
-  border-bottom: 1px solid var(--faint); overflow-wrap: anywhere }
-th { font-weight: 600; font-size: .85rem } th:first-child, td:first-child { text-align: left }
-td small { display: block; color: var(--soft) }
+  border-bottom: 1px solid var(--faint) }
+th { font-weight: 600; font-size: .85rem }
+th:first-child, td:first-child { text-align: left }
+td small { display: block; color: var(--soft); white-space: nowrap }
 svg { width: 100%; max-width: 34rem; height: auto }
 svg text { fill: var(--soft); font-size: 13px }
 @media (max-width: 30rem) { table { font-size: .85rem } th { font-size: .75rem }
@@ -51,11 +53,11 @@ svg text { fill: var(--soft); font-size: 13px }
 <h1>{{ title }}</h1>
 <p class="soft">{{ about }}</p>
 <p class="advice">{{ advice }}</p>
-<table><thead><tr><th></th><th>tokens/s</th><th>x plain</th><th>drafts accepted per round</th>
+<table><thead><tr><th></th><th>tokens/s</th><th>x plain</th><th>drafts accepted</th>
 <th>outside graphs</th></tr></thead><tbody>
 {% for row in rows %}<tr><td>{{ row.who }}</td><td>{{ "%.1f"|format(row.tokens_per_s) }}</td>
 <td>{{ "%.2f"|format(row.speedup) }}{% if row.speedup_interval and row.draft_length != 0 %}
-<small>{{ "%.2f to %.2f"|format(*row.speedup_interval) }}</small>{% endif %}</td>
+<small>{{ "%.2f-%.2f"|format(*row.speedup_interval) }}</small>{% endif %}</td>
 <td>{% if row.draft_length %}{{ "%.2f"|format(row.accepted_per_round) }} of
 {{ "%.2f"|format(row.drafted_per_round) }}{% endif %}</td>
 <td>{% if row.outside_share is defined %}{{ "%.1f"|format(100 * row.outside_share) }} %{% endif %}

@@ -35,7 +35,7 @@ def print_bench(rows: Sequence[Row], bundle: Bundle, runtime: str) -> None:
 def _interval(row: Row) -> str:
     if row["speedup_interval"] is None or row.get("draft_length") == 0:
         return ""
-    return "{:.2f} to {:.2f}".format(*row["speedup_interval"])
+    return "{:.2f}-{:.2f}".format(*row["speedup_interval"])
 
 
 def print_device_bench(found: DeviceBench, bundle: Bundle) -> None:

@@ -228,6 +228,11 @@ def test_the_report_is_one_file_that_needs_nothing_else(found, tmp_path):
     assert not any(key in ("href", "src", "xlink:href") for _, a in page.tags for key in a)
     assert "http" not in text
     assert "url(" not in text
+    assert (
+        "meta",
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    ) in page.tags
+    assert not any("width" in attributes for tag, attributes in page.tags if tag == "svg")
     headings = re.findall("<h2>(.*?)</h2>", text)
     assert headings == [
         "Tokens per second",
