@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -26,13 +25,14 @@ from exporter.config import (
     parse_location,
     recipe_text,
 )
-from exporter.errors import ExportError, nearest
+from exporter.errors import ExportError
 from runtime_py.adb import connection as adb
 from runtime_py.backends.installed import install_extra, our_version
 from runtime_py.bundle.manifest import Manifest, RuntimeName
 from runtime_py.cli import render, render_check
 from runtime_py.device.own_process import own_module
 from runtime_py.errors import RunError
+from runtime_py.terminal.choice import Choice
 from runtime_py.terminal.command import ErrorLine
 from runtime_py.terminal.console import say
 from runtime_py.terminal.printable import one_line
@@ -55,16 +55,6 @@ class LocationType(click.ParamType[Location]):
             self.fail(str(error), param, ctx)
 
 
-class Choice(click.Choice[str]):
-    """Names in any case; of an unknown one the nearest is suggested."""
-
-    def __init__(self, choices: Sequence[str]) -> None:
-        super().__init__(choices, case_sensitive=False)
-
-    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        return super().get_invalid_choice_message(value, ctx) + nearest(str(value), self.choices)
-
-
 class Command(ErrorLine):
     program = "gemma-export"
     input_errors = (ExportError, RunError)
@@ -81,19 +71,32 @@ class Command(ErrorLine):
             ) from error
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+def _defaults() -> str:
+    """What --target chooses, as the last part of the help."""
+    lines = [f"{'Target':<14}{'runtime':<9}{'recipe':<8}{'context':<9}drafts per round"]
+    lines += [
+        f"{name:<14}{', '.join(device.runtimes):<9}{device.recipe:<8}"
+        f"{device.context_length:<9}{device.draft_length}"
+        for name, device in sorted(DEVICES.items())
+    ]
+    return "\b\n" + "\n".join(lines)
+
+
+@click.command(
+    cls=Command, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_defaults()
+)
 @click.option(
     "--target",
     "device",
     type=Choice(sorted(DEVICES)),
     required=True,
-    help="Device to export for; picks the defaults below. web: with a page that runs the bundle in "
-    "a browser.",
+    help="What to export for; picks the defaults in the table below. web adds a page that runs the "
+    "bundle in a browser.",
 )
 @click.option(
     "--size",
     type=Choice(known_sizes()),
-    help="A model this tool knows by name; all but tiny are downloaded.",
+    help="A published model, by name; all but tiny are downloaded.",
 )
 @click.option(
     "--model",
@@ -105,12 +108,12 @@ class Command(ErrorLine):
     "--drafter",
     type=LocationType(),
     metavar="WHERE",
-    help="Its MTP drafter (assistant), likewise.  [default: the one of --size]",
+    help="Its MTP drafter (assistant): a folder or a hub id.  [default: the one of --size]",
 )
 @click.option(
     "--adapter",
     type=click.Path(path_type=Path),
-    help="Folder of a PEFT LoRA adapter, merged into the model as it is read.",
+    help="Folder of a PEFT LoRA adapter to merge into the model.",
 )
 @click.option("--no-drafter", is_flag=True, help="Export without a drafter.")
 @click.option(
@@ -133,7 +136,8 @@ class Command(ErrorLine):
     type=Choice(get_args(KvType)),
     default="float32",
     show_default=True,
-    help="How KV rows are stored; int8 is a quarter of float32. Not on executorch or the web.",
+    help="How KV rows are stored; int8 takes a quarter of float32's memory. Not for executorch or "
+    "web.",
 )
 @click.option(
     "--print-recipe",
@@ -141,12 +145,12 @@ class Command(ErrorLine):
     is_eager=True,
     expose_value=False,
     callback=lambda ctx, _option, name: _print_recipe(ctx, name),
-    help="Print a recipe, to copy and edit, and do nothing else.",
+    help="Print a recipe, to copy and edit, and exit.",
 )
 @click.option(
     "--requantize",
     is_flag=True,
-    help="Round the integers of a QAT checkpoint again, as the recipe says. By default they are "
+    help="Quantize the integers of a QAT checkpoint again, by the recipe. By default they are "
     "kept.",
 )
 @click.option(
@@ -159,7 +163,8 @@ class Command(ErrorLine):
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path),
-    help='Prompts to record the original on, one {"kind": "text" or "chat", "text": …} per line.',
+    help='Prompts to record the original on: a file with {"kind": "text" or "chat", "text": …} on '
+    "each line.",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Bundle folder.  [default: ./MODEL-TARGET]"
@@ -167,19 +172,19 @@ class Command(ErrorLine):
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace the bundle that is there; a folder with anything else in it is left alone.",
+    help="Replace the bundle at --output. A folder with any other file in it is left alone.",
 )
-@click.option("--no-check", is_flag=True, help="Do not replay the original at the end.")
+@click.option("--no-check", is_flag=True, help="Skip the check at the end.")
 @click.option(
     "--push",
     is_flag=True,
     help="Send the bundle to a connected Android device with adb, where the demo app and "
     "`gemma-run bench --adb` find it. (Tested against a stand-in for adb, not on a phone.)",
 )
-@click.option("--serial", metavar="ID", help="Which device, if several are connected.")
+@click.option("--serial", metavar="ID", help="With --push: which device, if several are connected.")
 @click.version_option(our_version(), prog_name="gemma-export")
 def main(**options: Any) -> None:
-    """Export Gemma 4 and its MTP drafter to a bundle for a device, and prove that it says the same.
+    """Export Gemma 4 and its MTP drafter as a bundle for a device, and check it.
 
     \b
     gemma-export --target raspberry-pi --size tiny
@@ -189,10 +194,12 @@ def main(**options: Any) -> None:
     gemma-export --target android --size e2b --adapter ./my-lora --prompts my-prompts.jsonl
     gemma-export --print-recipe int4 > mine.toml
 
-    The bundle is a folder. The platform's own runtime loads the model file in it as it is,
-    gemma-run runs it without torch, and it carries a recording of the original, which
-    `gemma-run check` replays. A target picks runtime, recipe, context and draft length; every one
-    can be overridden.
+    A bundle is a folder with the model file, the tokenizer and a recording of what the original
+    model said. gemma-run runs it without torch, and the platform's own runtime loads the same model
+    file. At the end, `gemma-run check` replays the recording.
+
+    --target picks the runtime, recipe, context and draft length in the table at the end. Options
+    override the first three; the draft length can be changed whenever the bundle runs.
     """
     _show_stages()
     no_check, push, serial = (options.pop(name) for name in ("no_check", "push", "serial"))

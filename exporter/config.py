@@ -143,9 +143,26 @@ class ExportConfig:
     kv: KvType = "float32"
     context_asked: bool = True  # a default gives way to a model that was made for less
 
+    def __str__(self) -> str:
+        """What was chosen, as one line."""
+        source = self.source
+        parts = [f"model {source.model}", f"drafter {source.drafter or 'none'}"]
+        if source.adapter is not None:
+            parts.append(f"adapter {source.adapter}")
+        parts += [
+            f"recipe {self.recipe}",
+            f"runtime {' and '.join(self.runtimes)}",
+            f"context {self.shapes.cache_length}",
+        ]
+        if source.drafter is not None:
+            parts.append(f"{self.draft_length} drafts per round")
+        if self.kv != "float32":
+            parts.append(f"KV rows {self.kv}")
+        return f"{source.name} for {self.device}: {', '.join(parts)}"
+
     @property
     def sources(self) -> list[Path]:
-        """What the user named of this machine's files and folders, to be read."""
+        """The files and folders of this machine that the user named and the export reads."""
         source = self.source
         recipe = Path(self.recipe) if self.recipe.endswith(".toml") else None
         named = (source.model, source.drafter, source.adapter, source.prompts, recipe)

@@ -102,6 +102,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
         ExportError: for any input that cannot be exported; nothing is left behind then.
     """
     start = time.monotonic()
+    logger.info("export      %s", config)
     with staged(config.output, config.overwrite, config.sources) as folder:
         inputs = read_inputs(config, bar)
         config = fit_context(config, inputs.target)

@@ -71,6 +71,8 @@ def test_names_in_any_case(words):
     ("words", "nearest"),
     [
         (("--size", "e2"), "e2b"),
+        (("--size", "26b"), "26b-a4b"),
+        (("--size", "tiny", "--target", "pi"), "raspberry-pi"),
         (("--size", "tiny", "--target", "raspberrypi"), "raspberry-pi"),
         (("--size", "tiny", "--runtime", "executorche"), "executorch"),
         (("--size", "tiny", "--kv", "int4"), "int8"),
@@ -191,3 +193,25 @@ def test_experts_go_where_they_can_run(tmp_path):
     assert resolve("--size", "26b-a4b", "--model", tmp_path).runtimes == ("onnx",)
     assert resolve("--size", "26b-a4b", "--runtime", "litert").runtimes == ("litert",)
     assert resolve("--size", "31b").runtimes == ("litert",)
+
+
+def test_the_help_has_the_defaults_of_every_target():
+    text = cli.main.get_help(click.Context(cli.main))
+    for name, device in config.DEVICES.items():
+        (line,) = (line.split() for line in text.splitlines() if line.split()[:1] == [name])
+        shown = (*device.runtimes, device.recipe, device.context_length, device.draft_length)
+        assert line[1:] == [str(value) for value in shown]
+
+
+def test_what_was_chosen_is_one_line(tmp_path):
+    chosen = resolve("--target", "android", "--size", "e2b", "--kv", "int8", "--adapter", tmp_path)
+    assert str(chosen) == (
+        f"gemma-4-e2b+{tmp_path.name} for android: model google/gemma-4-E2B-it, drafter "
+        f"google/gemma-4-E2B-it-assistant, adapter {tmp_path}, recipe int8, runtime litert, "
+        "context 4096, 3 drafts per round, KV rows int8"
+    )
+    words = ("--model", "maker/fine", "--no-drafter", "--runtime", "onnx", "--runtime", "litert")
+    assert str(resolve(*words)) == (
+        "fine for desktop: model maker/fine, drafter none, recipe int8, runtime onnx and litert, "
+        "context 8192"
+    )

@@ -31,7 +31,9 @@ def test_an_error_is_one_line_whatever_it_names(options, tmp_path):
     assert "b][red]:smile:" in done.stderr
     assert not ACTING.search(done.stderr), ascii(done.stderr)
     if done.exit_code == 1:
-        assert done.stderr.count("\n") == 1
+        *stages, error = done.stderr.splitlines()
+        assert ": error: " in error
+        assert [line.split()[0] for line in stages] == ["export"]
 
 
 def test_a_stage_is_shown_fit_for_a_terminal(capsys):
