@@ -15,7 +15,8 @@ from runtime_py.check.replay import run_check
 from runtime_py.decoding.sampling import GREEDY
 from runtime_py.decoding.session import Session, Stops
 from runtime_py.draft_length.measure import pooled_acceptance
-from tests.golden_traces.backend import HashedBackend, described
+from tests.golden_traces.described import described
+from tests.runtime_py.scripted_backend import ScriptedBackend
 
 _PROMPTS = ((7, 3, 21, 9), (5,), (1, 2))
 _NUM_TOKENS, _DRAFT_LENGTH, _NUM_PROBES = 9, 3, 4
@@ -25,16 +26,16 @@ def recorded_checks() -> Iterator[dict[str, Any]]:
     """The original has a drafter that is right at 80 of 100 positions."""
     reference = _reference()
     for options, tolerances, recorded in (
-        ({"skill": 80}, Tolerances(max_logit_error=1e-4, min_agreement=1.0), reference),
-        ({"skill": 0}, Tolerances(max_logit_error=1e-4), reference),
+        ({"skill": 0.8}, Tolerances(max_logit_error=1e-4, min_agreement=1.0), reference),
+        ({"skill": 0.0}, Tolerances(max_logit_error=1e-4), reference),
         (
-            {"skill": 80, "levels": 900},
+            {"skill": 0.8, "levels": 900},
             Tolerances(max_logit_error=1e-4, min_agreement=0.5),
             reference,
         ),
-        ({"skill": 80}, Tolerances(max_logit_error=1.0, min_agreement=1.0), _tied(reference)),
+        ({"skill": 0.8}, Tolerances(max_logit_error=1.0, min_agreement=1.0), _tied(reference)),
     ):
-        backend = HashedBackend(**options)
+        backend = ScriptedBackend(**options)
         report = run_check(Session(backend, 128), backend, recorded, tolerances)
         yield {
             "reference": _stored(recorded),
@@ -71,7 +72,7 @@ def _tied(reference: Reference) -> Reference:
 
 
 def _reference() -> Reference:
-    backend = HashedBackend(skill=80)
+    backend = ScriptedBackend(skill=0.8)
     session = Session(backend, 128)
     greedy, logits, drafts = [], [], []
     for prompt in _PROMPTS:
@@ -100,7 +101,7 @@ def _reference() -> Reference:
     )
 
 
-def _drafts(backend: HashedBackend, last: int, hidden: Any, position: int) -> list[int]:
+def _drafts(backend: ScriptedBackend, last: int, hidden: Any, position: int) -> list[int]:
     drafts = []
     for _ in range(_DRAFT_LENGTH):
         logits, hidden = backend.draft(last, hidden, position)

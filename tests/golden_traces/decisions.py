@@ -8,7 +8,7 @@ import numpy as np
 from runtime_py.decoding.policy import Outcome, Round
 from runtime_py.draft_length.costs import Costs
 from runtime_py.draft_length.policy import AutoDraftLength
-from tests.golden_traces.backend import TICK, hashed_logits
+from tests.runtime_py.scripted_backend import TICK, hashed_logits
 
 _NUM_ROUNDS = 150
 _SHORT = TICK / 32  # then several rounds are learnt from together

@@ -19,10 +19,11 @@ from runtime_py.decoding.session import Session, Stops
 from runtime_py.draft_length.costs import Costs
 from runtime_py.draft_length.policy import AutoDraftLength
 from runtime_py.errors import RunError
-from tests.golden_traces.backend import TICK, HashedBackend, described, hashed_logits
 from tests.golden_traces.checks import recorded_checks
 from tests.golden_traces.decisions import recorded_decisions
+from tests.golden_traces.described import described
 from tests.golden_traces.tokenizers import recorded_tokenizers
+from tests.runtime_py.scripted_backend import TICK, ScriptedBackend, hashed_logits
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loop-traces.json"
 
@@ -62,10 +63,10 @@ def written(values: dict[str, list[Any]]) -> str:
 
 
 def _traces() -> Iterator[Trace]:
-    for skill, draft_length in product((0, 70, 100), range(8)):
+    for skill, draft_length in product((0.0, 0.7, 1.0), range(8)):
         yield trace("greedy", [turn(draft_length=draft_length)], skill=skill)
     for sampling, draft_length in product(SAMPLINGS, range(8)):
-        yield trace("sampled", [turn(sampling, draft_length=draft_length)], skill=80)
+        yield trace("sampled", [turn(sampling, draft_length=draft_length)], skill=0.8)
     yield from _stopped()
     for sampling, levels in product((GREEDY, *SAMPLINGS[:4]), (2, 5)):
         yield trace("ties", [turn(sampling, draft_length=4)], levels=levels)
@@ -83,21 +84,21 @@ def _traces() -> Iterator[Trace]:
             turn(SAMPLINGS[0], 9, draft_length=3),
             turn(GREEDY, 9, draft_length=5, prompt=second),
         ]
-        yield trace("second prompt", turns, skill=90)
+        yield trace("second prompt", turns, skill=0.9)
 
 
 def _auto() -> Iterator[Trace]:
     """The policy decides, by costs on the backend's own clock and by what is accepted."""
     devices = ((100, 1000, 1040, 1070, 1310), (400, 1000, 1700, 1900, 2500))
-    for skill, ticks in product((0, 60, 90, 100), devices):
-        sampling = SAMPLINGS[1] if skill == 90 else GREEDY
+    for skill, ticks in product((0.0, 0.6, 0.9, 1.0), devices):
+        sampling = SAMPLINGS[1] if skill == 0.9 else GREEDY
         turns = [turn(sampling, 90, draft_length="auto"), turn(GREEDY, 40, draft_length="auto")]
         yield trace("auto", turns, skill=skill, cache_length=256, ticks=ticks)
 
 
 def _stopped() -> Iterator[Trace]:
     """Every kind of end, at every place of a round of six tokens."""
-    perfect = {"skill": 100, "vocab_size": 4000, "verify_widths": (1, 2, 4, 6)}
+    perfect = {"skill": 1.0, "vocab_size": 4000, "verify_widths": (1, 2, 4, 6)}
     for sampling in (GREEDY, SAMPLINGS[0]):
         plain = trace("", [turn(sampling, 14)], **perfect)
         token_ids = [token for step in plain["turns"][0]["steps"] for token in step[0]]
@@ -109,7 +110,7 @@ def _stopped() -> Iterator[Trace]:
         context_length = len(PROMPT) + room
         yield trace("context end", [turn(draft_length=5)], context_length, **perfect)
         # The graphs' padding must fit the rows too.
-        yield trace("cache end", [turn(draft_length=7)], skill=100, cache_length=context_length)
+        yield trace("cache end", [turn(draft_length=7)], skill=1.0, cache_length=context_length)
 
 
 def turn(sampling: SamplingParams = GREEDY, max_new_tokens: int = 40, **asked: Any) -> Turn:
@@ -129,7 +130,7 @@ def trace(
     name: str, turns: Sequence[Turn], context_length: int = 1000, **backend_options: Any
 ) -> Trace:
     """The steps of one session: [token ids, number drafted, number accepted] each."""
-    backend = HashedBackend(**backend_options)
+    backend = ScriptedBackend(**backend_options)
     session = Session(backend, context_length)
     policy = _policy(backend)
     with patch("runtime_py.decoding.session.time.perf_counter", backend.seconds):
@@ -142,7 +143,7 @@ def trace(
     }
 
 
-def _policy(backend: HashedBackend) -> AutoDraftLength:
+def _policy(backend: ScriptedBackend) -> AutoDraftLength:
     """As runtime_py/draft_length/measure.py makes it, with what the backend's calls really cost."""
     verify = {width: ticks * TICK for width, ticks in backend.verify_ticks.items()}
     lengths = [width - 1 for width in backend.verify_widths if width > 1]
@@ -167,7 +168,7 @@ def _refusals() -> Iterator[Trace]:
         turn(draft_length=-1),
         turn(max_new_tokens=0),
     ]
-    backend = HashedBackend()
+    backend = ScriptedBackend()
     for asked in cases:
         try:
             _steps(Session(backend, 1000), asked, _policy(backend))

@@ -1,6 +1,9 @@
-"""A backend whose target is a hash of the KV rows: a wrong row or position shows at once."""
+"""A backend whose target is a hash of the KV rows: a wrong row or position shows at once.
 
-import hashlib
+Its twins in Kotlin and JavaScript (ScriptedBackend.kt, scripted_backend.mjs) compute the same
+floats: they are small multiples of 2**-20, so that every step is exact.
+"""
+
 import itertools
 from collections.abc import Sequence
 
@@ -10,14 +13,25 @@ from runtime_py.backends import FloatArray
 from runtime_py.decoding.policy import Outcome, Round
 
 HIDDEN_SIZE = 4
+TICK = 2.0**-16  # seconds: so many of them add up exactly
+_NEVER_WRITTEN, _PADDING = -1, -2
+_LOGITS, _HIDDEN, _SKILL = 1, 2, 3
+_STEP = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
 
 
 class ScriptedBackend:
     """Logits at position p depend on every row 0 .. p: on exactly the tokens written there.
 
-    The drafter knows the target's logits and blurs them: `skill` is the share of positions where
-    it proposes from the target's own logits. It reads committed rows only, and its hidden state
-    must be the one of the position it drafts from.
+    The drafter knows the target's logits and shifts some of them. It reads committed rows only,
+    and its hidden state must be the one of the position it drafts from.
+
+    Args:
+        skill: share of positions where the drafter proposes from the target's own logits; whole
+            percent.
+        levels: 0 for logits that are reals in -8 .. 8, else so many whole numbers: full of ties.
+        ticks: what calls cost on the backend's own clock, in TICK: a draft, then target calls by
+            width.
     """
 
     has_drafter = True
@@ -30,32 +44,38 @@ class ScriptedBackend:
         skill: float = 0.7,
         vocab_size: int = 40,
         cache_length: int = 128,
-        verify_widths: tuple[int, ...] = (1, 2, 4, 8),
+        verify_widths: Sequence[int] = (1, 2, 4, 8),
+        levels: int = 0,
+        ticks: Sequence[int] = (100, 1000, 1100, 1200, 1400),
     ) -> None:
         self.skill = skill
         self.vocab_size = vocab_size
         self.cache_length = cache_length
-        self.verify_widths = verify_widths
-        self.rows = [-1] * cache_length
+        self.verify_widths = tuple(verify_widths)
+        self.levels = levels
+        self.draft_ticks = ticks[0]
+        self.verify_ticks = dict(zip(verify_widths, ticks[1:], strict=False))
+        self.rows = [_NEVER_WRITTEN] * cache_length
         self.num_calls = {"prefill": 0, "verify": 0, "draft": 0}
         self.num_prefilled = 0
+        self._ticks = 0
         self._position = -1  # of the round being drafted
+
+    def seconds(self) -> float:
+        """Its clock, for the loop to look at."""
+        return self._ticks * TICK
 
     def _write(self, token_ids: Sequence[int], position: int, width: int) -> None:
         assert position + width <= self.cache_length, "rows past the KV buffer"
-        padding = [-2] * (width - len(token_ids))
+        padding = [_PADDING] * (width - len(token_ids))
         self.rows[position : position + width] = [*token_ids, *padding]
-
-    def _rng(self, tokens: Sequence[int], what: str) -> np.random.Generator:
-        digest = hashlib.sha256(repr((what, list(tokens))).encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
     def target_logits(self, tokens: Sequence[int]) -> FloatArray:
         assert min(tokens) >= 0, "attended a row that nothing was written to"
-        return self._rng(tokens, "logits").normal(0, 3, self.vocab_size).astype(np.float32)
+        return hashed_logits(hashed(tokens, _LOGITS), self.vocab_size, self.levels)
 
     def hidden(self, tokens: Sequence[int]) -> FloatArray:
-        return self._rng(tokens, "hidden").normal(size=HIDDEN_SIZE).astype(np.float32)
+        return hashed_logits(hashed(tokens, _HIDDEN), HIDDEN_SIZE, 0)
 
     def prefill(self, token_ids: Sequence[int], position: int) -> None:
         self.num_calls["prefill"] += 1
@@ -65,6 +85,7 @@ class ScriptedBackend:
     def verify(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
         self.num_calls["verify"] += 1
         width = next(width for width in self.verify_widths if width >= len(token_ids))
+        self._ticks += self.verify_ticks.get(width, 0)
         self._write(token_ids, position, width)
         prefixes = [self.rows[: position + i + 1] for i in range(len(token_ids))]
         self.start_round()
@@ -82,6 +103,7 @@ class ScriptedBackend:
         self, token_id: int, hidden: FloatArray, position: int
     ) -> tuple[FloatArray, FloatArray]:
         self.num_calls["draft"] += 1
+        self._ticks += self.draft_ticks
         committed = self.rows[:position]
         if position != self._position:
             self.start_round()
@@ -91,9 +113,8 @@ class ScriptedBackend:
         self._drafted.append(token_id)
         tokens = [*committed, *self._drafted]
         logits = self.target_logits(tokens)
-        if self._rng(tokens, "skill").random() >= self.skill:
-            logits = np.roll(logits, 1)
-        return logits, hidden
+        right = (hashed(tokens, _SKILL) >> 40) % 100 < round(100 * self.skill)
+        return logits if right else np.roll(logits, 1), hidden
 
     def close(self) -> None:
         pass
@@ -138,3 +159,29 @@ class Adversary:
 
     def observe(self, outcome: Outcome) -> None:
         self.seen.append(outcome)
+
+
+def hashed_logits(seed: int, size: int, levels: int) -> FloatArray:
+    """[size] multiples of 2**-20 from -8 to 8, or whole numbers from 0 to levels - 1."""
+    ids = np.arange(1, size + 1, dtype=np.uint64)
+    z = np.uint64(seed) + np.uint64(_STEP) * ids
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    bits = (z ^ (z >> np.uint64(31))) >> np.uint64(40)
+    if levels:
+        return (bits % np.uint64(levels)).astype(np.float32)
+    return bits.astype(np.float32) / np.float32(1 << 20) - np.float32(8)
+
+
+def hashed(tokens: Sequence[int], what: int) -> int:
+    state = what
+    for token in tokens:
+        state = _mix((state + _STEP * (token + 1)) & _MASK)
+    return state
+
+
+def _mix(z: int) -> int:
+    """Steele, Lea and Flood's splitmix64."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)

@@ -1,4 +1,4 @@
-// The twin of tests/golden_traces/backend.py, which says what it is; both compute the same floats.
+// The twin of tests/runtime_py/scripted_backend.py, which says what it is; both compute the same floats.
 import assert from "node:assert/strict";
 
 const [NEVER_WRITTEN, PADDING] = [-1, -2];

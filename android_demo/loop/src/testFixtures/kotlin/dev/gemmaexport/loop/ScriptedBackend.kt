@@ -1,7 +1,7 @@
 package dev.gemmaexport.loop
 
 /**
- * The twin of tests/golden_traces/backend.py, which says what it is; both compute the same floats.
+ * The twin of tests/runtime_py/scripted_backend.py, which says what it is; both compute the same floats.
  */
 class ScriptedBackend(
     private val skill: Int,
