@@ -12,6 +12,7 @@ from runtime_py.errors import RunError
 
 FloatArray = npt.NDArray[np.float32]
 
+MAX_THREADS = 256
 _MAX_DEFAULT_THREADS = 4  # phones and boards have at most four fast cores
 
 
@@ -24,10 +25,18 @@ def default_num_threads() -> int:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a bundle's graphs are to be run."""
+    """How a bundle's graphs are to be run.
+
+    Raises:
+        RunError: for a value out of range.
+    """
 
     num_threads: int | None = None  # None: the cores, at most 4
     providers: tuple[str, ...] = ()  # onnxruntime's, best first; none: the CPU's
+
+    def __post_init__(self) -> None:
+        if self.num_threads is not None and not 1 <= self.num_threads <= MAX_THREADS:
+            raise RunError(f"threads is {self.num_threads}; it must be 1 .. {MAX_THREADS}")
 
 
 class Backend(Protocol):

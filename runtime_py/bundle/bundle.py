@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from runtime_py.bundle.chat_template import read_template
@@ -60,6 +61,11 @@ class Bundle:
         return bundle_path(self.folder, name)
 
     def tokenizer(self) -> Tokenizer:
+        """With the chat template; read when first asked for."""
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
         tokens = self.manifest.tokens
         template = tokens.chat_template
         return Tokenizer(

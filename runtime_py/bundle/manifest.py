@@ -19,6 +19,7 @@ from runtime_py.terminal.printable import shown
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_DRAFT_LENGTH = 63
 _CHUNK_BYTES = 1 << 20
 
 RuntimeName = Literal["litert", "onnx", "executorch"]
@@ -105,7 +106,7 @@ class Manifest(_Strict):
     made_by: dict[str, str]  # tool -> version
     model: ModelEntry
     tokens: TokenEntry
-    draft_length: Annotated[int, Field(ge=0, le=63)]  # the default number of drafts per round
+    draft_length: Annotated[int, Field(ge=0, le=MAX_DRAFT_LENGTH)]  # default drafts per round
     runtimes: dict[RuntimeName, RuntimeEntry]
     reference: BundlePath
     sources: dict[str, str] = {}  # target, drafter -> repository@commit, if from the hub

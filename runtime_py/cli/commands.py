@@ -5,43 +5,34 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from runtime_py.adb import bench as adb_bench
-from runtime_py.adb import connection as adb
-from runtime_py.backends import SessionOptions
+from runtime_py import Message, RunError, SamplingParams, Stream
 from runtime_py.backends.installed import our_version
-from runtime_py.backends.load import BACKENDS, pick_runtime, try_backend
-from runtime_py.bench import official
-from runtime_py.bench.bundle import bench_bundle
-from runtime_py.bench.measure import Effort
-from runtime_py.bench.report import check_writable, write_report
-from runtime_py.bench.rows import advice, bench_rows
+from runtime_py.backends.load import pick_runtime, try_backend
 from runtime_py.bundle.bundle import Bundle
-from runtime_py.bundle.chat_template import Message
 from runtime_py.check.replay import check_bundle
-from runtime_py.cli import render, render_bench, render_check, render_doctor, render_inspection
-from runtime_py.cli.live import status_line
+from runtime_py.cli import render, render_check, render_doctor, render_inspection
+from runtime_py.cli.bench import bench
+from runtime_py.cli.live import show
 from runtime_py.cli.options import (
-    AutoOrNumber,
+    RUNTIMES,
+    AnswerOptions,
+    BundleOptions,
+    answer_options,
     bundle_argument,
-    draft_length_option,
+    bundle_options,
     json_option,
-    runtime_options,
     sampling_options,
-    stats_option,
 )
-from runtime_py.device.device import this_device
 from runtime_py.doctor.doctor import diagnose
-from runtime_py.errors import RunError
 from runtime_py.inspection import inspect_bundle
-from runtime_py.model import Answer, Loaded, load
+from runtime_py.model.prompt import encode_prompt
 from runtime_py.terminal.command import ErrorLine
-from runtime_py.terminal.console import say, say_model_text
+from runtime_py.terminal.console import say
 from runtime_py.terminal.signals import Interrupted
 
 
@@ -78,11 +69,10 @@ def main() -> None:
 
 
 @main.command()
-@bundle_argument
-@runtime_options
+@bundle_options
 @click.option("--verbose", is_flag=True, help="Show the table of everything that was compared.")
 @json_option
-def check(bundle: Path, runtime: str | None, verbose: bool, as_json: bool, **options: Any) -> None:
+def check(options: BundleOptions, verbose: bool, as_json: bool) -> None:
     """Replay the recorded original and compare, token by token.
 
     Exit code 0 if the bundle says what the original says, within its recipe's tolerances, and
@@ -92,13 +82,12 @@ def check(bundle: Path, runtime: str | None, verbose: bool, as_json: bool, **opt
     or holds up the runtime's native code is named in an error. That costs a second load; it is no
     protection from a file that was made to take over the process.
     """
-    opened = Bundle.open(bundle, render.progress)
-    name = pick_runtime(opened, runtime)  # before large files are read
+    opened = options.open()
+    name = pick_runtime(opened, options.runtime)  # before large files are read
     opened.verify_checksums()
-    session = _session(options)
-    try_backend(opened, name, session)
+    try_backend(opened, name, options.session)
     with render.progress(f"check {name}", opened.reference().num_prompts, "prompts") as progress:
-        report = check_bundle(opened, name, session, progress)
+        report = check_bundle(opened, name, options.session, progress)
     if as_json:
         derived = {"tokens_per_round": report.tokens_per_round, "passed": report.passed}
         say(json.dumps({**dataclasses.asdict(report), **derived}))
@@ -109,48 +98,47 @@ def check(bundle: Path, runtime: str | None, verbose: bool, as_json: bool, **opt
 
 
 @main.command()
-@bundle_argument
 @click.option("--prompt", required=True, help="What to say to the model; - reads stdin.")
 @click.option("--raw", is_flag=True, help="Continue the text itself, without the chat template.")
-@draft_length_option
-@stats_option
+@answer_options
 @sampling_options
-@runtime_options
+@bundle_options
 @json_option
 def generate(
-    bundle: Path, prompt: str, raw: bool, draft_length: int | Literal["auto"], **options: Any
+    options: BundleOptions,
+    sampling: SamplingParams,
+    wanted: AnswerOptions,
+    prompt: str,
+    raw: bool,
+    as_json: bool,
 ) -> None:
     """Answer one prompt, streaming the text to stdout and a summary to stderr."""
-    as_json, stats = options.pop("as_json"), options.pop("stats")
-    opened = Bundle.open(bundle, render.progress)
+    opened = options.open()
     tokenizer = opened.tokenizer()
     text = sys.stdin.read(tokenizer.max_bytes + 1) if prompt == "-" else prompt
     if not text:
         raise RunError("the prompt is empty; say something with --prompt")
-    prompt_ids = tokenizer.encode(text) if raw else tokenizer.encode_chat([_user(text)])
-    session = _session(options)
-    with load(opened, tokenizer, draft_length, options=session, **options) as loaded:
-        answer = Answer(loaded, prompt_ids)
-        _stream(answer, shown=not as_json, stats=stats)
+    prompt_ids = encode_prompt(tokenizer, text, raw=raw)
+    with options.load(opened, wanted.draft_length) as model:
+        answer = model.stream(prompt_ids, sampling, max_new_tokens=wanted.max_new_tokens)
+        show(answer, shown=not as_json, stats=wanted.stats)
+        result = answer.result
         if as_json:
-            say(json.dumps(answer.as_dict()))
+            values = dataclasses.asdict(result)
+            say(json.dumps({**values, **values.pop("stats")}))
         else:
-            render.print_summary(answer)
+            render.print_summary(result)
 
 
 @main.command()
-@bundle_argument
-@draft_length_option
-@stats_option
+@answer_options
 @sampling_options
-@runtime_options
-def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **options: Any) -> None:
+@bundle_options
+def chat(options: BundleOptions, sampling: SamplingParams, wanted: AnswerOptions) -> None:
     """Talk to the model. /reset forgets the conversation, /quit or Ctrl-D leaves."""
-    opened = Bundle.open(bundle, render.progress)
-    tokenizer = opened.tokenizer()
-    tokenizer.render_chat([_user("")])  # refuse now if there is no template
-    session = _session(options)
-    with load(opened, tokenizer, draft_length, options=session, **options) as loaded:
+    opened = options.open()
+    encode_prompt(opened.tokenizer(), [_user("")], raw=False)  # refuse now without a template
+    with options.load(opened, wanted.draft_length) as model:
         messages: list[Message] = []
         while (line := _read_line()) is not None:
             if line == "/reset":
@@ -158,123 +146,24 @@ def chat(bundle: Path, draft_length: int | Literal["auto"], stats: bool, **optio
                 continue
             messages.append(_user(line))
             try:
-                answer = _reply(loaded, messages, stats)
+                answer = model.stream(messages, sampling, max_new_tokens=wanted.max_new_tokens)
+                _show_until_ctrl_c(answer, wanted.stats)
             except RunError as error:
                 messages.pop()
                 say(f"{error}; or begin again with /reset", err=True)
                 continue
-            messages.append({"role": "assistant", "content": answer.text})
-            render.print_summary(answer)
+            messages.append({"role": "assistant", "content": answer.result.text})
+            render.print_summary(answer.result)
 
 
-@main.command()
-@bundle_argument
-@click.option(
-    "--max-new-tokens", type=click.IntRange(2), default=64, show_default=True, metavar="N"
-)
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
-@click.option(
-    "--adb",
-    is_flag=True,
-    help="Measure Google's own runtime on a connected Android device instead. (Tested against a "
-    "stand-in for adb, not on a phone.)",
-)
-@click.option("--serial", metavar="ID", help="With --adb: which device, if several are connected.")
-@click.option(
-    "--adb-program",
-    type=click.Path(path_type=Path),
-    help=f"With --adb: LiteRT-LM's {adb_bench.PROGRAM} for Android.  "
-    "[default: the one sent before]",
-)
-@click.option(
-    "--draft-length",
-    "lengths",
-    type=AutoOrNumber(0, 63),
-    multiple=True,
-    metavar="auto|K",
-    help="Measure this one besides plain decoding; may be given more than once.  [default: those "
-    "the bundle has graphs for, and auto]",
-)
-@click.option(
-    "--html",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a report with plots to this file; it needs nothing else.",
-)
-@runtime_options
-@json_option
-def bench(
-    bundle: Path,
-    lengths: tuple[int | Literal["auto"], ...],
-    html: Path | None,
-    runtime: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Measure tokens per second by draft length, and milliseconds by stage.
-
-    Where litert-lm-api is installed, Google's own runtime runs on the same file beside it. All take
-    turns, so that a busy machine disturbs all of them alike. Every generation of auto begins anew.
-    """
-    ours = {"--draft-length": lengths, "--html": html, "--provider": options["providers"]}
-    ours["--runtime"] = runtime if runtime != "litert" else None
-    theirs = {f"--{name.replace('_', '-')}": options[name] for name in ("serial", "adb_program")}
-    _refuse_useless(ours if options["adb"] else theirs, adb=options["adb"])
-    if html:
-        check_writable(html)
-    opened = Bundle.open(bundle, render.progress)
-    session_options = _session(options)
-    effort = Effort(max_new_tokens=options["max_new_tokens"], num_repeats=options["repeats"])
-    if options["adb"]:
-        device_effort = adb_bench.DeviceEffort(
-            max_new_tokens=effort.max_new_tokens,
-            num_repeats=effort.num_repeats,
-            num_threads=session_options.num_threads,
-        )
-        _bench_on_device(opened, device_effort, options, as_json)
-        return
-    name = pick_runtime(opened, runtime)
-    total = effort.num_repeats * effort.num_prompts
-    with render.progress(f"bench {name}", total, "rounds") as progress:
-        found = bench_bundle(opened, name, session_options, lengths, effort, progress)
-    rows = bench_rows(found)
-    if html:
-        write_report(html, opened, name, (session_options, effort), found)
-    left_out = official.refusal(this_device()) if official.is_installed() else None
-    if left_out and name == "litert":
-        say(f"without the official runtime: {left_out}", err=True)
-    if as_json:
-        values = {"bundle": str(bundle), "runtime": name, "rows": rows, "advice": advice(rows)}
-        say(json.dumps(values))
-    else:
-        render_bench.print_bench(rows, opened, name)
-        if html:
-            say(f"Report: {html}")
-
-
-def _refuse_useless(options: Mapping[str, object], *, adb: bool) -> None:
-    """Refuse what the other bench understands, the one on a device or the one here."""
-    for name, value in options.items():
-        if value:
-            raise click.UsageError(f"{name} {'is of no use with' if adb else 'needs'} --adb")
-
-
-def _bench_on_device(
-    bundle: Bundle, effort: adb_bench.DeviceEffort, options: dict[str, Any], as_json: bool
-) -> None:
-    device = adb.connect(options["serial"])
-    with render.progress(f"bench {device.serial}", 2 * effort.num_repeats, "runs") as progress:
-        found = adb_bench.bench_on_device(device, bundle, options["adb_program"], effort, progress)
-    if as_json:
-        say(json.dumps({"bundle": str(bundle.folder), **found.as_dict()}))
-    else:
-        render_bench.print_device_bench(found, bundle)
+main.add_command(bench)
 
 
 @main.command()
 @bundle_argument
 @click.option(
     "--runtime",
-    type=click.Choice(sorted(BACKENDS)),
+    type=click.Choice(RUNTIMES),
     help="Only this runtime's files.  [default: all in the bundle]",
 )
 @click.option("--all", "show_all", is_flag=True, help="A line for every tensor, nothing folded.")
@@ -319,33 +208,13 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _session(options: dict[str, Any]) -> SessionOptions:
-    """Takes what belongs to it out of a command's options."""
-    return SessionOptions(options.pop("threads"), options.pop("providers"))
-
-
-def _reply(loaded: Loaded, messages: list[Message], stats: bool) -> Answer:
-    answer = Answer(loaded, loaded.tokenizer.encode_chat(messages))
+def _show_until_ctrl_c(answer: Stream, stats: bool) -> None:
+    """Ctrl-C ends this answer; what was said stays in the conversation."""
     try:
-        _stream(answer, shown=True, stats=stats)
+        show(answer, shown=True, stats=stats)
     except Interrupted as stop:
         if not stop.is_ctrl_c:
             raise
-        # It ends this answer; what was said stays in the conversation.
-    return answer
-
-
-def _stream(answer: Answer, *, shown: bool, stats: bool) -> None:
-    """Show the text as it comes; whatever ends it, what follows begins on a line of its own."""
-    try:
-        with status_line(stats) as update:
-            for piece in answer.stream():
-                if shown:
-                    say_model_text(piece)
-                update(answer.status)
-    finally:
-        if shown:
-            say()
 
 
 def _user(text: str) -> Message:

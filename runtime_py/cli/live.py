@@ -1,17 +1,67 @@
-"""Figures on stderr while text streams to stdout."""
+"""An answer as it comes: its text on stdout, its figures on stderr."""
 
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from runtime_py.terminal.console import say
+from runtime_py import Piece
+from runtime_py.terminal.console import say, say_model_text
+
+RECENT = 16  # rounds
 
 TERMINAL_S, LINES_S = 0.1, 1.0  # between two updates
 LEAST_ROWS = 3  # two for the text: no terminal scrolls a single row
 # The control sequences of a VT100, which every terminal knows.
 _SAVE, _RESTORE, _WHOLE_SCREEN, _CLEAR_LINE = "\x1b7", "\x1b8", "\x1b[r", "\x1b[2K"
+
+
+def show(answer: Iterable[Piece], *, shown: bool, stats: bool) -> None:
+    """Run a generation to its end; what follows begins on a line of its own, whatever ends it.
+
+    Args:
+        answer: its pieces, which come while it runs.
+        shown: write its text.
+        stats: show the figures of the last rounds.
+    """
+    recent = RecentRounds()
+    try:
+        with status_line(stats) as update:
+            for piece in answer:
+                if shown:
+                    say_model_text(piece.text)
+                recent.add(piece)
+                update(recent.status)
+    finally:
+        if shown:
+            say()
+
+
+class RecentRounds:
+    """The figures of the last RECENT rounds."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[tuple[float, Piece]] = deque(maxlen=RECENT)  # with their times, in s
+
+    def add(self, piece: Piece) -> None:
+        """A piece that has just come."""
+        if piece.token_ids:
+            self._pieces.append((time.perf_counter(), piece))
+
+    def status(self) -> str:
+        """K of the last round; accepted drafts and tokens per second of all."""
+        pieces = [piece for _, piece in self._pieces]
+        parts = [f"K {pieces[-1].num_drafted if pieces else 0}"]
+        accepted = [piece.num_accepted for piece in pieces if piece.num_drafted]
+        if accepted:
+            parts.append(f"{sum(accepted) / len(accepted):.1f} drafts accepted per round")
+        elapsed_s = self._pieces[-1][0] - self._pieces[0][0] if pieces else 0
+        if elapsed_s > 0:
+            num_tokens = sum(len(piece.token_ids) for piece in pieces[1:])
+            parts.append(f"{num_tokens / elapsed_s:.1f} tokens/s")
+        return " · ".join(parts)
 
 
 @contextmanager

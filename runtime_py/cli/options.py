@@ -1,12 +1,29 @@
-"""Options that several commands of gemma-run share."""
+"""Options that several commands of gemma-run share, each group of them one typed value.
 
-from collections.abc import Callable
+A decorator of this module adds its options to a command and hands their values to it as one
+argument: the innermost decorator's is the first. So mypy sees what a command takes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 import click
 
-from runtime_py.backends.load import BACKENDS
+from runtime_py import Model, SamplingParams, load
+from runtime_py.backends import MAX_THREADS, SessionOptions
+from runtime_py.bundle.bundle import Bundle
+from runtime_py.bundle.manifest import MAX_DRAFT_LENGTH, RuntimeName
+from runtime_py.cli import render
+from runtime_py.model.model import DEFAULT_MAX_NEW_TOKENS
+
+RUNTIMES = sorted(get_args(RuntimeName))
+P = ParamSpec("P")
+R = TypeVar("R")
+Options = TypeVar("Options")
+DraftLength = int | Literal["auto"]
 
 
 class AutoOrNumber(click.IntRange):
@@ -18,32 +35,91 @@ class AutoOrNumber(click.IntRange):
         return value if value == "auto" else super().convert(value, param, ctx)
 
 
-Command = Callable[..., Any]
-Decorator = Callable[[Command], Command]
+DRAFT_LENGTH = AutoOrNumber(0, MAX_DRAFT_LENGTH)
 
 
-def _options(*decorators: Decorator) -> Decorator:
-    def apply(command: Command) -> Command:
+def as_one(
+    kind: Callable[..., Options], names: Sequence[str], *decorators: Callable[[Any], Any]
+) -> Callable[[Callable[Concatenate[Options, P], R]], Callable[P, R]]:
+    """A decorator that adds click's options and hands `kind(**values)` to the command.
+
+    Args:
+        kind: a dataclass.
+        names: of its fields, which the options set.
+        decorators: click's, in the order of the help.
+    """
+
+    def decorate(command: Callable[Concatenate[Options, P], R]) -> Callable[P, R]:
+        @wraps(command)
+        def called(*args: P.args, **values: P.kwargs) -> R:
+            own = {name: values.pop(name) for name in names}
+            return command(kind(**own), *args, **values)
+
         for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
+            called = decorator(called)
+        return called
 
-    return apply
+    return decorate
 
 
-bundle_argument: Decorator = click.argument("bundle", type=click.Path(path_type=Path))
-json_option: Decorator = click.option(
+def names_of(kind: type[Any]) -> tuple[str, ...]:
+    """The fields of a dataclass."""
+    return tuple(field.name for field in fields(kind))
+
+
+@dataclass(frozen=True)
+class BundleOptions:
+    """Which bundle, and how its graphs are to be run."""
+
+    bundle: Path
+    runtime: RuntimeName | None
+    threads: int | None
+    providers: tuple[str, ...]
+
+    @property
+    def session(self) -> SessionOptions:
+        return SessionOptions(self.threads, self.providers)
+
+    def open(self) -> Bundle:
+        """Raises RunError if it is none."""
+        return Bundle.open(self.bundle, render.progress)
+
+    def load(self, opened: Bundle, draft_length: DraftLength) -> Model:
+        """Raises RunError if it cannot be run."""
+        return load(
+            opened,
+            runtime=self.runtime,
+            threads=self.threads,
+            providers=self.providers,
+            draft_length=draft_length,
+        )
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How an answer is generated and shown."""
+
+    draft_length: DraftLength
+    stats: bool
+    max_new_tokens: int
+
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
 )
-runtime_options = _options(
+bundle_options = as_one(
+    BundleOptions,
+    names_of(BundleOptions),
+    bundle_argument,
     click.option(
         "--runtime",
-        type=click.Choice(sorted(BACKENDS)),
+        type=click.Choice(RUNTIMES),
         help="Which of the bundle's runtimes to use.  [default: the first installed]",
     ),
     click.option(
         "--threads",
-        type=click.IntRange(1, 256),
+        type=click.IntRange(1, MAX_THREADS),
         help="CPU threads.  [default: the cores, at most 4]",
     ),
     click.option(
@@ -56,44 +132,60 @@ runtime_options = _options(
         "their own.  [default: CPUExecutionProvider]",
     ),
 )
-draft_length_option: Decorator = click.option(
-    "--draft-length",
-    type=AutoOrNumber(0, 63),
-    default="auto",
-    show_default=True,
-    metavar="auto|K",
-    help="Tokens the drafter proposes per round: 0 decodes plainly, auto takes what pays best by "
-    "measured cost and acceptance. Changes the speed, never the text.",
-)
-stats_option: Decorator = click.option(
-    "--stats",
-    is_flag=True,
-    help="Show K, accepted drafts and tokens per second of the last rounds while they come.",
-)
-sampling_options = _options(
+answer_options = as_one(
+    AnswerOptions,
+    names_of(AnswerOptions),
     click.option(
-        "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N"
+        "--draft-length",
+        type=DRAFT_LENGTH,
+        default="auto",
+        show_default=True,
+        metavar="auto|K",
+        help="Tokens the drafter proposes per round: 0 decodes plainly, auto takes what pays best "
+        "by measured cost and acceptance. Changes the speed, never the text.",
     ),
+    click.option(
+        "--stats",
+        is_flag=True,
+        help="Show K, accepted drafts and tokens per second of the last rounds while they come.",
+    ),
+    click.option(
+        "--max-new-tokens",
+        type=click.IntRange(1),
+        default=DEFAULT_MAX_NEW_TOKENS,
+        show_default=True,
+        metavar="N",
+    ),
+)
+sampling_options = as_one(
+    SamplingParams,
+    names_of(SamplingParams),
     click.option(
         "--temperature",
         type=float,
-        default=0.0,
+        default=SamplingParams.temperature,
         show_default=True,
         help="0 is greedy; higher is more varied.",
     ),
     click.option(
         "--top-k",
         type=int,
-        default=64,
+        default=SamplingParams.top_k,
         show_default=True,
         help="Keep the K likeliest; 0 keeps all.",
     ),
     click.option(
         "--top-p",
         type=float,
-        default=0.95,
+        default=SamplingParams.top_p,
         show_default=True,
         help="Keep the likeliest tokens up to this mass; 1 keeps all.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same text."),
+    click.option(
+        "--seed",
+        type=int,
+        default=SamplingParams.seed,
+        show_default=True,
+        help="Same seed, same text.",
+    ),
 )

@@ -2,32 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from runtime_py import Result
 from runtime_py.terminal.console import Screen, say
 from runtime_py.terminal.printable import shown
 
 # Why an answer ended before the model did.
 _CUT = {"length": "cut by --max-new-tokens", "context": "cut by the end of the context"}
-
-
-class Answer(Protocol):
-    """The figures of one generation."""
-
-    prompt_ids: list[int]
-    prefill_s: float
-    ends_in_thought: bool
-
-    @property
-    def finish_reason(self) -> str | None: ...
-    @property
-    def token_ids(self) -> list[int]: ...
-    @property
-    def tokens_per_s(self) -> float | None: ...
-    @property
-    def accepted_per_round(self) -> float | None: ...
 
 
 @contextmanager
@@ -53,18 +36,19 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None
             console.show_cursor(True)  # a signal may have ended stop() before it did
 
 
-def print_summary(answer: Answer) -> None:
+def print_summary(result: Result) -> None:
     """One line of figures on stderr."""
+    stats = result.stats
     parts = [
-        f"{len(answer.prompt_ids)} prompt tokens in {answer.prefill_s:.2f} s",
-        f"{len(answer.token_ids)} tokens",
+        f"{stats.num_prompt_tokens} prompt tokens in {stats.prefill_s:.2f} s",
+        f"{len(result.token_ids)} tokens",
     ]
-    if answer.tokens_per_s is not None:
-        parts.append(f"{answer.tokens_per_s:.1f} tokens/s")
-    if answer.accepted_per_round is not None:
-        parts.append(f"{answer.accepted_per_round:.2f} drafts accepted per round")
-    if answer.finish_reason in _CUT:
-        parts.append(_CUT[answer.finish_reason])
-    if answer.ends_in_thought:
+    if stats.tokens_per_s is not None:
+        parts.append(f"{stats.tokens_per_s:.1f} tokens/s")
+    if stats.accepted_per_round is not None:
+        parts.append(f"{stats.accepted_per_round:.2f} drafts accepted per round")
+    if result.finish_reason in _CUT:
+        parts.append(_CUT[result.finish_reason])
+    if result.ends_in_thought:
         parts.append("in the middle of a thought, which is not shown")
     say(f"[{' · '.join(parts)}]", err=True)

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
+import runtime_py
 from exporter.config import LITERT_JS
-from runtime_py.backends import SessionOptions
 from runtime_py.bundle.bundle import Bundle
-from runtime_py.model import Answer, load
 from tests.end_to_end.conftest import run
 
 pytestmark = pytest.mark.slow
@@ -187,20 +186,12 @@ def turn(text: str, as_chat: bool, sampling: dict, length: int) -> dict:
 
 def expected(bundle: Bundle, text: str, as_chat: bool, sampling: dict, length: int) -> dict:
     """What gemma-run makes of it, as the page shows it."""
-    options = SessionOptions(num_threads=1)
-    choices = {"runtime": "litert", "options": options, "max_new_tokens": NUM_TOKENS}
-    tokenizer = bundle.tokenizer()
-    with load(bundle, tokenizer, length, **choices, **sampling) as loaded:
-        if as_chat:
-            prompt_ids = tokenizer.encode_chat([{"role": "user", "content": text}])
-        else:
-            prompt_ids = tokenizer.encode(text)
-        answer = Answer(loaded, prompt_ids)
-        said = "".join(answer.stream())
-    accepted = answer.accepted_per_round
+    with runtime_py.load(bundle, runtime="litert", threads=1, draft_length=length) as model:
+        result = model.generate(text, raw=not as_chat, max_new_tokens=NUM_TOKENS, **sampling)
+    accepted = result.stats.accepted_per_round
     return {
-        "answer": said,
-        "tokens": len(answer.token_ids),
+        "answer": result.text,
+        "tokens": len(result.token_ids),
         "accepted": None if accepted is None else pytest.approx(accepted, abs=0.0051),
     }
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from runtime_py import Piece
 from runtime_py.cli import live
-from runtime_py.cli.live import status_line
-from runtime_py.decoding.session import Step
-from runtime_py.model import Answer
+from runtime_py.cli.live import RecentRounds, status_line
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
@@ -71,14 +70,20 @@ def test_on_a_terminal_the_last_row_is_kept_and_given_back():
     assert shown.index("text 2") < shown.index("\x1b[r") < shown.index("after")
 
 
-def test_the_status_is_of_the_last_rounds():
-    answer = Answer(None, [1])
-    assert answer.status() == "K 0"
+def test_the_status_is_of_the_last_rounds(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(live.time, "perf_counter", lambda: now[0])
+    recent = RecentRounds()
+    assert recent.status() == "K 0"
     for second in range(40):
-        drafts = 0 if second < 20 else 3
-        answer.steps.append(Step((5,) * (1 + drafts), drafts, drafts))
-        answer._ends_s.append(float(second))
-    assert answer.status() == "K 3 · 3.0 drafts accepted per round · 4.0 tokens/s"
-    answer.steps.append(Step((5,), 0, 0))
-    answer._ends_s.append(40.0)
-    assert answer.status().startswith("K 0 · 3.0 drafts accepted")
+        now[0] = second
+        recent.add(round_of(0 if second < 20 else 3))
+    assert recent.status() == "K 3 · 3.0 drafts accepted per round · 4.0 tokens/s"
+    now[0] = 40.0
+    recent.add(round_of(0))
+    assert recent.status().startswith("K 0 · 3.0 drafts accepted")
+
+
+def round_of(num_drafts):
+    tokens = (5,) * (1 + num_drafts)
+    return Piece(text="", token_ids=tokens, num_drafted=num_drafts, num_accepted=num_drafts)

@@ -141,13 +141,12 @@ def test_a_child_ends_with_it_and_one_of_them_says_so(number, and_then, said):
 
 def test_the_text_that_it_ends_gets_its_new_line():
     body = """
-from runtime_py.cli import commands as cli
-class Answer:
-    status = "K 3"
-    def stream(self):
-        yield "half a sen"
-        end(); time.sleep(20)
-cli._stream(Answer(), shown=True, stats=False)
+from runtime_py import Piece
+from runtime_py.cli.live import show
+def answer():
+    yield Piece(text="half a sen", token_ids=(5,), num_drafted=0, num_accepted=0)
+    end(); time.sleep(20)
+show(answer(), shown=True, stats=False)
 """
     done = run(body, signal.SIGTERM)
     assert (done.stdout, done.stderr) == ("half a sen\n", "gemma-run: interrupted\n")
