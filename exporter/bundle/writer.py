@@ -9,6 +9,8 @@ from pathlib import Path
 
 from exporter.text.files import TextFiles, token_entry
 from runtime_py.bundle.manifest import (
+    FORMAT_MAJOR,
+    FORMAT_MINOR,
     Manifest,
     ModelEntry,
     RuntimeEntry,
@@ -53,7 +55,7 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
     tokens = token_entry(contents.text, contents.special_tokens)
     write_reference(folder / "reference.npz", replace(contents.reference, tokens=tokens))
     manifest = Manifest(
-        format_version=1,
+        format_version=f"{FORMAT_MAJOR}.{FORMAT_MINOR}",
         name=contents.name,
         device=contents.device,
         made_by={tool: _version(tool) for tool in _TOOLS},

@@ -1,80 +1,106 @@
-"""manifest.json: what a bundle holds; the reader owns the format, the exporter writes through it.
+"""manifest.json: what a bundle holds. docs/bundle-format.md is the specification.
 
-A manifest comes from anywhere, so nothing in it is believed before it is checked: unknown keys,
-wrong types, absurd sizes and paths that leave the bundle are refused with one line.
+A bundle may come from anywhere, so its manifest is checked before anything in it is used: unknown
+keys, wrong types, values out of range and paths that leave the bundle are refused.
 """
 
 import hashlib
-import json
 import os
+import re
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from runtime_py.errors import RunError
+from runtime_py.formats.strict_json import read_object
 from runtime_py.terminal.printable import shown
 
-FORMAT_VERSION = 1
+FORMAT_MAJOR, FORMAT_MINOR = 1, 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_DRAFT_LENGTH = 63
 _CHUNK_BYTES = 1 << 20
+# The integer 1 stands for 1.0: manifests had no minor version before 1.1.
+_VERSION = re.compile(rf"{FORMAT_MAJOR}\.([1-9][0-9]{{0,3}})")
+# Names joined by "/", none of them empty, "." or "..".
+_PATH = re.compile(r"^(?!(?:.*/)?\.{0,2}(?:/|$))[^\\\x00-\x1f\x7f]{1,1000}$")
+# The pydantic context in which a newer minor version is validated.
+IGNORE_UNKNOWN = "ignore unknown keys"
 
 RuntimeName = Literal["litert", "onnx", "executorch"]
 
 
 def _inside(path: str) -> str:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
-        raise ValueError(f"{shown(repr(path))} leaves the bundle")
+    if not _PATH.search(path):
+        raise ValueError(f"{shown(repr(path))} leaves the bundle or is no plain path")
     return path
 
 
-BundlePath = Annotated[str, AfterValidator(_inside)]
+BundlePath = Annotated[
+    str, AfterValidator(_inside), Field(json_schema_extra={"pattern": _PATH.pattern})
+]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 LayerIndex = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenText = Annotated[str, Field(max_length=1000)]
+Texts = Annotated[dict[TokenText, TokenText], Field(max_length=200)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unknown(cls, values: Any, info: ValidationInfo) -> Any:
+        """Unknown keys are a newer minor version's fields, or else misspelt ones."""
+        if info.context != IGNORE_UNKNOWN or not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if key in cls.model_fields}
+
 
 class FileEntry(_Strict):
-    """Size and checksum of one file, so that a truncated or altered one is refused."""
+    """Size and checksum of one file; a truncated or altered one is refused."""
 
     size_bytes: Annotated[int, Field(ge=0, le=2**40)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class SlidingEntry(_Strict):
-    """The layers that see only the last rows before a token, of those that own KV rows."""
+    """Which of the layers that own KV rows use sliding-window attention."""
 
-    window: Count  # rows that they see, the token's own included
+    window: Count  # KV rows that a token sees, its own included
     layers: Annotated[tuple[LayerIndex, ...], Field(strict=False, min_length=1, max_length=1000)]
 
 
 class ModelEntry(_Strict):
-    """The sizes a user asks about and a loop needs."""
+    """The model's sizes."""
 
     vocab_size: Count
     hidden_size: Count
     num_layers: Count
     context_length: Count  # tokens of prompt and answer together
     has_drafter: bool
-    sliding: SlidingEntry | None = None  # of older bundles; unused, the graph files say it
+    # Written by some 1.0 exporters. Ignored: the graph files say which layers slide.
+    sliding: Annotated[SlidingEntry | None, Field(exclude=True)] = None
 
 
 class Tolerances(_Strict):
-    """What `gemma-run check` demands of a recipe; the recipe's file says why."""
+    """What `gemma-run check` requires; the recipe's file gives the reasons."""
 
-    # Relative to the largest logit; of more nothing could be left.
-    max_logit_error: Annotated[float, Field(gt=0, le=10)] = 1.0
-    min_agreement: Share = 0.0  # of greedy tokens, the original's text given
+    max_logit_error: Annotated[float, Field(gt=0, le=10)] = 1.0  # relative to the largest logit
+    min_agreement: Share = 0.0  # share of the original's greedy tokens that are predicted
     min_acceptance_ratio: Share = 0.5  # accepted first drafts, relative to the original drafter's
 
 
@@ -87,35 +113,43 @@ class RuntimeEntry(_Strict):
 
 
 class TokenEntry(_Strict):
-    """How text becomes tokens and where an answer ends."""
+    """How text becomes tokens, and which tokens end an answer."""
 
     tokenizer: BundlePath
     chat_template: BundlePath | None
     bos_token_id: TokenId | None
     stop_token_ids: Annotated[tuple[TokenId, ...], Field(strict=False, max_length=64)]
-    # Name -> text, as a chat template may use them ("eos_token"); older bundles do not say.
-    special_tokens: Annotated[dict[TokenText, TokenText], Field(max_length=200)] | None = None
+    # Name, such as "eos_token", -> text, for the chat template; None in some 1.0 manifests.
+    special_tokens: Texts | None = None
 
 
 class Manifest(_Strict):
-    """The whole manifest, format 1."""
+    """The whole manifest, major version 1."""
 
-    format_version: Literal[1]
+    format_version: Literal[1] | Annotated[str, Field(pattern=f"^{_VERSION.pattern}$")]
     name: Annotated[str, Field(min_length=1, max_length=200)]
     device: Annotated[str, Field(min_length=1, max_length=60)]  # the target it was exported for
-    made_by: dict[str, str]  # tool -> version
+    made_by: Texts  # tool -> version
     model: ModelEntry
     tokens: TokenEntry
     draft_length: Annotated[int, Field(ge=0, le=MAX_DRAFT_LENGTH)]  # default drafts per round
-    runtimes: dict[RuntimeName, RuntimeEntry]
+    runtimes: Annotated[dict[RuntimeName, RuntimeEntry], Field(min_length=1)]
     reference: BundlePath
-    sources: dict[str, str] = {}  # target, drafter -> repository@commit, if from the hub
-    files: dict[BundlePath, FileEntry]
+    sources: Texts = {}  # "target", "drafter" -> repository@commit, if downloaded from a hub
+    # pydantic's schema would allow keys that are no paths.
+    files: Annotated[
+        dict[BundlePath, FileEntry], Field(json_schema_extra={"additionalProperties": False})
+    ]
+
+    @field_validator("runtimes", mode="before")
+    @classmethod
+    def _drop_unknown_runtimes(cls, values: Any, info: ValidationInfo) -> Any:
+        if info.context != IGNORE_UNKNOWN or not isinstance(values, dict):
+            return values
+        return {name: entry for name, entry in values.items() if name in get_args(RuntimeName)}
 
     @model_validator(mode="after")
     def _files_are_listed(self) -> Self:
-        if not self.runtimes:
-            raise ValueError("no runtime is listed")
         used = [entry.model for entry in self.runtimes.values()]
         used += [self.reference, self.tokens.tokenizer, self.tokens.chat_template or self.reference]
         for path in used:
@@ -128,7 +162,7 @@ class Manifest(_Strict):
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """Read and check a bundle's manifest, and that every file it lists is there, at its size.
+    """Read and check a bundle's manifest, and the presence and size of every file it lists.
 
     Raises:
         RunError: with one line that names the bundle, what is wrong and what to do.
@@ -140,7 +174,7 @@ def read_manifest(bundle: Path) -> Manifest:
 
 
 def parse_manifest(bundle: Path) -> Manifest:
-    """Read and check a bundle's manifest alone, whatever has become of the files it lists.
+    """Read and check a bundle's manifest alone, not the files it lists.
 
     Raises:
         RunError: as read_manifest does.
@@ -155,23 +189,46 @@ def parse_manifest(bundle: Path) -> Manifest:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise RunError(f"{path}: {path.stat().st_size} bytes; a manifest has at most 1 MiB")
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        values = read_object(path.read_bytes(), MAX_MANIFEST_BYTES)
+    except ValueError as error:
         raise RunError(f"{path}: not valid JSON ({error}); export again") from None
-    found = values.get("format_version") if isinstance(values, dict) else None
-    if found != FORMAT_VERSION:
+    return manifest_of(values, path)
+
+
+def manifest_of(values: dict[str, Any], path: Path) -> Manifest:
+    """Check a manifest's values.
+
+    Args:
+        values: the JSON object.
+        path: of the manifest, for errors.
+
+    Raises:
+        RunError: naming the first wrong value.
+    """
+    found = values.get("format_version")
+    minor = _minor_version(found)
+    if minor is None:
         raise RunError(
-            f"{path}: manifest format {shown(repr(found))}, this runtime reads {FORMAT_VERSION}; "
+            f"{path}: manifest format {shown(repr(found))}, this runtime reads {FORMAT_MAJOR}.x; "
             "install the matching gemma-run or export again"
         )
     try:
-        return Manifest.model_validate(values)
+        context = IGNORE_UNKNOWN if minor > FORMAT_MINOR else None
+        return Manifest.model_validate(values, context=context)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise RunError(
             f"{path}: {shown(where)}: {shown(first['msg'], 300)}; export again"
         ) from None
+
+
+def _minor_version(found: object) -> int | None:
+    """None for what is no version of this format."""
+    if type(found) is int and found == FORMAT_MAJOR:
+        return 0
+    match = _VERSION.fullmatch(found) if isinstance(found, str) else None
+    return int(match[1]) if match else None
 
 
 def _check_size(bundle: Path, name: str, entry: FileEntry) -> None:
@@ -191,7 +248,7 @@ def _check_size(bundle: Path, name: str, entry: FileEntry) -> None:
 
 
 def bundle_path(bundle: Path, name: str) -> Path:
-    """A file of the bundle, refused when a link in it leads outside."""
+    """The path of a file in the bundle; raises RunError if a link in it leads outside."""
     path = bundle / name
     try:
         inside = path.resolve().is_relative_to(bundle.resolve())
@@ -206,7 +263,7 @@ def bundle_path(bundle: Path, name: str) -> Path:
 
 
 def checksum(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """The sha256 of a file, read in chunks; `progress` hears of the bytes read."""
+    """The sha256 of a file, read in chunks; `progress` is called with the bytes read so far."""
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -217,7 +274,7 @@ def checksum(path: Path, progress: Callable[[int], None] = lambda _: None) -> st
 
 
 def file_entry(path: Path) -> FileEntry:
-    """Measure one file."""
+    """The size and checksum of a file."""
     return FileEntry(size_bytes=path.stat().st_size, sha256=checksum(path))
 
 

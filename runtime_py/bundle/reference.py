@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from runtime_py.bundle.manifest import TokenEntry
+from runtime_py.bundle.manifest import IGNORE_UNKNOWN, TokenEntry
 from runtime_py.errors import RunError
 from runtime_py.formats.npz import read_arrays
+from runtime_py.formats.strict_json import read_json, read_object
 from runtime_py.terminal.printable import shown
 
 Ids = npt.NDArray[np.int32]
@@ -118,14 +119,14 @@ def read_reference(path: Path, vocab_size: int, context_length: int) -> Referenc
         arrays = read_arrays(path, _TYPES, optional=("tokens",))
         reference = _from_arrays(arrays)
         _check_values(reference, vocab_size, context_length)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = shown(error, 200)
         raise RunError(f"{path}: not a recorded reference ({reason}); export again") from None
     return reference
 
 
 def _from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Reference:
-    prompts, lengths = json.loads(arrays["prompts"].tobytes()), arrays["prompt_lengths"]
+    prompts, lengths = read_json(arrays["prompts"].tobytes()), arrays["prompt_lengths"]
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError("prompts that are no texts")
     if lengths.ndim != 1 or lengths.size == 0 or lengths.min() < 1:
@@ -148,8 +149,11 @@ def _from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Reference:
 
 
 def _tokens(text: bytes) -> TokenEntry | None:
+    """The manifest's version says which keys it may have, and the manifest was checked for them."""
+    if text == b"null":
+        return None
     try:
-        return None if text == b"null" else TokenEntry.model_validate_json(text)
+        return TokenEntry.model_validate(read_object(text), context=IGNORE_UNKNOWN)
     except ValidationError:
         raise ValueError("tokens as no manifest has them") from None
 

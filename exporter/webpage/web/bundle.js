@@ -1,12 +1,12 @@
-// A bundle beside the page: its manifest, its tokenizer, its graphs and its reference.
+// The bundle beside the page: its manifest, tokenizer, graphs and reference.
 import { LiteRTBackend } from "./backend.js";
 import { RunError } from "./errors.js";
 import { readModels } from "./litertlm.js";
+import { readManifest } from "./manifest.js";
 import { readReference } from "./reference.js";
 import { Session } from "./speculative.js";
 import { renderChat, Tokenizer } from "./tokenizer.js";
 
-const FORMAT_VERSION = 1;
 const MAX_TOKEN_LENGTH = 256; // more than any token of Gemma stands for
 const LIBRARY = "@litertjs/core"; // index.html says where it lies
 
@@ -18,20 +18,11 @@ const LIBRARY = "@litertjs/core"; // index.html says where it lies
  * @throws {RunError} one line: what is missing or wrong and what to do.
  */
 export async function openBundle(folder, progress = () => {}) {
-  const manifest = parse("manifest.json", await download(folder, "manifest.json"));
-  if (manifest.format_version !== FORMAT_VERSION) {
-    throw new RunError(
-      `manifest format ${manifest.format_version}, this page reads ${FORMAT_VERSION}; export again`,
-    );
-  }
+  const manifest = readManifest(await download(folder, "manifest.json"));
   const { litert } = manifest.runtimes;
   if (!litert) throw new RunError("this bundle has no LiteRT graphs; export with --runtime litert");
   const read = (name) => {
-    const { size_bytes } = manifest.files[name] ?? {};
-    const inside = new URL(name, folder).href.startsWith(new URL(".", folder).href);
-    if (size_bytes === undefined || !inside) {
-      throw new RunError(`${name}: not listed in the manifest, or outside the bundle; export again`);
-    }
+    const { size_bytes } = manifest.files[name];
     const show = (done) => progress(`${name}: ${megabytes(done)} of ${megabytes(size_bytes)} MB`);
     return download(folder, name, size_bytes, show);
   };
@@ -126,7 +117,9 @@ function parse(name, bytes) {
 
 /** A file's bytes; of `size` bytes, where that is known. */
 async function download(folder, name, size, progress = () => {}) {
-  const response = await fetch(new URL(name, folder));
+  // Without this, "data:,x" and "%2e%2e" in a file's name would lead out of the bundle.
+  const path = name.split("/").map(encodeURIComponent).join("/");
+  const response = await fetch(new URL(path, folder));
   if (!response.ok) throw new RunError(`${name}: the server says ${response.status}; copy it again`);
   if (size === undefined) return new Uint8Array(await response.arrayBuffer());
   const bytes = new Uint8Array(size);

@@ -13,6 +13,7 @@ from exporter.bundle.writer import PAGE, add_page
 from exporter.config import load_size
 from runtime_py.formats.litertlm import read_sections
 from tests.golden_traces.record import GOLDEN
+from tests.manifest_schema import CASES
 
 HERE = Path(__file__).parent
 TOKENIZER = load_size("tiny").model / "tokenizer.json"
@@ -52,6 +53,14 @@ def test_the_pages_readers_refuse_damaged_files(tmp_path):
     found = node("page_files.mjs", CONTAINER, reference, TOKENIZER)
     sections = read_sections(CONTAINER)
     assert found == [[section.model_type, section.begin, section.end] for section in sections]
+
+
+@needs_node
+def test_the_page_refuses_and_reads_the_manifests_that_python_does():
+    cases = json.loads(CASES.read_text(encoding="utf-8"))
+    refused, accepted = node("manifest_cases.mjs", CASES)
+    assert refused == len(cases["refused_by_schema"]) + len(cases["refused_by_rules"])
+    assert accepted == len(cases["accepted"]) + len(cases["accepted_of_a_newer_minor"])
 
 
 @needs_node

@@ -2,19 +2,23 @@ import json
 import os
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.bundle.manifest import (
-    Manifest,
     file_entry,
+    manifest_of,
     read_manifest,
     write_manifest,
 )
 from runtime_py.errors import RunError
+from tests.manifest_schema import CASES, SCHEMA, edited, texts
 from tests.runtime_py.bundles import manifest_values, write_fake_bundle
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture
@@ -40,10 +44,59 @@ def test_what_is_written_is_read_again(bundle):
     Bundle.open(bundle).verify_checksums()
 
 
-def test_the_golden_manifest_of_format_1_is_still_read():
-    golden = Path(__file__).parents[2] / "golden" / "manifest-1.json"
-    manifest = Manifest.model_validate(json.loads(golden.read_text()))
-    assert manifest.runtimes["litert"].model == "model.litertlm"
+def test_the_golden_manifest_of_every_minor_version_is_read():
+    oldest = manifest_of(json.loads((GOLDEN / "manifest-1.json").read_text()), GOLDEN)
+    assert oldest.runtimes["litert"].model == "model.litertlm"
+    assert (oldest.sources, oldest.tokens.special_tokens) == ({}, None)
+    newest = manifest_of(json.loads((GOLDEN / "manifest-1.1.json").read_text()), GOLDEN)
+    assert newest.tokens.special_tokens == {"bos_token": "<bos>", "eos_token": "<stop>"}
+    assert list(newest.sources) == ["target"]
+
+
+def test_every_case_that_the_schema_gives_is_refused_or_read_as_it_says():
+    cases = json.loads(CASES.read_text(encoding="utf-8"))
+    refused = cases["refused_by_schema"] + cases["refused_by_rules"]
+    accepted = cases["accepted"] + cases["accepted_of_a_newer_minor"]
+    for case in refused:
+        with pytest.raises(RunError) as caught:
+            manifest_of(edited(cases["manifest"], case["edits"]), GOLDEN)
+        assert "\n" not in str(caught.value)
+    for case in accepted:
+        manifest_of(edited(cases["manifest"], case["edits"]), GOLDEN)
+    assert len(refused) > 150
+    assert len(accepted) > 50
+
+
+def test_a_json_schema_library_agrees():
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    cases = json.loads(CASES.read_text(encoding="utf-8"))
+    for version in ("1", "1.1"):
+        validator.validate(json.loads((GOLDEN / f"manifest-{version}.json").read_text()))
+    for case in cases["accepted"]:
+        validator.validate(edited(cases["manifest"], case["edits"]))
+    for case in cases["refused_by_schema"]:
+        assert not validator.is_valid(edited(cases["manifest"], case["edits"])), case
+
+
+@pytest.mark.parametrize("path", texts(), ids=lambda path: path.name)
+def test_the_committed_schema_and_cases_are_up_to_date(path):
+    """If not: python -m tests.manifest_schema"""
+    assert path.read_text(encoding="utf-8") == texts()[path]
+
+
+def test_a_newer_minor_version_may_have_unknown_keys_but_no_wrong_values(bundle):
+    rewrite(bundle, lambda v: v.update(format_version="1.7", surprise=1))
+    assert read_manifest(bundle).name == "scripted"
+    rewrite(bundle, lambda v: v["model"].update(vocab_size=0))
+    with pytest.raises(RunError, match=r"model\.vocab_size"):
+        read_manifest(bundle)
+
+
+def test_duplicate_keys_are_refused(bundle):
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"name"', '"draft_length": 9, "name"', 1))
+    with pytest.raises(RunError, match="duplicate key 'draft_length'"):
+        read_manifest(bundle)
 
 
 @pytest.mark.parametrize(
@@ -67,25 +120,20 @@ def test_a_link_that_leads_outside_is_refused(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda v: v.update(format_version=2), "manifest format 2, this runtime reads 1"),
+        (lambda v: v.update(format_version=2), r"manifest format 2, this runtime reads 1\.x"),
         (lambda v: v.pop("format_version"), "manifest format None"),
         (lambda v: v.update(surprise=1), "surprise: Extra inputs"),
         (lambda v: v.pop("model"), "model: Field required"),
         (lambda v: v["model"].update(vocab_size="4096"), "model.vocab_size: Input should be"),
         (lambda v: v["model"].update(vocab_size=10**12), "model.vocab_size: Input should be"),
         (lambda v: v["model"].update(hidden_size=0), "model.hidden_size: Input should be"),
-        (lambda v: v["model"].update(sliding={"layers": [0]}), "model.sliding.window: Field req"),
-        (lambda v: v["model"].update(sliding={"window": 0, "layers": [0]}), "sliding.window: Inp"),
-        (lambda v: v["model"].update(sliding={"window": 4, "layers": []}), "model.sliding.layers"),
         (lambda v: v["tokens"].update(bos_token_id=300), "token 300 of a vocabulary of 300"),
         (lambda v: v["tokens"].update(stop_token_ids=[1, 999]), "token 999 of a vocabulary of 300"),
-        (lambda v: v["tokens"].update(special_tokens={"eos_token": 1}), "special_tokens.eos_token"),
-        (lambda v: v["tokens"].update(special_tokens={"a": "x" * 1001}), "special_tokens.a"),
-        (lambda v: tolerances(v).update(max_logit_error=float("inf")), "max_logit_error: Input"),
+        (lambda v: tolerances(v).update(max_logit_error=float("inf")), "not valid JSON .Infinity"),
         (lambda v: tolerances(v).update(max_logit_error=11.0), "max_logit_error: Input should be"),
-        (lambda v: tolerances(v).update(min_agreement=float("nan")), "min_agreement: Input should"),
+        (lambda v: tolerances(v).update(min_agreement=float("nan")), "not valid JSON .NaN"),
         (lambda v: v.update(draft_length=-1), "draft_length: Input should be"),
-        (lambda v: v.update(runtimes={}), "no runtime is listed"),
+        (lambda v: v.update(runtimes={}), "runtimes: Dictionary should have at least 1"),
         (lambda v: v["runtimes"].update(cuda=v["runtimes"]["litert"]), "runtimes.cuda"),
         (lambda v: v["files"].pop("reference.npz"), "'reference.npz' is used but not listed"),
         (lambda v: v["files"]["reference.npz"].update(sha256="x"), "sha256: String should match"),
@@ -182,20 +230,3 @@ def test_file_entry_measures_a_file(tmp_path):
     entry = file_entry(path)
     assert entry.size_bytes == 3
     assert entry.sha256.startswith("ba7816bf")
-
-
-def test_the_sources_of_a_bundle_may_be_named():
-    golden = Path(__file__).parents[2] / "golden" / "manifest-1.json"
-    values = json.loads(golden.read_text())
-    assert Manifest.model_validate(values).sources == {}
-    sources = {"target": "maker/model@0123abc"}
-    assert Manifest.model_validate({**values, "sources": sources}).sources == sources
-
-
-def test_the_layers_that_slide_may_be_named_and_older_bundles_do_not():
-    golden = Path(__file__).parents[2] / "golden" / "manifest-1.json"
-    values = json.loads(golden.read_text())
-    assert Manifest.model_validate(values).model.sliding is None
-    values["model"]["sliding"] = {"window": 512, "layers": [0, 3]}
-    sliding = Manifest.model_validate(values).model.sliding
-    assert (sliding.window, sliding.layers) == (512, (0, 3))

@@ -100,7 +100,7 @@ def with_value(array, value):
         ("prompts", lambda _: np.frombuffer(b"{}", np.uint8), "prompts that are no texts"),
         ("prompts", lambda _: np.frombuffer(b"[1, 2]", np.uint8), "prompts that are no texts"),
         ("prompts", lambda _: np.frombuffer(b'["one"]', np.uint8), "do not fit each other"),
-        ("prompts", lambda _: np.frombuffer(b"[" * 99_999, np.uint8), "recursion"),
+        ("prompts", lambda _: np.frombuffer(b"[" * 99_999, np.uint8), "nested deeper"),
         ("prompts", lambda _: np.frombuffer(b"\xff", np.uint8), "codec"),
     ],
 )

@@ -1,54 +1,55 @@
 /**
- * manifest.json: what a bundle holds; runtime_py/bundle/manifest.py owns the format, this reads it.
+ * manifest.json: what a bundle holds. docs/bundle-format.md is the specification.
  *
- * A manifest comes from anywhere, so nothing in it is believed before it is checked: unknown keys,
- * wrong types, absurd sizes and paths that leave the bundle are refused with one line.
+ * A bundle may come from anywhere, so its manifest is checked before anything in it is used:
+ * unknown keys, wrong types, values out of range and paths that leave the bundle are refused.
  */
 package dev.gemmaexport.loop
 
 import java.io.File
 import java.security.MessageDigest
 
-const val FORMAT_VERSION = 1
+const val FORMAT_MAJOR = 1
+const val FORMAT_MINOR = 1
 const val MANIFEST_NAME = "manifest.json"
 const val MAX_MANIFEST_BYTES = 1L shl 20
 
-/** Size and checksum of one file, so that a truncated or altered one is refused. */
+/** Size and checksum of one file; a truncated or altered one is refused. */
 data class FileEntry(val sizeBytes: Long, val sha256: String)
 
-/** The layers that see only the last `window` rows, of those that own KV rows. */
+/** Which of the layers that own KV rows use sliding-window attention over `window` rows. */
 data class SlidingEntry(val window: Int, val layers: List<Int>)
 
-/** The sizes a user asks about and a loop needs. */
+/** The model's sizes. */
 data class ModelEntry(
     val vocabSize: Int,
     val hiddenSize: Int,
     val numLayers: Int,
     val contextLength: Int, // tokens of prompt and answer together
     val hasDrafter: Boolean,
-    val sliding: SlidingEntry? = null // of older bundles; unused, the graph files say it
+    val sliding: SlidingEntry? = null // in some 1.0 manifests; ignored, the graph files say it
 )
 
-/** What a check demands of a recipe. */
+/** What a check requires. */
 data class Tolerances(
     val maxLogitError: Double, // relative to the largest logit
-    val minAgreement: Double, // of greedy tokens, the original's text given
+    val minAgreement: Double, // share of the original's greedy tokens that are predicted
     val minAcceptanceRatio: Double // accepted first drafts, relative to the original drafter's
 )
 
 /** One runtime's graphs. */
 data class RuntimeEntry(val model: String, val recipe: String, val tolerances: Tolerances)
 
-/** How text becomes tokens and where an answer ends. */
+/** How text becomes tokens, and which tokens end an answer. */
 data class TokenEntry(
     val tokenizer: String,
     val chatTemplate: String?,
     val bosTokenId: Int?,
     val stopTokenIds: List<Int>,
-    val specialTokens: Map<String, String> = emptyMap() // by name; older bundles do not say
+    val specialTokens: Map<String, String> = emptyMap() // by name; missing in some 1.0 manifests
 )
 
-/** The whole manifest, format 1. */
+/** The whole manifest, major version 1. */
 data class Manifest(
     val name: String,
     val device: String, // the target it was exported for
@@ -62,7 +63,7 @@ data class Manifest(
     val files: Map<String, FileEntry>
 )
 
-/** Read and check a bundle's manifest, and that every file it lists is there, at its size. */
+/** Read and check a bundle's manifest, and the presence and size of every file it lists. */
 fun readManifest(bundle: File): Manifest {
     if (!bundle.isDirectory) {
         throw RunException("$bundle: no such bundle folder; make one with gemma-export")
@@ -79,28 +80,37 @@ fun readManifest(bundle: File): Manifest {
     return manifest
 }
 
-/** The manifest in a JSON text; `where` begins what is said against it. */
+/** Read and check a manifest's JSON text; `where` begins the error message. */
 fun parseManifest(json: String, where: String = MANIFEST_NAME): Manifest {
     val values = try {
         parseJson(json)
     } catch (error: JsonException) {
         throw RunException("$where: not valid JSON (${error.message}); export again")
     }
+    return manifestOf(values, where)
+}
+
+/** Check a manifest's values, as parseJson gives them. */
+fun manifestOf(values: Any?, where: String = MANIFEST_NAME): Manifest {
     val found = (values as? Map<*, *>)?.get("format_version")
-    if (found != FORMAT_VERSION.toLong()) {
-        throw RunException(
-            "$where: manifest format $found, this app reads $FORMAT_VERSION; " +
-                "install the matching app or export again"
-        )
-    }
+    val minor = minorVersion(found) ?: throw RunException(
+        "$where: manifest format $found, this app reads $FORMAT_MAJOR.x; install the matching app or export again"
+    )
     try {
-        return manifest(Fields(values, ""))
+        return manifest(Fields(values, "", ignoresUnknown = minor > FORMAT_MINOR))
     } catch (error: FieldException) {
         throw RunException("$where: ${error.message}; export again")
     }
 }
 
-/** A file of the bundle, refused when a link in it leads outside. */
+/** The integer 1 stands for 1.0; null for what is no version of this format. */
+private fun minorVersion(found: Any?): Int? = when (found) {
+    FORMAT_MAJOR.toLong() -> 0
+    is String -> VERSION.matchEntire(found)?.groupValues?.get(1)?.toInt()
+    else -> null
+}
+
+/** A file of the bundle; throws if a link in it leads outside. */
 fun bundleFile(bundle: File, name: String): File {
     val file = File(bundle, name)
     if (!file.canonicalPath.startsWith(bundle.canonicalPath + File.separator)) {
@@ -109,7 +119,7 @@ fun bundleFile(bundle: File, name: String): File {
     return file
 }
 
-/** What the app runs of a bundle, or why it runs nothing of it. */
+/** The bundle's LiteRT graphs; throws, with the reason, if it has none. */
 fun litertEntry(bundle: File, manifest: Manifest): RuntimeEntry = manifest.runtimes["litert"]
     ?: throw RunException(
         "$bundle: made for ${manifest.runtimes.keys.joinToString()}, and this app runs litert only: " +
@@ -117,7 +127,7 @@ fun litertEntry(bundle: File, manifest: Manifest): RuntimeEntry = manifest.runti
             "can't read the target's KV rows, and ONNX Runtime is not in the app; export with --runtime litert"
     )
 
-/** Compare every listed file with its checksum; `progress` hears of the bytes read so far. */
+/** Compare every listed file with its checksum; `progress` is called with the bytes read so far. */
 fun checkChecksums(bundle: File, manifest: Manifest, progress: (Long) -> Unit = {}) {
     var numRead = 0L
     for ((name, entry) in manifest.files) {
@@ -163,12 +173,16 @@ private fun sha256(file: File, read: (Int) -> Unit): String {
 
 private val RUNTIMES = setOf("litert", "onnx", "executorch")
 private val SHA256 = Regex("[0-9a-f]{64}")
+private val VERSION = Regex("$FORMAT_MAJOR\\.([1-9][0-9]{0,3})")
+private val CONTROLS = Regex("[\\u0000-\\u001f\\u007f]")
+private const val MOST_TEXTS = 200 // of one table of texts
+private const val LONGEST_TEXT = 1000 // characters, of a path too
 private val COUNTS = 1L..Int.MAX_VALUE
 private val LAYERS = 0L..Int.MAX_VALUE
 private val TOKEN_IDS = 0L..Int.MAX_VALUE
 
 private fun manifest(fields: Fields): Manifest {
-    fields.whole("format_version", COUNTS)
+    fields.skip("format_version")
     val manifest = Manifest(
         name = fields.text("name", 200),
         device = fields.text("device", 60),
@@ -176,19 +190,28 @@ private fun manifest(fields: Fields): Manifest {
         model = model(fields.child("model")),
         tokens = tokens(fields.child("tokens")),
         draftLength = fields.whole("draft_length", 0L..63).toInt(),
-        runtimes = fields.child("runtimes").let { it.each { name -> runtime(it, name) } },
+        runtimes = runtimes(fields.child("runtimes")),
         reference = fields.path("reference"),
         sources = if ("sources" in fields) texts(fields.child("sources")) else emptyMap(),
         files = fields.child("files").let { it.each { name -> file(it, name) } }
     )
     fields.end()
-    if (manifest.runtimes.isEmpty()) throw FieldException("manifest: no runtime is listed")
+    checkRules(manifest)
+    return manifest
+}
+
+/** The rules between fields. */
+private fun checkRules(manifest: Manifest) {
+    if (manifest.runtimes.isEmpty()) throw FieldException("runtimes: no runtime is listed")
     val used = manifest.runtimes.values.map { it.model } + manifest.reference +
         manifest.tokens.tokenizer + (manifest.tokens.chatTemplate ?: manifest.reference)
     used.firstOrNull { it !in manifest.files }?.let {
         throw FieldException("manifest: '$it' is used but not listed under files")
     }
-    return manifest
+    val tokenIds = manifest.tokens.stopTokenIds + listOfNotNull(manifest.tokens.bosTokenId)
+    tokenIds.firstOrNull { it >= manifest.model.vocabSize }?.let {
+        throw FieldException("manifest: token $it of a vocabulary of ${manifest.model.vocabSize}")
+    }
 }
 
 private fun model(fields: Fields): ModelEntry = ModelEntry(
@@ -220,9 +243,15 @@ private fun specialTokens(fields: Fields): Map<String, String> {
     return fields.orNull("special_tokens") { texts(fields.child("special_tokens")) }.orEmpty()
 }
 
-private fun runtime(owner: Fields, name: String): RuntimeEntry {
-    if (name !in RUNTIMES) throw FieldException("runtimes.$name: one of ${RUNTIMES.joinToString()} is needed")
-    val fields = owner.child(name)
+private fun runtimes(fields: Fields): Map<String, RuntimeEntry> {
+    val unknown = fields.keys - RUNTIMES
+    if (unknown.isNotEmpty() && !fields.ignoresUnknown) {
+        throw FieldException("runtimes.${unknown.first()}: one of ${RUNTIMES.joinToString()} is needed")
+    }
+    return (fields.keys - unknown).associateWith { runtime(fields.child(it)) }
+}
+
+private fun runtime(fields: Fields): RuntimeEntry {
     return RuntimeEntry(
         model = fields.path("model"),
         recipe = fields.text("recipe", 200),
@@ -231,7 +260,7 @@ private fun runtime(owner: Fields, name: String): RuntimeEntry {
 }
 
 private fun tolerances(fields: Fields): Tolerances = Tolerances(
-    maxLogitError = fields.number("max_logit_error", 1.0) { it > 0 },
+    maxLogitError = fields.number("max_logit_error", 1.0) { it > 0 && it <= 10 },
     minAgreement = fields.number("min_agreement", 0.0) { it in 0.0..1.0 },
     minAcceptanceRatio = fields.number("min_acceptance_ratio", 0.5) { it in 0.0..1.0 }
 ).also { fields.end() }
@@ -246,33 +275,55 @@ private fun file(owner: Fields, name: String): FileEntry {
     return entry.also { fields.end() }
 }
 
-private fun texts(fields: Fields): Map<String, String> = fields.each { fields.text(it, Int.MAX_VALUE, 0) }
+private fun texts(fields: Fields): Map<String, String> {
+    if (fields.keys.size > MOST_TEXTS || fields.keys.any { it.numCharacters > LONGEST_TEXT }) {
+        fields.failHere("at most $MOST_TEXTS keys of at most $LONGEST_TEXT characters are allowed")
+    }
+    return fields.each { fields.text(it, LONGEST_TEXT, 0) }
+}
 
+/** Names joined by "/", none of them empty, "." or "..". */
 private fun insideBundle(path: String, where: String) {
-    val parts = path.split('/').filter { it.isNotEmpty() && it != "." }
-    if (path.startsWith("/") || ".." in parts || '\\' in path || '\u0000' in path || parts.isEmpty()) {
-        throw FieldException("$where: '$path' leaves the bundle")
+    val isPlain = path.split('/').none { it in setOf("", ".", "..") } && '\\' !in path &&
+        path.numCharacters <= LONGEST_TEXT && !CONTROLS.containsMatchIn(path)
+    if (!isPlain) {
+        val shown = CONTROLS.replace(path, "\uFFFD").take(80)
+        throw FieldException("$where: '$shown' leaves the bundle or is no plain path")
     }
 }
 
+/** Code points, as the schema counts them. */
+private val String.numCharacters get() = codePointCount(0, length)
+
 private class FieldException(message: String) : Exception(message)
 
-/** The members of one JSON object, each asked for by name and type; what nobody asks for is refused. */
-private class Fields(values: Any?, private val where: String) {
+/**
+ * The members of one JSON object, read by name and type.
+ *
+ * `ignoresUnknown`: whether members that are never read are allowed, as in a newer minor version.
+ */
+private class Fields(values: Any?, private val where: String, val ignoresUnknown: Boolean) {
     private val values = values as? Map<*, *> ?: throw FieldException("$where: an object is needed")
     private val asked = HashSet<String>()
 
     operator fun contains(key: String) = key in values
 
-    fun child(key: String) = Fields(value(key), at(key))
+    val keys: Set<String> get() = values.keys.map { it as String }.toSet()
+
+    fun child(key: String) = Fields(value(key), at(key), ignoresUnknown)
+
+    /** Marks a member as known that was read elsewhere. */
+    fun skip(key: String) {
+        value(key)
+    }
 
     fun text(key: String, longest: Int, shortest: Int = 1): String {
         val text = value(key) as? String ?: fail(key, "a text is needed")
-        if (text.length !in shortest..longest) fail(key, "$shortest to $longest characters are needed")
+        if (text.numCharacters !in shortest..longest) fail(key, "$shortest to $longest characters are needed")
         return text
     }
 
-    fun path(key: String): String = text(key, 4096, 0).also { insideBundle(it, at(key)) }
+    fun path(key: String): String = text(key, Int.MAX_VALUE, 0).also { insideBundle(it, at(key)) }
 
     fun whole(key: String, range: LongRange): Long = inRange(key, value(key), range)
 
@@ -293,10 +344,11 @@ private class Fields(values: Any?, private val where: String) {
     fun <T> orNull(key: String, read: () -> T): T? = if (value(key) == null) null else read()
 
     /** Every member, by name. */
-    fun <T> each(read: (String) -> T): Map<String, T> = values.keys.map { it as String }.associateWith(read)
+    fun <T> each(read: (String) -> T): Map<String, T> = keys.associateWith(read)
 
     fun end() {
-        values.keys.firstOrNull { it !in asked }?.let { fail(it as String, "unknown key") }
+        if (ignoresUnknown) return
+        keys.firstOrNull { it !in asked }?.let { fail(CONTROLS.replace(it, "\uFFFD").take(80), "unknown key") }
     }
 
     private fun value(key: String): Any? {
@@ -312,6 +364,8 @@ private class Fields(values: Any?, private val where: String) {
     }
 
     private fun at(key: String) = if (where == "") key else "$where.$key"
+
+    fun failHere(message: String): Nothing = throw FieldException("$where: $message")
 
     private fun fail(key: String, message: String): Nothing = throw FieldException("${at(key)}: $message")
 }
