@@ -19,16 +19,16 @@ def _open_litert(model: Path, options: SessionOptions) -> Backend:
 
 
 def _open_executorch(model: Path, options: SessionOptions) -> Backend:
-    from runtime_py.backends.executorch.backend import ExecuTorchBackend
+    from runtime_py.backends.executorch.backend import open_executorch
 
     _refuse_providers(model, options)
-    return ExecuTorchBackend(model, num_threads=options.num_threads)
+    return open_executorch(model, num_threads=options.num_threads)
 
 
 def _open_onnx(model: Path, options: SessionOptions) -> Backend:
-    from runtime_py.backends.onnx.backend import OnnxBackend
+    from runtime_py.backends.onnx.backend import open_onnx
 
-    return OnnxBackend(model, num_threads=options.num_threads, providers=options.providers)
+    return open_onnx(model, num_threads=options.num_threads, providers=options.providers)
 
 
 def _refuse_providers(model: Path, options: SessionOptions) -> None:

@@ -13,6 +13,15 @@ from runtime_py.formats.flatbuffer import FlatbufferError, Table, pick
 from runtime_py.formats.litertlm import Section as FileSection
 from runtime_py.formats.litertlm import read_metadata, read_sections
 from runtime_py.formats.mapping import mapped
+from runtime_py.formats.tensor_spec import TensorSpec
+from runtime_py.formats.tflite import (
+    TfliteSignature,
+    read_model,
+    read_signatures,
+    read_spec,
+    read_tensors,
+    read_weights,
+)
 from runtime_py.inspection.findings import (
     DRAFTER_PREFIX,
     Constant,
@@ -28,24 +37,8 @@ from runtime_py.inspection.findings import (
 )
 from runtime_py.terminal.printable import one_line
 
-_IDENTIFIER = b"TFL3"
-_MAX_RANK, _MAX_ARGUMENTS = 8, 1 << 10
+_MAX_ARGUMENTS = 1 << 10
 _MAX_TENSORS = 1 << 20  # of one section
-_TYPES = {
-    0: "float32",
-    1: "float16",
-    2: "int32",
-    3: "uint8",
-    4: "int64",
-    6: "bool",
-    7: "int16",
-    9: "int8",
-    10: "float64",
-    17: "int4",
-    18: "bfloat16",
-    19: "int2",
-    20: "uint4",
-}
 _DEQUANTIZE, _EMBEDDING_LOOKUP, _FULLY_CONNECTED, _GATHER = 6, 7, 9, 36
 _USES: Mapping[int, tuple[int, Use]] = {  # operator -> which input of it, and what for
     _EMBEDDING_LOOKUP: (1, "lookup"),
@@ -130,14 +123,13 @@ def _read_model(
     stored: dict[tuple[int, int], _Stored],
     signatures: list[Signature],
 ) -> None:
-    if data[4:8] != _IDENTIFIER:
-        raise FlatbufferError(f"{section.model_type}: found {bytes(data[4:8])!r}, needed TFL3")
-    model = Table.root(data)
-    graphs = [list(graph.tables(0)) for graph in model.tables(2)]
+    model = read_model(data)
+    graphs = read_tensors(model)
     if sum(map(len, graphs)) > _MAX_TENSORS:
         raise FlatbufferError(f"{section.model_type}: more than {_MAX_TENSORS} tensors")
-    names = _signature_names(model)
-    buffers = [_extent(buffer, len(data)) for buffer in model.tables(4)]
+    found = list(read_signatures(model, graphs))
+    names = {signature.subgraph: one_line(signature.name) for signature in found}
+    buffers = read_weights(model, len(data))
     codes = [_operator_code(code) for code in model.tables(1)]
     for index, (graph, tensors) in enumerate(zip(model.tables(2), graphs, strict=True)):
         uses = _uses(graph, codes)
@@ -154,14 +146,14 @@ def _read_model(
             entry.used_by[where] = None
             if len(entry.shape) > 1:  # scales of rows are looked up, too
                 entry.uses.update(dict.fromkeys(uses.get(number, ())))
-    signatures += _signatures(model, graphs, section.model_type)
+    signatures += [_signature(each, one_line(section.model_type)) for each in found]
 
 
 def _describe(tensor: Table, size: int, model_type: str) -> _Stored:
     name = one_line(tensor.string(3))
     prefix = DRAFTER_PREFIX if model_type == _DRAFTER else ""
-    shape = tensor.numbers(0, "<i", _MAX_RANK)
-    return _Stored(prefix + name, _dtype(tensor), shape, size)
+    spec = read_spec(tensor)
+    return _Stored(prefix + name, spec.dtype, spec.shape, size)
 
 
 def _weight(entry: _Stored) -> Weight:
@@ -175,16 +167,6 @@ def _weight(entry: _Stored) -> Weight:
         uses=tuple(sorted(entry.uses)),
         used_by=tuple(entry.used_by),
     )
-
-
-def _extent(buffer: Table, section_bytes: int) -> tuple[int, int]:
-    """(first byte, number of bytes), behind the flatbuffer or in it."""
-    begin, size = buffer.number(1, "<Q"), buffer.number(2, "<Q")
-    if begin > 1:
-        if begin + size > section_bytes:
-            raise FlatbufferError(f"a weight ends at byte {begin + size} of {section_bytes}")
-        return begin, size
-    return buffer.vector(0, item_bytes=1)
 
 
 def _operator_code(code: Table) -> int:
@@ -216,33 +198,17 @@ def _scale_bytes(tensor: Table, begin: int) -> dict[int, int]:
     return {begin + start: size * length for (start, length), size in vectors if length}
 
 
-def _signature_names(model: Table) -> dict[int, str]:
-    """By the number of the subgraph."""
-    return {entry.number(4, "<I"): one_line(entry.string(2)) for entry in model.tables(7)}
+def _signature(found: TfliteSignature, where: str) -> Signature:
+    inputs, outputs = (
+        tuple(_value(name, spec) for name, spec in specs.items())
+        for specs in (found.inputs, found.outputs)
+    )
+    return Signature(name=one_line(found.name), where=where, inputs=inputs, outputs=outputs)
 
 
-def _signatures(model: Table, graphs: list[list[Table]], model_type: str) -> list[Signature]:
-    found = []
-    for entry in model.tables(7):
-        tensors = pick(graphs, entry.number(4, "<I"))
-        inputs, outputs = (
-            tuple(_value(item, tensors) for item in entry.tables(number)) for number in (0, 1)
-        )
-        name = one_line(entry.string(2))
-        where = one_line(model_type)
-        found.append(Signature(name=name, where=where, inputs=inputs, outputs=outputs))
-    return found
-
-
-def _value(item: Table, tensors: list[Table]) -> Value:
-    tensor = pick(tensors, item.number(1, "<I"))
-    shape = (size if size >= 0 else None for size in tensor.numbers(0, "<i", _MAX_RANK))
-    return Value(one_line(item.string(0)), _dtype(tensor), tuple(shape))
-
-
-def _dtype(tensor: Table) -> str:
-    number = tensor.number(1, "<b")
-    return _TYPES.get(number, f"type {number}")
+def _value(name: str, spec: TensorSpec) -> Value:
+    shape = (size if size >= 0 else None for size in spec.shape)
+    return Value(one_line(name), spec.dtype, tuple(shape))
 
 
 def _kv(signatures: list[Signature]) -> tuple[KvBuffer, ...]:

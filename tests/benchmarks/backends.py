@@ -12,13 +12,13 @@ Open = Callable[[Path, int, Path], Backend]
 def import_backend(model: Path) -> Open:
     """What opens a file of this kind, by its name."""
     if model.suffix == ".pte":
-        from runtime_py.backends.executorch.backend import ExecuTorchBackend
+        from runtime_py.backends.executorch.backend import open_executorch
 
-        return lambda path, threads, _: ExecuTorchBackend(path, num_threads=threads)
+        return lambda path, threads, _: open_executorch(path, num_threads=threads)
     if model.suffix == ".onnx":
-        from runtime_py.backends.onnx.backend import OnnxBackend
+        from runtime_py.backends.onnx.backend import open_onnx
 
-        return lambda path, threads, _: OnnxBackend(path, num_threads=threads)
+        return lambda path, threads, _: open_onnx(path, num_threads=threads)
     from runtime_py.backends.litert.backend import LiteRTBackend
 
     return lambda path, threads, weight_caches: LiteRTBackend(

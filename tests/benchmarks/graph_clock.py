@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from runtime_py.backends import Backend
-from runtime_py.backends.executorch.backend import ExecuTorchBackend
+from runtime_py.backends.fill_finish import FillFinishBackend
 from runtime_py.backends.litert.backend import LiteRTBackend
-from runtime_py.backends.onnx.backend import OnnxBackend
 
 
 class GraphClock:
@@ -25,13 +24,15 @@ class GraphClock:
                 model._model = _Watched(self, model._model)  # for what is bound from now on
             for signature in _signatures(backend):
                 _watch(self, signature._call)
-        elif isinstance(backend, OnnxBackend):
-            for graph in backend._graphs.values():
-                graph.session = _WatchedSession(self, graph.session)
-        else:
-            assert isinstance(backend, ExecuTorchBackend)
-            program: Any = backend._program
+            return
+        assert isinstance(backend, FillFinishBackend)
+        graphs: Any = backend._graphs
+        if hasattr(graphs, "_program"):
+            program = graphs._program
             program._library = _WatchedLibrary(self, program._library)
+            return
+        for graph in graphs._graphs.values():
+            graph.session = _WatchedSession(self, graph.session)
 
     def reset(self) -> None:
         self.seconds, self.num_calls = 0.0, 0

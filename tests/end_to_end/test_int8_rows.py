@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from runtime_py.backends.load import pick_runtime
-from runtime_py.backends.onnx.backend import OnnxBackend
+from runtime_py.backends.onnx.backend import open_onnx
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.check.replay import run_check
 from runtime_py.decoding.session import Session
@@ -73,7 +73,7 @@ def test_the_check_notices_another_scale(bundle, tmp_path):
                 tensor.raw_data = (2 * onnx.numpy_helper.to_array(tensor)).tobytes()
         onnx.save(model, path)
     opened = Bundle.open(bundle)
-    with closing(OnnxBackend(tmp_path / "model.fill.onnx", num_threads=1)) as backend:
+    with closing(open_onnx(tmp_path / "model.fill.onnx", num_threads=1)) as backend:
         session = Session(backend, backend.cache_length)
         tolerances = opened.entry("onnx").tolerances
         report = run_check(session, backend, opened.reference(), tolerances)

@@ -36,7 +36,7 @@ LONG = Shape(
 )  # fmt: skip
 HEAD_ROW_BYTES = 256  # sixteen rows are a page
 SHAPES = GraphShapes(prefill_lengths=(128,), verify_widths=(4,), cache_length=CONTEXT)
-READER = {"litert": "litert", "executorch": "executorch", "onnx": "onnx_contract"}
+READER = {"litert": "litert.backend", "executorch": "executorch.contract", "onnx": "onnx.contract"}
 SAMPLING = SamplingParams(
     temperature=1.0, top_k=0, top_p=1.0, seed=3
 )  # greedy, a random model repeats itself

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from runtime_py.backends.executorch.library import MAX_RANK, Tensor, load_library
 from runtime_py.errors import RunError
+from runtime_py.formats.tensor_spec import TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -22,15 +23,9 @@ _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """An input or output; a dynamic dimension shows its upper bound."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class MethodSpec:
+    """A method's tensors; a dynamic dimension shows its upper bound."""
+
     index: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from runtime_py.errors import RunError
+from runtime_py.formats.tensor_spec import TensorSpec
 
 PREFILL_DECODE = "tf_lite_prefill_decode"
 EMBEDDER = "tf_lite_embedder"
@@ -18,15 +19,6 @@ MTP_DRAFTER = "tf_lite_mtp_drafter"
 _TARGET_NAME = re.compile(r"decode|verify(_\d+)?|prefill_\d+")
 _KV_NAME = re.compile(r"kv_cache_[kv]_\d+")
 _KV_TYPES = ("float32", "int8")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,14 +176,14 @@ def _width(model: Signatures, spec: SignatureSpec) -> int:
 def _check_kv(model: Signatures, contract: TargetContract) -> None:
     decode, length = contract.decode, contract.cache_length
     if not contract.kv:
-        model.expect(decode, "kv_cache_k_0", None, f"float32 [1, G, {length}, E]")
+        model.expect(decode, "kv_cache_k_0", None, f"float32[1, G, {length}, E]")
     for name, tensor in contract.kv.items():
         is_key = name.startswith("kv_cache_k")
         row_dims = (2,) if is_key else (2, 3)
         fits = len(tensor.shape) == 4 and any(tensor.shape[dim] == length for dim in row_dims)
         if not fits or tensor.dtype not in _KV_TYPES:
-            by_row = f"float32 [1, G, {length}, E]"
-            need = by_row if is_key else f"{by_row} or float32 [1, G, E, {length}]"
+            by_row = f"float32[1, G, {length}, E]"
+            need = by_row if is_key else f"{by_row} or float32[1, G, E, {length}]"
             model.expect(decode, name, tensor, f"{need}, or the same of int8")
 
 

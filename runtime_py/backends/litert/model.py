@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime_py.backends.litert.contract import Signatures, SignatureSpec, TensorSpec
+from runtime_py.backends.litert.contract import Signatures, SignatureSpec
 from runtime_py.backends.litert.library import (
     CompiledModel,
     LiteRtError,
@@ -24,16 +24,15 @@ from runtime_py.backends.litert.library import (
 from runtime_py.backends.litert.mapping import MappedRange
 from runtime_py.backends.litert.weight_cache import WeightCache
 from runtime_py.errors import RunError
-from runtime_py.formats.flatbuffer import FlatbufferError, Table, pick, unpack_at
+from runtime_py.formats.flatbuffer import FlatbufferError, Table
 from runtime_py.formats.litertlm import Section
+from runtime_py.formats.tensor_spec import TensorSpec
+from runtime_py.formats.tflite import read_model, read_signatures, read_tensors, read_weights
 
 Array = npt.NDArray[Any]
 
 _logger = logging.getLogger(__name__)
-_IDENTIFIER = b"TFL3"
 _DTYPES = {"float32": np.float32, "int32": np.int32, "int8": np.int8}
-_TYPES = {0: "float32", 2: "int32", 9: "int8"}  # of the schema; no other is in the contract
-_MAX_RANK = 8
 
 
 class LoadedModel:
@@ -60,12 +59,13 @@ class LoadedModel:
             raise RunError(f"{where}: cannot map it: {error}") from error
         try:
             content = self._range.data.data
-            check_tflite(content)
+            tflite = read_model(content)
+            read_weights(tflite, len(content))  # LiteRT does not check where they lie
             self._cache = cache = weight_cache() if weight_cache else None
             if cache is not None:
                 cache.begin()
             self._model = CompiledModel(self._range.data, num_threads, cache.path if cache else "")
-            specs = {spec.name: spec for spec in self._read_signatures(self._model, content)}
+            specs = {spec.name: spec for spec in self._read_signatures(self._model, tflite)}
             if cache is not None and (packed := cache.commit()):
                 # XNNPACK packs in a buffer as large as the largest weight, and keeps it: 0.2 GB
                 # for E2B's head. What was packed is there at once.
@@ -101,20 +101,21 @@ class LoadedModel:
             self._cache.close()
             self._cache = None
 
-    def _read_signatures(
-        self, model: CompiledModel, content: memoryview
-    ) -> Iterator[SignatureSpec]:
-        stored = dict(read_tensors(content))
+    def _read_signatures(self, model: CompiledModel, tflite: Table) -> Iterator[SignatureSpec]:
+        """Shapes come from the file: before LiteRT tells the shape of an output, it allocates all
+        of a graph's tensors, 0.13 GB for E2B's prefill_1024, which most prompts never run.
+        """
+        stored = {found.name: found for found in read_signatures(tflite, read_tensors(tflite))}
         for name, signature in model.signatures().items():
             for text in (name, *signature.inputs, *signature.outputs):
                 if not text.isprintable():
                     raise FlatbufferError(f"a tensor is named {text!r}")
-            inputs, outputs = stored[name]
+            found = stored[name]
             yield SignatureSpec(
                 name=name,
                 index=signature.index,
-                inputs={key: inputs[key] for key in signature.inputs},
-                outputs={key: outputs[key] for key in signature.outputs},
+                inputs={key: found.inputs[key] for key in signature.inputs},
+                outputs={key: found.outputs[key] for key in signature.outputs},
             )
 
 
@@ -153,57 +154,6 @@ class BoundSignature:
 def zeros(tensor: TensorSpec) -> Array:
     """An array for a tensor that LiteRT reads or writes in place."""
     return aligned(tensor.shape, _DTYPES[tensor.dtype])
-
-
-def check_tflite(data: bytes | memoryview) -> None:
-    """Check what LiteRT does not: that the weights outside the flatbuffer lie in the section.
-
-    LiteRT verifies the flatbuffer itself before it uses it.
-
-    Raises:
-        FlatbufferError: saying what is wrong.
-    """
-    if data[4:8] != _IDENTIFIER:
-        found = bytes(data[4:8])
-        raise FlatbufferError(f"found {found!r} at byte 4, needed {_IDENTIFIER!r}")
-    unpack_at(data, "<I", 0)
-    for index, buffer in enumerate(Table.root(data).tables(4)):
-        offset, size_bytes = buffer.number(1, "<Q"), buffer.number(2, "<Q")
-        if offset + size_bytes > len(data):
-            raise FlatbufferError(
-                f"weight {index} ends at byte {offset + size_bytes} of a section of {len(data)}"
-            )
-
-
-def read_tensors(
-    data: bytes | memoryview,
-) -> Iterator[tuple[str, tuple[dict[str, TensorSpec], dict[str, TensorSpec]]]]:
-    """Every signature's name with its inputs and its outputs, by their names.
-
-    From the file, because LiteRT allocates all of a graph's tensors before it tells the shape of an
-    output: 0.13 GB for E2B's prefill_1024, which most prompts never run.
-
-    Raises:
-        FlatbufferError: if the file leads out of itself.
-    """
-    model = Table.root(data)
-    graphs = [list(graph.tables(0)) for graph in model.tables(2)]
-    for entry in model.tables(7):
-        tensors = pick(graphs, entry.number(4, "<I"))
-        named = (
-            {
-                item.string(0): _tensor_spec(pick(tensors, item.number(1, "<I")))
-                for item in entry.tables(field)
-            }
-            for field in (0, 1)
-        )
-        inputs, outputs = named
-        yield entry.string(2), (inputs, outputs)
-
-
-def _tensor_spec(tensor: Table) -> TensorSpec:
-    number = tensor.number(1, "<b")
-    return TensorSpec(_TYPES.get(number, f"type {number}"), tensor.numbers(0, "<i", _MAX_RANK))
 
 
 @contextlib.contextmanager

@@ -1,18 +1,18 @@
-"""What the ONNX backend demands of the three graphs before it binds memory to their tensors."""
+"""What the ONNX backend requires of the three graphs before it binds memory to their tensors."""
 
 from collections.abc import Iterable, Mapping
 
-from runtime_py.backends.numbers import NAMES, check_numbers
-from runtime_py.backends.onnx.graph import Graph, TensorSpec
+from runtime_py.backends.fill_finish import NAMES, check_numbers
+from runtime_py.backends.onnx.graph import Graph
 from runtime_py.bundle.manifest import SlidingEntry
 from runtime_py.bundle.sliding import KEY, read_sliding
 from runtime_py.errors import RunError
+from runtime_py.formats.tensor_spec import FREE, TensorSpec
 
 PAST = "past_key_values."
 PRESENT = "present."
 FORMAT_VERSION = 1
 _MAX_NUMBER = 2**31 - 1
-_TOKENS = None  # the free size of most tensors
 _POSITION = TensorSpec("int64", (1,))
 Specs = Mapping[str, TensorSpec]
 
@@ -41,7 +41,7 @@ class Contract:
         kv: {i}.key and {i}.value -> G and E of the KV rows.
         kv_dtype: of all of them.
         between: what fill hands to finish, by name -> the sizes after [1, T].
-        sliding: the layers whose rows behind the window are given back to the system.
+        sliding: the layers whose rows behind the window may be released; None: no layer's.
 
     Raises:
         RunError: if fill does not keep it.
@@ -58,10 +58,10 @@ class Contract:
         self.between: dict[str, tuple[int, ...]] = {"hidden": (self.numbers["hidden_size"],)}
         if "per_layer" in fill.outputs:
             sizes = fill.outputs["per_layer"].shape[2:]
-            self.between["per_layer"] = tuple(size or 0 for size in sizes)
+            self.between["per_layer"] = tuple(max(size, 0) for size in sizes)
         self.sliding = _sliding(fill, self.kv)
         present = {f"{PRESENT}{name}": self._rows(name) for name in self.kv}
-        token_ids = TensorSpec("int64", (1, _TOKENS))
+        token_ids = TensorSpec("int64", (1, FREE))
         _check(fill, "takes", fill.inputs, {"token_ids": token_ids, **self._common(fill)})
         _check(fill, "gives", fill.outputs, {**self._handed_over(), **present})
 
@@ -97,20 +97,19 @@ class Contract:
 
     def _handed_over(self) -> dict[str, TensorSpec]:
         return {
-            name: TensorSpec("float32", (1, _TOKENS, *sizes))
-            for name, sizes in self.between.items()
+            name: TensorSpec("float32", (1, FREE, *sizes)) for name, sizes in self.between.items()
         }
 
     def _rows(self, name: str) -> TensorSpec:
         num_heads, head_size = self.kv[name]
-        return TensorSpec(self.kv_dtype, (1, num_heads, None, head_size))
+        return TensorSpec(self.kv_dtype, (1, num_heads, FREE, head_size))
 
-    def _floats(self, size: str, num_tokens: int | None = _TOKENS) -> TensorSpec:
+    def _floats(self, size: str, num_tokens: int = FREE) -> TensorSpec:
         return TensorSpec("float32", (1, num_tokens, self.numbers[size]))
 
 
 def _kv_sizes(fill: Graph, name: str, spec: TensorSpec) -> tuple[int, int]:
-    if len(spec.shape) == 4 and spec.shape[1] and spec.shape[3]:
+    if len(spec.shape) == 4 and spec.shape[1] > 0 and spec.shape[3] > 0:
         return spec.shape[1], spec.shape[3]
     raise RunError(f"{fill.path}: {name} is {spec}, needed float32[1, G, ?, E]; export again")
 

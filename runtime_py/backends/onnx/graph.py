@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import numpy.typing as npt
 
 from runtime_py.backends.installed import install_command
 from runtime_py.errors import RunError
+from runtime_py.formats.tensor_spec import FREE, TensorSpec
 
 Array = npt.NDArray[Any]
-Size = int | None  # None: free, chosen with every call
 
 CPU = "CPUExecutionProvider"
 _SILENT = 4  # only what ends the process; every other error is raised as well
@@ -22,17 +21,6 @@ _DTYPES: dict[str, npt.DTypeLike] = {
     "tensor(int64)": np.int64,
     "tensor(int8)": np.int8,
 }
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a graph."""
-
-    dtype: str
-    shape: tuple[Size, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{[size or '?' for size in self.shape]}".replace("'", "")
 
 
 class Runtime:
@@ -139,7 +127,7 @@ def _place(array: Array) -> tuple[str, int, npt.DTypeLike, list[int], int]:
 
 def _spec(value: Any) -> TensorSpec:
     dtype = _DTYPES.get(value.type)
-    sizes = (size if isinstance(size, int) and size > 0 else None for size in value.shape)
+    sizes = (size if isinstance(size, int) and size > 0 else FREE for size in value.shape)
     return TensorSpec(np.dtype(dtype).name if dtype else str(value.type), tuple(sizes))
 
 

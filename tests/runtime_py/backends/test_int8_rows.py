@@ -5,7 +5,7 @@ import pytest
 
 from runtime_py.errors import RunError
 from runtime_py.inspection import INSPECT
-from tests.runtime_py.backends.toys import CACHE_LENGTH, INT8_TOYS, TOYS
+from tests.runtime_py.backends.toys import CACHE_LENGTH, INT8_TOYS, TOYS, Toy
 
 
 @pytest.fixture(params=sorted(INT8_TOYS))
@@ -32,9 +32,9 @@ def ids(runtime):
 
 def test_they_take_a_quarter_of_the_memory(runtime, backend):
     whole = TOYS[runtime].open()
-    for name, rows in backend._kv.items():
+    for name, rows in Toy.kv(backend).items():
         assert rows.dtype == np.int8
-        assert 4 * rows.nbytes == whole._kv[name].nbytes
+        assert 4 * rows.nbytes == TOYS[runtime].kv(whole)[name].nbytes
     whole.close()
 
 
@@ -50,13 +50,13 @@ def test_inspection_says_so(runtime):
 def test_what_is_too_large_is_clipped(backend, ids):
     """To what the eager modules are compared with, which clip it too."""
     backend.prefill(ids[:-1], 0)
-    assert any((np.abs(rows.astype(int)) >= 127).any() for rows in backend._kv.values())
+    assert any((np.abs(rows.astype(int)) >= 127).any() for rows in Toy.kv(backend).values())
 
 
 @pytest.mark.parametrize("stale", [0, -128, 127])
 def test_rows_that_were_never_written_change_nothing(backend, ids, stale):
     expected = [array.copy() for array in backend.verify(ids[:3], 0)]
-    for rows in backend._kv.values():
+    for rows in Toy.kv(backend).values():
         rows[...] = stale
     for found, wanted in zip(backend.verify(ids[:3], 0), expected, strict=True):
         assert np.isfinite(wanted).all()
@@ -65,10 +65,10 @@ def test_rows_that_were_never_written_change_nothing(backend, ids, stale):
 
 def test_only_the_written_rows_change(backend, ids):
     """They go in and out as one buffer."""
-    for rows in backend._kv.values():
+    for rows in Toy.kv(backend).values():
         rows[...] = 99
     backend.verify(ids[:4], 5)
-    for name, rows in backend._kv.items():
+    for name, rows in Toy.kv(backend).items():
         by_row = rows if rows.shape[2] >= CACHE_LENGTH else rows.swapaxes(2, 3)
         assert (np.delete(by_row, slice(5, 9), axis=2) == 99).all(), name
         assert (by_row[:, :, 5:9] != 99).any(axis=3).all(), name

@@ -9,16 +9,17 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from runtime_py.backends import Backend
 from runtime_py.backends.executorch import library as executorch_library
-from runtime_py.backends.executorch.backend import ExecuTorchBackend
+from runtime_py.backends.executorch.backend import open_executorch
+from runtime_py.backends.fill_finish import FillFinishBackend
 from runtime_py.backends.litert import library as litert_library
 from runtime_py.backends.litert.backend import LiteRTBackend
-from runtime_py.backends.onnx.backend import OnnxBackend
+from runtime_py.backends.onnx.backend import open_onnx
 
 FOLDER = Path(__file__).parent
 VOCAB_SIZE = 48
@@ -28,7 +29,7 @@ CACHE_LENGTH = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Toy:
-    """A backend class, its toy bundle and what the tests must know besides."""
+    """What opens a backend, its toy bundle and what the tests must know besides."""
 
     extra: str  # the runtime's name, and that of the extra which installs it
     backend: Callable[..., Backend]
@@ -40,6 +41,12 @@ class Toy:
 
     def open(self, path: Path | None = None) -> Backend:
         return self.backend(path or self.bundle, num_threads=1)
+
+    @staticmethod
+    def kv(backend: Any) -> dict[str, np.ndarray]:
+        """The KV buffers of a LiteRT or an ONNX backend, by name."""
+        kv = backend._graphs.kv if isinstance(backend, FillFinishBackend) else backend._kv
+        return cast(dict[str, np.ndarray], kv)
 
     def expected(self) -> dict[str, np.ndarray]:
         with np.load(self.reference) as arrays:
@@ -86,7 +93,7 @@ LITERT = Toy(
 )
 EXECUTORCH = Toy(
     extra="executorch",
-    backend=ExecuTorchBackend,
+    backend=open_executorch,
     bundle=FOLDER / "toy.pte",
     reference=FOLDER / "toy_executorch_reference.npz",
     verify_widths=(1, 2, 3, 4),
@@ -95,7 +102,7 @@ EXECUTORCH = Toy(
 )
 ONNX = Toy(
     extra="onnx",
-    backend=OnnxBackend,
+    backend=open_onnx,
     bundle=FOLDER / "toy_onnx" / "model.fill.onnx",
     reference=FOLDER / "toy_onnx" / "reference.npz",
     verify_widths=(1, 2, 3, 4),

@@ -17,7 +17,7 @@ from exporter.checkpoint.reader import (
 from exporter.config import GraphShapes
 from exporter.lower.onnx import lower
 from exporter.quantize import KvRange, WeightType, load_recipe, plan
-from runtime_py.backends.onnx.backend import OnnxBackend
+from runtime_py.backends.onnx.backend import open_onnx
 from runtime_py.inspection.onnx import inspect
 from tests.exporter.graph.eager import EagerModel
 from tests.exporter.lower.onnx.files import read_graphs, stored_tensors
@@ -162,7 +162,7 @@ def lowered(request, tmp_path_factory) -> Lowered:
 
 @pytest.fixture
 def backend(lowered):
-    backend = OnnxBackend(lowered.folder / "model.fill.onnx", num_threads=2)
+    backend = open_onnx(lowered.folder / "model.fill.onnx", num_threads=2)
     yield backend
     backend.close()
 
@@ -220,7 +220,7 @@ def test_prefill_decode_verify_and_draft_equal_the_eager_graph(lowered, backend,
 
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_verify_is_bit_equal_to_decoding_step_by_step(lowered, token_ids, num_threads):
-    backend = OnnxBackend(lowered.folder / "model.fill.onnx", num_threads=num_threads)
+    backend = open_onnx(lowered.folder / "model.fill.onnx", num_threads=num_threads)
     ids = token_ids.tolist()
     steps = [backend.verify(ids[i : i + 1], i)[0][0].copy() for i in range(CACHE_LENGTH)]
     for width in (2, 3, 4):

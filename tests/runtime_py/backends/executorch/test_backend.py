@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from runtime_py.backends.executorch import backend as executorch
-from runtime_py.backends.executorch.backend import ExecuTorchBackend
+from runtime_py.backends.executorch.backend import open_executorch
 from runtime_py.backends.executorch.library import load_library
-from runtime_py.backends.executorch.program import MethodSpec, TensorSpec
+from runtime_py.backends.executorch.program import MethodSpec
 from runtime_py.errors import RunError
+from runtime_py.formats.tensor_spec import TensorSpec
 from tests.runtime_py.backends.toys import EXECUTORCH
 
 REFERENCE = EXECUTORCH.expected()
@@ -68,7 +69,7 @@ def open_described(monkeypatch):
 
     def open_one(methods, numbers):
         monkeypatch.setattr(executorch, "Program", lambda *_: Described(methods, numbers))
-        return ExecuTorchBackend(PATH, num_threads=1)
+        return open_executorch(PATH, num_threads=1)
 
     open_one.closed = closed
     return open_one

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime_py.backends.litert.model import LoadedModel, check_tflite
+from runtime_py.backends.litert.model import LoadedModel
 from runtime_py.errors import RunError
 from runtime_py.formats.flatbuffer import FlatbufferError
 from runtime_py.formats.litertlm import Section, find_model, read_sections
+from runtime_py.formats.tflite import read_model, read_weights
 
 pytest.importorskip("ai_edge_litert")
 
@@ -77,15 +78,15 @@ def test_weights_outside_the_section_are_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\xff" * 64, b"\xff\xff\x00\x00TFL3"])
 def test_what_is_not_a_model_is_refused(content):
     with pytest.raises(FlatbufferError):
-        check_tflite(content)
+        read_weights(read_model(content), len(content))
 
 
 def test_every_cut_of_a_model_is_refused_or_checked():
     content = embedder_bytes()
-    check_tflite(content)
+    read_weights(read_model(content), len(content))
     for length in range(0, 400):
         with pytest.raises(FlatbufferError):
-            check_tflite(content[:length])
+            read_weights(read_model(content[:length]), length)
 
 
 def test_a_run_that_fails_is_one_line(tmp_path):

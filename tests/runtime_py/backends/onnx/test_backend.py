@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from runtime_py.backends.onnx import contract as onnx_contract
-from runtime_py.backends.onnx.backend import OnnxBackend
+from runtime_py.backends.onnx.backend import open_onnx
 from runtime_py.backends.onnx.contract import Contract
-from runtime_py.backends.onnx.graph import TensorSpec
 from runtime_py.errors import RunError
+from runtime_py.formats.tensor_spec import FREE, TensorSpec
 from tests.runtime_py.backends.toys import ONNX
 
 pytest.importorskip("onnxruntime")
@@ -29,15 +29,15 @@ NUMBERS = {
     "has_drafter": "1",
 }
 POSITION = {"position": TensorSpec("int64", (1,))}
-KV = {name: TensorSpec("float32", (1, 1, None, 8)) for name in ("0.key", "0.value")}
+KV = {name: TensorSpec("float32", (1, 1, FREE, 8)) for name in ("0.key", "0.value")}
 PAST = {f"past_key_values.{name}": spec for name, spec in KV.items()}
 PRESENT = {f"present.{name}": spec for name, spec in KV.items()}
-HIDDEN = {"hidden": TensorSpec("float32", (1, None, D))}
-PER_LAYER = {"per_layer": TensorSpec("float32", (1, None, R, P))}
-TOKENS = {"token_ids": TensorSpec("int64", (1, None))}
+HIDDEN = {"hidden": TensorSpec("float32", (1, FREE, D))}
+PER_LAYER = {"per_layer": TensorSpec("float32", (1, FREE, R, P))}
+TOKENS = {"token_ids": TensorSpec("int64", (1, FREE))}
 OUTPUTS = {
-    "logits": TensorSpec("float32", (1, None, V)),
-    "activations": TensorSpec("float32", (1, None, D)),
+    "logits": TensorSpec("float32", (1, FREE, V)),
+    "activations": TensorSpec("float32", (1, FREE, D)),
 }
 
 
@@ -82,7 +82,7 @@ def test_so_are_graphs_without_per_layer_embeddings_or_rows_to_read():
 
 
 def test_kv_rows_may_be_int8_but_all_of_them():
-    rows = TensorSpec("int8", (1, 1, None, 8))
+    rows = TensorSpec("int8", (1, 1, FREE, 8))
     past, present = (dict.fromkeys(tensors, rows) for tensors in (PAST, PRESENT))
     contract = Contract(Described(FILL.inputs | past, FILL.outputs | present))
     assert contract.kv_dtype == "int8"
@@ -119,12 +119,12 @@ def test_other_numbers_are_refused(numbers, message):
         (FILL.inputs, HIDDEN | PRESENT | OUTPUTS, "needed no such tensor"),
         (FILL.inputs, HIDDEN, r"gives present\.0\.\w+ not at all"),
         (
-            FILL.inputs | {"past_key_values.0.key": TensorSpec("float32", (1, None, 8))},
+            FILL.inputs | {"past_key_values.0.key": TensorSpec("float32", (1, FREE, 8))},
             FILL.outputs,
             r"past_key_values.0.key is float32\[1, \?, 8\], needed float32\[1, G, \?, E\]",
         ),
         (
-            FILL.inputs | {"token_ids": TensorSpec("float32", (1, None))},
+            FILL.inputs | {"token_ids": TensorSpec("float32", (1, FREE))},
             FILL.outputs,
             r"takes token_ids float32\[1, \?\], needed int64\[1, \?\]",
         ),
@@ -181,16 +181,16 @@ def test_a_link_that_leads_outside_is_refused(copy):
 
 def test_a_provider_that_is_not_there_is_refused():
     with pytest.raises(RunError, match=r"which has .*CPUExecutionProvider; install one"):
-        OnnxBackend(ONNX.bundle, providers=("TeapotExecutionProvider",))
+        open_onnx(ONNX.bundle, providers=("TeapotExecutionProvider",))
 
 
 def test_only_the_written_rows_change():
     """past and present are one buffer, which no call copies."""
     backend = ONNX.open()
-    for rows in backend._kv.values():
+    for rows in ONNX.kv(backend).values():
         rows[...] = 7.0
     backend.verify(TOKEN_IDS[:3], 5)
-    for rows in backend._kv.values():
+    for rows in ONNX.kv(backend).values():
         assert (rows[:, :, :5] == 7).all()
         assert (rows[:, :, 8:] == 7).all()
         assert (rows[:, :, 5:8] != 7).all()
@@ -214,7 +214,7 @@ def test_a_step_costs_the_rows_present_and_not_the_capacity(monkeypatch):
             backend.verify(TOKEN_IDS[:1], 10)
             backend.draft(1, np.zeros(D, np.float32), 10)
             times.append(time.perf_counter() - start)
-        num_bytes = sum(rows.nbytes for rows in backend._kv.values())
+        num_bytes = sum(rows.nbytes for rows in ONNX.kv(backend).values())
         backend.close()
         return min(times), num_bytes
 
