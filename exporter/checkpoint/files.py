@@ -1,6 +1,5 @@
 """Reads safetensors files, mapped and checked: nothing in them is trusted, nothing is unpickled."""
 
-import json
 import math
 import mmap
 import re
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor
 
 from exporter.errors import ExportError, shown
+from runtime_py.formats.strict_json import MAX_BYTES as MAX_JSON_BYTES
+from runtime_py.formats.strict_json import read_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 NEIGHBOURS = 1 << 16  # bytes
-MAX_JSON_BYTES = 100 * 1024 * 1024
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _NUMBERED_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 
@@ -101,9 +101,9 @@ def read_json(path: Path) -> dict[str, Any]:
                 f"{path}: {path.stat().st_size} bytes, needed a JSON file of less than "
                 f"{MAX_JSON_BYTES}; download the checkpoint again"
             )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path}: cannot be read as text ({shown(error)})") from error
+        text = path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({shown(error)})") from error
     return _json_object(text, str(path))
 
 
@@ -203,11 +203,7 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
             f"{path}: its header claims {header_size} bytes and the file has {size}: truncated or "
             "not a safetensors file; download it again"
         )
-    try:
-        text = mapped[8 : 8 + header_size].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ExportError(f"{path}: corrupt safetensors header; download it again") from error
-    header = _json_object(text, f"{path}: header")
+    header = _json_object(mapped[8 : 8 + header_size], f"{path}: header")
     header.pop("__metadata__", None)
     data = 8 + header_size
     tensors, spans = {}, []
@@ -277,21 +273,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _json_object(text: str, where: str) -> dict[str, Any]:
+def _json_object(text: str | bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{where}: not JSON ({shown(error)}); download it again") from error
-    if not isinstance(value, dict):
-        raise ExportError(f"{where}: a JSON {type(value).__name__}, needed an object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object as a dict; of a key that stands twice, readers would choose either."""
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"{shown(key)} stands twice in one object")
-        values[key] = value
-    return values
+        return read_object(text, MAX_JSON_BYTES)
+    except ValueError as error:
+        raise ExportError(
+            f"{where}: not a JSON object ({shown(error)}); correct it or download it again"
+        ) from error

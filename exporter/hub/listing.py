@@ -1,7 +1,6 @@
 """What a hub lists of one model, checked: nothing in it is trusted before it names a file."""
 
 import fnmatch
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from exporter.config import HubModel
 from exporter.errors import ExportError, shown
 from exporter.hub.request import read
 from exporter.hub.transfer import RemoteFile
+from runtime_py.formats.strict_json import read_json
 
 # What an export reads. No code and no pickle ever comes.
 PATTERNS = (
@@ -67,7 +67,7 @@ def read_listing(model: HubModel, endpoint: str, timeout_s: float) -> Listing:
 
 def parse_listing(model: HubModel, content: bytes) -> Listing:
     """The listing in the hub's answer; raises as read_listing."""
-    info = _object(_json(content), "answer")
+    info = _object(read_json(content, MAX_LISTING_BYTES), "answer")
     commit, rows = info.get("sha"), info.get("siblings")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise ValueError(f"commit {shown(repr(commit))}")
@@ -81,13 +81,6 @@ def parse_listing(model: HubModel, content: bytes) -> Listing:
     files = [_remote_file(name, row) for name, row in wanted.items()]
     files.sort(key=lambda file: file.is_large)
     return Listing(model, commit, tuple(files), _tree(names, found))
-
-
-def _json(content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("its answer is nested too deep") from None
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from exporter.hub.listing import COMMIT, PATTERNS, Listing, read_listing
 from exporter.hub.request import TIMEOUT_S
 from exporter.hub.transfer import WAIT_S, RemoteFile, Transfer
 from exporter.progress import Bar
+from runtime_py.device.caches import write_whole
 from runtime_py.terminal.signals import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -272,14 +273,9 @@ def _link(blob: Path, path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of a file or nothing: other programs read the cache meanwhile."""
+    """Other programs read the cache meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, text)
 
 
 def _refuse_damaged(path: Path, file: RemoteFile) -> None:

@@ -1,6 +1,5 @@
 """Record what the original says: transformers, eager, float32, on a fixed set of prompts."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from exporter.original.model import Original
 from exporter.quantize import KvRange
 from runtime_py.bundle.kv_rows import MARGIN, STEP, needed_rows
 from runtime_py.bundle.reference import Ids, Reference
+from runtime_py.formats.strict_json import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _prompt(path: Path, number: int, line: str) -> Prompt:
     try:
-        values = json.loads(line)
+        values = read_object(line)
         prompt = Prompt(str(values["kind"]), str(values["text"]))
     except (ValueError, KeyError, TypeError):
         prompt = Prompt("", "")

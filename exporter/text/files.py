@@ -1,6 +1,5 @@
 """The checkpoint's text side: tokenizer, chat template, where a text begins and where it ends."""
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from exporter.checkpoint.files import read_json
 from exporter.checkpoint.generation import read_generation, report_ignored
 from exporter.errors import ExportError, shown
 from exporter.original.vendor import load_tokenizer
@@ -152,15 +152,8 @@ def _default_template(templates: Sequence[object]) -> object:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: not valid JSON ({shown(error)}); correct the file") from None
-    if not isinstance(values, dict):
-        raise ExportError(f"{path}: not a JSON object; correct the file")
-    return values
+    """Empty if there is no such file."""
+    return read_json(path) if path.is_file() else {}
 
 
 class OriginalTokenizer:

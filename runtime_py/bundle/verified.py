@@ -1,7 +1,7 @@
-"""Files that have the checksum that a manifest says; which they are is remembered between runs.
+"""Compare a bundle's files with the manifest's checksums, and remember which were right.
 
-Reading a bundle of gigabytes for its checksums takes seconds, and the files rarely change. A file
-whose place, identity, times and size are as they were is taken to be what it was.
+Reading gigabytes takes seconds, and the files rarely change: one whose path, inode, times and size
+are unchanged is not read again.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from pathlib import Path
 from runtime_py.bundle.manifest import FileEntry, bundle_path, checksum
 from runtime_py.device.caches import open_own, private_folder, user_cache, write_beside
 from runtime_py.errors import RunError
+from runtime_py.formats.strict_json import read_object
 
 Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 Identity = tuple[int | str, ...]  # of one state of one file, and the checksum it has
@@ -97,13 +98,11 @@ def _place() -> Path:
 
 def _recall() -> dict[str, Identity]:
     """By resolved path; empty for whatever `_remember` did not write."""
-    values: object = None
+    values: dict[str, object] = {}
     if not _place().exists() or private_folder(_place().parent) is None:
         return {}
-    with contextlib.suppress(OSError, ValueError, RecursionError), open_own(_place()) as file:
-        values = json.loads(file.read(_MAX_BYTES))
-    if not isinstance(values, dict):
-        return {}
+    with contextlib.suppress(OSError, ValueError), open_own(_place()) as file:
+        values = read_object(file.read(_MAX_BYTES))
     return {path: tuple(found) for path, found in values.items() if isinstance(found, list)}
 
 

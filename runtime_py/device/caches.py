@@ -1,13 +1,13 @@
-"""Where files go that make the next start quicker, what they depend on, and which may be used."""
+"""The user's cache: where its files lie, which of them may be trusted, and how they are written."""
 
 import contextlib
 import functools
 import logging
 import os
 import platform
+import secrets
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +19,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 def user_cache(part: str) -> Path:
     """Our folder in the user's cache directory, by the platform's convention.
 
-    One that cannot be made where this user has no home directory.
+    Without a home directory, a path at which no folder can be made.
     """
     try:
         return _base() / "gemma-export" / part
@@ -33,14 +33,15 @@ def _base() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The convention wants a relative one ignored: it would be another in every folder.
+    # XDG: ignore a relative path, which would mean another cache in every working directory.
     return chosen if chosen.is_absolute() else Path.home() / ".cache"
 
 
 def private_folder(folder: Path) -> Path | None:
-    """Make a folder of the cache; None, after one warning, where others can write to it.
+    """Make a folder of the cache.
 
-    None without a warning where it can be neither made nor read.
+    Returns:
+        None if it cannot be made or read; None, after one warning, if others can write to it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,8 +56,8 @@ def private_folder(folder: Path) -> Path | None:
 
 
 def not_private(folder: Path) -> str | None:
-    """Why others than this user can change what is in a folder; None if they cannot."""
-    if sys.platform == "win32":  # a user's profile is private by its access list
+    """Why another user can change what is in a folder; None if no other can."""
+    if sys.platform == "win32":  # access lists keep a user's profile private
         return None
     status = folder.stat()
     if status.st_uid != os.geteuid():
@@ -66,7 +67,7 @@ def not_private(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def open_own(path: Path) -> Iterator[BinaryIO]:
-    """Read a regular file of this user's; a symbolic link is not followed, a pipe not waited for.
+    """Open a regular file of this user's, without following a link or waiting for a pipe.
 
     Raises:
         OSError: if it is anything else.
@@ -88,22 +89,28 @@ def _warn(message: str) -> None:
 
 
 def write_beside(path: Path, text: str) -> None:
-    """Beside, then renamed: another process sees all of it or nothing. Failing costs time only."""
-    if private_folder(path.parent) is None:
-        return
-    with contextlib.suppress(OSError):
-        handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(beside).replace(path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+    """Write a file of the cache, if that is possible: without it, only time is lost."""
+    if private_folder(path.parent) is not None:
+        with contextlib.suppress(OSError):
+            write_whole(path, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that other processes see all of it or nothing.
+
+    Raises:
+        OSError: if it cannot be written; then the old file is still there.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def processor() -> str:
-    """A home directory may be shared by machines that differ."""
+    """What tells this machine's processor from others that may share the home directory."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith(("flags", "Features")):

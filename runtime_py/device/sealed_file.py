@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from runtime_py.device.caches import open_own
+from runtime_py.device.caches import open_own, write_whole
+from runtime_py.formats.strict_json import read_object
 
 _BLOCK_BYTES = 4 << 20
 _MOST_BYTES = 4096  # of the file beside
@@ -39,12 +40,12 @@ def is_intact(path: Path) -> bool:
     try:
         with open_own(path) as file, open_own(_beside(path)) as kept:
             identity = _identity(file)
-            values = json.loads(kept.read(_MOST_BYTES))
+            values = read_object(kept.read(_MOST_BYTES))
             if values["identity"] == identity:
                 return True
             if values["crc32"] != _checksum(file):
                 return False
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError):
         return False
     with contextlib.suppress(OSError):  # else the next time compares it again
         _write(path, identity, values["crc32"])
@@ -75,6 +76,4 @@ def _checksum(file: BinaryIO) -> int:
 
 
 def _write(path: Path, identity: list[int], checksum: int) -> None:
-    writing = path.with_name(f"{path.name}.{os.getpid()}{SUFFIX}")
-    writing.write_text(json.dumps({"identity": identity, "crc32": checksum}), encoding="utf-8")
-    writing.replace(_beside(path))
+    write_whole(_beside(path), json.dumps({"identity": identity, "crc32": checksum}))

@@ -8,6 +8,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from runtime_py.formats.strict_json import read_object
+
 KEY = "gemma_export.weight_names"
 PREFIX_BYTES = 1 << 16  # telling two matrices apart needs no more, whatever their size
 _MAX_BYTES = 4 << 20
@@ -26,10 +28,8 @@ def write_names(names: Mapping[str, str]) -> bytes:
 def read_names(data: bytes | memoryview) -> dict[str, str]:
     """fingerprint -> name; empty if this is no such list."""
     try:
-        values = json.loads(bytes(data[:_MAX_BYTES]))
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(values, dict):
+        values = read_object(bytes(data), _MAX_BYTES)
+    except ValueError:
         return {}
     return {
         key: name for key, name in values.items() if isinstance(name, str) and name.isprintable()

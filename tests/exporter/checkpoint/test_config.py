@@ -20,7 +20,7 @@ def test_a_config_that_is_no_object(target, text):
 
 def test_a_config_that_is_no_text(target):
     (target / "config.json").write_bytes(b"\xff\x00\xff")
-    assert "cannot be read as text" in error_of(read_checkpoint, target)
+    assert "not a JSON object ('utf-8' codec" in error_of(read_checkpoint, target)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_a_tensor_twice_in_the_header(target):
     entry = json.dumps({"model.norm.weight": header["model.norm.weight"]})[1:-1]
     text = "{" + entry + "," + json.dumps(header)[1:]
     rewrite_header(target / WEIGHTS, text.encode(), data)
-    assert "model.norm.weight stands twice" in error_of(read_checkpoint, target)
+    assert "duplicate key 'model.norm.weight'" in error_of(read_checkpoint, target)
 
 
 def test_two_tensors_on_the_same_bytes(target):
@@ -257,7 +257,7 @@ def test_a_tensor_twice_in_the_index(sharded):
     path = sharded / "model.safetensors.index.json"
     entry = '"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors",'
     path.write_text(path.read_text().replace('"weight_map": {', entry))
-    assert "model.norm.weight stands twice" in error_of(read_checkpoint, sharded)
+    assert "duplicate key 'model.norm.weight'" in error_of(read_checkpoint, sharded)
 
 
 def test_the_same_tensor_in_two_shards(sharded):

@@ -80,8 +80,7 @@ def test_without_the_file_config_json_holds_the_settings(target):
     ("settings", "said"),
     [
         ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"temperature": 10**30}, "temperature is 1000"),
         ({"temperature": -1}, "temperature is -1"),
         ({"temperature": 0, "do_sample": True}, "temperature is 0"),
         ({"top_k": 1.5}, "top_k is 1.5"),

@@ -76,7 +76,7 @@ def test_the_template_lies_in_its_own_file_or_in_the_tokenizers(checkpoint):
         ("generation_config.json", '{"temperature": "hot"}', "temperature is 'hot'"),
         ("generation_config.json", '{"top_k": 1.5}', "top_k is 1.5"),
         ("tokenizer_config.json", '{"chat_template": [7]}', "chat_template is"),
-        ("generation_config.json", "{", "not JSON"),
+        ("generation_config.json", "{", "not a JSON object"),
     ],
 )
 def test_what_is_missing_or_malformed_is_named(checkpoint, name, content, said):

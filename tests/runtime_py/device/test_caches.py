@@ -5,7 +5,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from runtime_py.device.caches import open_own, private_folder, processor, user_cache
+from runtime_py.device.caches import (
+    open_own,
+    private_folder,
+    processor,
+    user_cache,
+    write_whole,
+)
 
 
 def test_the_folder_follows_the_platform(monkeypatch, tmp_path):
@@ -65,3 +71,14 @@ def test_only_a_regular_file_of_this_user_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     with pytest.raises(OSError, match="belongs to user"), open_own(path):
         pass
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new \ud800")
+    assert path.read_text() == "old"
+    write_whole(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]

@@ -94,14 +94,17 @@ fun parseManifest(json: String, where: String = MANIFEST_NAME): Manifest {
 fun manifestOf(values: Any?, where: String = MANIFEST_NAME): Manifest {
     val found = (values as? Map<*, *>)?.get("format_version")
     val minor = minorVersion(found) ?: throw RunException(
-        "$where: manifest format $found, this app reads $FORMAT_MAJOR.x; install the matching app or export again"
+        "$where: manifest format ${shown(found)}, this app reads $FORMAT_MAJOR.x; install the matching app or export again"
     )
     try {
         return manifest(Fields(values, "", ignoresUnknown = minor > FORMAT_MINOR))
     } catch (error: FieldException) {
-        throw RunException("$where: ${error.message}; export again")
+        throw RunException("$where: ${shown(error.message)}; export again")
     }
 }
+
+/** What a file says, as one short line. */
+private fun shown(found: Any?): String = CONTROLS.replace(found.toString(), "\uFFFD").take(300)
 
 /** The integer 1 stands for 1.0; null for what is no version of this format. */
 private fun minorVersion(found: Any?): Int? = when (found) {
@@ -287,8 +290,7 @@ private fun insideBundle(path: String, where: String) {
     val isPlain = path.split('/').none { it in setOf("", ".", "..") } && '\\' !in path &&
         path.numCharacters <= LONGEST_TEXT && !CONTROLS.containsMatchIn(path)
     if (!isPlain) {
-        val shown = CONTROLS.replace(path, "\uFFFD").take(80)
-        throw FieldException("$where: '$shown' leaves the bundle or is no plain path")
+        throw FieldException("$where: '$path' leaves the bundle or is no plain path")
     }
 }
 
@@ -348,7 +350,7 @@ private class Fields(values: Any?, private val where: String, val ignoresUnknown
 
     fun end() {
         if (ignoresUnknown) return
-        keys.firstOrNull { it !in asked }?.let { fail(CONTROLS.replace(it, "\uFFFD").take(80), "unknown key") }
+        keys.firstOrNull { it !in asked }?.let { fail(it, "unknown key") }
     }
 
     private fun value(key: String): Any? {

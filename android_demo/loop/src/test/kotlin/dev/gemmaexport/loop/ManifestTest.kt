@@ -115,6 +115,7 @@ class ManifestTest {
         refused("\"has_drafter\": true", "\"has_drafter\": 1", "true or false is needed")
         refused("\"litert\": {", "\"cuda\": {", "runtimes.cuda")
         refused("\"reference\": \"reference.npz\"", "\"reference\": \"other.npz\"", "'other.npz' is used but not")
+        refused("\"gemma-export\": \"0.1.0\"", "\"two\\nlines\": 1", "made_by.two\uFFFDlines: a text is needed")
         refused("\"min_agreement\": 1.0", "\"min_agreement\": 1.1", "min_agreement: 1.1 is out of range")
         refused("\"name\": \"scripted\"", "\"name\": \"\"", "name: 1 to 200 characters")
         refused("\"model\": {", "\"model\": 3, \"was\": {", "model: an object is needed")
