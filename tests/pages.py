@@ -1,5 +1,6 @@
 """What a reader finds in README and docs: blocks, commands, links, headings."""
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def links(page: Path) -> Iterator[str]:
 def anchors(page: Path) -> set[str]:
     """Of the headings, as GitHub makes them."""
     tokens = _tokens(page)
-    headings = [after for before, after in zip(tokens, tokens[1:], strict=False) if _opens(before)]
+    headings = [after for before, after in itertools.pairwise(tokens) if _opens(before)]
     texts = ["".join(part.content for part in heading.children or []) for heading in headings]
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
 

@@ -1,0 +1,57 @@
+"""What README and docs show of gemma-run and of Python works on an exported bundle.
+
+test_run.py runs check and bench in full, test_official_commands.py LiteRT-LM's commands and lines,
+tests/runtime_py/model/test_public.py the blocks of docs/python-api.md.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from runtime_py.cli.commands import main
+from tests.end_to_end.conftest import ROOT
+from tests.pages import README, blocks, commands
+
+BUNDLE = "gemma4-tiny-raspberry-pi"
+PHONE = ("--adb",)
+RUN = sorted({command.words[1:] for command in commands() if command.words[0] == "gemma-run"})
+HERE = [words for words in RUN if words[0] != "check" and not set(PHONE) & set(words)]
+# In full they take a minute.
+SHORTER = {"bench": ("--repeats", "1", "--max-new-tokens", "2", "--draft-length", "3")}
+
+
+@pytest.fixture(scope="module")
+def home(export_tiny, tmp_path_factory):
+    """A folder with a bundle of the name that the pages use."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / BUNDLE).symlink_to(export_tiny("int8"))
+    return folder
+
+
+@pytest.mark.parametrize("words", HERE, ids=" ".join)
+def test_a_shown_command_runs(home, monkeypatch, words):
+    monkeypatch.chdir(home)
+    arguments = [*words, *SHORTER.get(words[0], ())]
+    done = CliRunner().invoke(main, arguments, input="/quit\n", prog_name="gemma-run")
+    assert done.exit_code == 0, done.output
+
+
+def test_the_python_lines_of_the_readme_answer(home):
+    (lines,) = [
+        block.text
+        for block in blocks(README)
+        if block.language == "python" and "runtime_py" in block.text
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
