@@ -21,7 +21,7 @@ import pytest
 from exporter.text.files import OriginalTokenizer
 from tests.end_to_end.conftest import ROOT, run
 
-QUESTION = "What does argparse do?"
+QUESTION = "Explain argparse."
 TIMEOUT_S = 120
 MIN_TOKENS = 16
 
