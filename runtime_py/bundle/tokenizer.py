@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from runtime_py.bundle.chat_template import ChatTemplate, Message
 from runtime_py.bundle.manifest import TokenEntry
+from runtime_py.device import freed_memory
 from runtime_py.errors import RunError
 from runtime_py.terminal.printable import shown
 
@@ -144,6 +145,7 @@ class Tokenizer:
                 tokenizer = HfTokenizer.from_file(str(path))
         except LibraryError as error:
             raise RunError(f"{path}: not a tokenizer file ({error}); export again") from None
+        freed_memory.give_back()
         # As transformers does: one text at a time is neither padded nor cut.
         tokenizer.no_padding()
         tokenizer.no_truncation()
