@@ -29,9 +29,11 @@ class Virtual:
         """No integers of its own."""
 
 
-def virtual_pair(size: str, num_layers: int | None = None) -> tuple[Virtual, Virtual]:
+def virtual_pair(
+    size: str, num_layers: int | None = None, vocab_size: int | None = None
+) -> tuple[Virtual, Virtual]:
     """The target and the drafter that tests.make_checkpoint would write."""
-    made = SIZES[size].reduced(num_layers, None)
+    made = SIZES[size].reduced(num_layers, vocab_size)
     spec = parse_target(target_config(made), size)
     modules: list[nn.Module] = [Embedder(spec), Target(spec)]
     if spec.per_layer_size:

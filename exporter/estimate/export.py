@@ -17,7 +17,7 @@ from exporter.original.model import KEPT_BYTES, KEPT_HEAD_BYTES, TOKENS_AT_ONCE,
 from exporter.original.record import ReferenceSize
 from exporter.quantize.arithmetic import CHUNK_BYTES
 from runtime_py.bundle.manifest import RuntimeName
-from runtime_py.inspection.memory import EXPERTS_REPACKED
+from runtime_py.inspection.memory import Memory, memory_of, total_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +46,6 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
-    """What stays in memory while a bundle generates."""
-
-    weight_bytes: float  # packed, or mapped and read for every token
-    kv_bytes: float
-    other_bytes: float  # the runtime, its graphs and what they hand each other
-
-    @property
-    def total_bytes(self) -> float:
-        return self.weight_bytes + self.kv_bytes + self.other_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """Of a whole export."""
 
@@ -66,7 +53,7 @@ class Estimate:
     peak_bytes: float
     disk_bytes: float
     bundle_bytes: float
-    devices: Mapping[RuntimeName, Device]
+    devices: Mapping[RuntimeName, tuple[Memory, ...]]  # of the bundle while it generates
 
 
 START_S, START_BYTES = 8.0, 500 * MB  # Python with torch and transformers
@@ -98,11 +85,8 @@ ONNX_START_S, ONNX_LAYER_S, ONNX_WEIGHT_S = 12.0, 2.0, 20e-9
 ONNX_START_BYTES, ONNX_LAYER_BYTES = 520 * MB, 2 * MB
 ONNX_GRAPH_BYTES = 60_000
 
-# Resident while a bundle runs.
-DEVICE_BYTES = 60 * MB  # Python, numpy and the runtime
-LITERT_DEVICE_LAYER_BYTES = 1.2 * MB  # a layer in a graph
+# In a browser.
 PACKED = 1.03  # what XNNPACK adds to the weights for their rows
-EXECUTORCH_PACKED, ONNX_PACKED = 1.6, 2.9  # the same, with what stays of the files
 PAGE_BYTES = 1 << 31  # the most that @litertjs/core's WebAssembly takes
 
 
@@ -141,14 +125,8 @@ def _chunk_bytes(work: Work) -> float:
     return CHUNK_COPIES * min(CHUNK_BYTES, 4 * work.largest_matrix)
 
 
-def _litert_layers(work: Work) -> int:
-    """Of all graphs together."""
-    target = work.num_prefills * work.num_filled_layers + work.num_verifies * work.num_layers
-    return target + work.num_drafter_layers
-
-
 def _litert_cost(work: Work) -> Cost:
-    num_layers = _litert_layers(work)
+    num_layers = work.graph_layers["litert"]
     bundle_bytes = (
         work.stored.size_bytes
         + LITERT_SCALE_BYTES * work.stored.num_scales
@@ -221,51 +199,6 @@ COSTS: Mapping[RuntimeName, Callable[[Work], Cost]] = {
 }
 
 
-def _litert_device(work: Work) -> Device:
-    """The packed weights are a mapped file, read for every token.
-
-    int8 rows of a layer without a window are made float32 for a call, by target and drafter.
-    """
-    num_models = 2 if work.num_drafter_layers else 1
-    return Device(
-        weight_bytes=PACKED * _packed_bytes(work),
-        kv_bytes=work.kv_bytes,
-        other_bytes=DEVICE_BYTES
-        + LITERT_DEVICE_LAYER_BYTES * _litert_layers(work)
-        + num_models * work.widened_bytes,
-    )
-
-
-def _executorch_device(work: Work) -> Device:
-    """Packed at every load; some of what was read of the mapped file stays while there is room."""
-    return Device(
-        weight_bytes=EXECUTORCH_PACKED * _packed_bytes(work),
-        kv_bytes=work.kv_bytes,
-        other_bytes=DEVICE_BYTES,
-    )
-
-
-def _onnx_device(work: Work) -> Device:
-    """Experts take less than dense matrices."""
-    num_dense = _packed_bytes(work) - work.experts.size_bytes
-    return Device(
-        weight_bytes=ONNX_PACKED * num_dense + EXPERTS_REPACKED * work.experts.size_bytes,
-        kv_bytes=work.kv_bytes,
-        other_bytes=DEVICE_BYTES,
-    )
-
-
-def _packed_bytes(work: Work) -> int:
-    return (work.multiplied + work.drafter_linears).size_bytes
-
-
-DEVICES: Mapping[RuntimeName, Callable[[Work], Device]] = {
-    "litert": _litert_device,
-    "executorch": _executorch_device,
-    "onnx": _onnx_device,
-}
-
-
 def count_passes(work: Work, size: ReferenceSize, prompt_lengths: Sequence[int]) -> Passes:
     """As `record_reference` makes them.
 
@@ -299,7 +232,7 @@ def estimate(work: Work, passes: Passes, runtimes: Sequence[RuntimeName]) -> Est
         peak_bytes=max(cost.peak_bytes for cost in (first, *costs)),
         disk_bytes=bundle_bytes + scratch_bytes,
         bundle_bytes=bundle_bytes,
-        devices={name: DEVICES[name](work) for name in runtimes},
+        devices={name: memory_of(name, work.contents(name)) for name in runtimes},
     )
 
 
@@ -340,12 +273,8 @@ def report_estimate(found: Estimate) -> None:
         found.disk_bytes / MB,
         found.bundle_bytes / MB,
     )
-    for name, device in found.devices.items():
+    for name, memory in found.devices.items():
+        items = ", ".join(f"{item.what} {item.size_bytes / MB:.0f}" for item in memory)
         logger.info(
-            "estimate    %s: %.0f MB on the device: weights %.0f, KV rows %.0f, the rest %.0f",
-            name,
-            device.total_bytes / MB,
-            device.weight_bytes / MB,
-            device.kv_bytes / MB,
-            device.other_bytes / MB,
+            "estimate    %s: %.0f MB on the device: %s", name, total_bytes(memory) / MB, items
         )

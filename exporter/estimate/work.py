@@ -1,7 +1,7 @@
 """How much there is to export, in numbers: what an estimate is made of."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,8 @@ from exporter.graph.experts import is_stack
 from exporter.graph.spec import DrafterSpec, LayerSpec, TargetSpec
 from exporter.quantize import DRAFTER_PREFIX, KV_BYTES, Recipe, WeightType, plan, size_bytes
 from runtime_py.bundle.kv_rows import resident_rows
+from runtime_py.bundle.manifest import RuntimeName
+from runtime_py.inspection.memory import Contents, type_key
 
 EMBEDDING, PER_LAYER_TABLE = "embed_tokens.weight", "embed_tokens_per_layer.weight"
 
@@ -39,6 +41,7 @@ class Matrices:
     num_weights: int = 0
     size_bytes: int = 0  # as the recipe stores them, without scales
     num_scales: int = 0
+    kind: str = ""  # of one matrix: its type_key
 
     def __add__(self, other: "Matrices") -> "Matrices":
         return Matrices(
@@ -58,6 +61,7 @@ class Work:
     experts: Matrices  # some of them for every token
     drafter_tables: Matrices
     drafter_linears: Matrices
+    multiplied_bytes: Mapping[str, int]  # by type_key: tied, linears, experts, drafter_linears
     vector_bytes: int  # norms and other tensors that stay as they are
     text_bytes: int  # of the tokenizer
     vocab_size: int
@@ -69,7 +73,7 @@ class Work:
     num_prefills: int  # widths that LiteRT's graphs are made for, one each
     num_verifies: int  # decode among them
     kv_bytes: int  # of the rows in memory, at most
-    widened_bytes: int  # of int8 rows that LiteRT makes float32 at once; 0 for others
+    widened_bytes: int  # float32 copies of a layer's int8 rows, by target and drafter; 0: no int8
 
     @property
     def multiplied(self) -> Matrices:
@@ -85,6 +89,33 @@ class Work:
     def stored(self) -> Matrices:
         """All there are, once."""
         return self.multiplied + self.looked_up + self.drafter_linears
+
+    @property
+    def graph_layers(self) -> Mapping[RuntimeName, int]:
+        """Layers in all graphs of a runtime together.
+
+        LiteRT has a graph for every width. The others have one that fills KV rows and one that
+        finishes, and the last layer that owns rows is partly in each.
+        """
+        filled, verified = self.num_filled_layers, self.num_layers
+        widths = self.num_prefills * filled + self.num_verifies * verified
+        halves = verified + 1 + self.num_drafter_layers
+        return {
+            "litert": widths + self.num_drafter_layers,
+            "executorch": halves,
+            "onnx": halves,
+        }
+
+    def contents(self, runtime: RuntimeName) -> Contents:
+        """What decides how much memory the bundle will take."""
+        return Contents(
+            matrices=self.multiplied_bytes,
+            table_bytes=self.looked_up.size_bytes,
+            kv_bytes=self.kv_bytes,
+            widened_bytes=self.widened_bytes,
+            graph_layers=self.graph_layers[runtime],
+            vocab_size=self.vocab_size,
+        )
 
 
 def measure_work(
@@ -106,6 +137,8 @@ def measure_work(
         drafters, more_bytes = _matrices(drafter, recipe, DRAFTER_PREFIX)
         vector_bytes += more_bytes
         drafter_tables = {drafter.spec.head_name} if drafter.spec.centroids else set()
+    multiplied = [matrix for name, matrix in matrices.items() if name not in tables]
+    multiplied += [matrix for name, matrix in drafters.items() if name not in drafter_tables]
     stacks = {name for name in matrices if is_stack(name)}
     return Work(
         tables=_sum(matrices, tables),
@@ -114,6 +147,7 @@ def measure_work(
         experts=_sum(matrices, stacks),
         drafter_tables=_sum(drafters, drafter_tables),
         drafter_linears=_sum(drafters, set(drafters) - drafter_tables),
+        multiplied_bytes=_by_type(multiplied),
         vector_bytes=vector_bytes,
         text_bytes=text_bytes,
         vocab_size=spec.vocab_size,
@@ -126,7 +160,9 @@ def measure_work(
         num_verifies=1 + len(shapes.verify_widths),
         kv_bytes=KV_BYTES[kv]
         * sum(_kv_numbers(layer, spec, shapes.cache_length) for layer in spec.kv_layers),
-        widened_bytes=0 if kv == "float32" else 4 * _longest_row(spec) * shapes.cache_length,
+        widened_bytes=0
+        if kv == "float32"
+        else (1 if drafter is None else 2) * 4 * _longest_row(spec) * shapes.cache_length,
     )
 
 
@@ -144,8 +180,22 @@ def _matrices(source: Any, recipe: Recipe, prefix: str) -> tuple[dict[str, Matri
             vector_bytes += 4 * math.prod(shape)
         else:
             num_bytes = size_bytes(shape, kind)
-            matrices[name] = Matrices(math.prod(shape), num_bytes, _num_scales(shape, kind))
+            dtype = f"{'int' if kind.is_integer else 'float'}{kind.bits}"
+            matrices[name] = Matrices(
+                num_weights=math.prod(shape),
+                size_bytes=num_bytes,
+                num_scales=_num_scales(shape, kind),
+                kind=type_key(dtype, kind.group_size),
+            )
     return matrices, vector_bytes
+
+
+def _by_type(matrices: Iterable[Matrices]) -> dict[str, int]:
+    """Bytes by type_key."""
+    sizes: dict[str, int] = {}
+    for matrix in matrices:
+        sizes[matrix.kind] = sizes.get(matrix.kind, 0) + matrix.size_bytes
+    return sizes
 
 
 def _num_scales(shape: Sequence[int], kind: WeightType) -> int:

@@ -7,8 +7,7 @@ from rich.table import Table
 
 from runtime_py.backends.installed import OFFICIAL
 from runtime_py.device.device import FEATURES, Device
-from runtime_py.doctor.doctor import CONTEXT_LENGTH, Diagnosis, RuntimeState
-from runtime_py.inspection.memory import Verdict
+from runtime_py.doctor.doctor import CONTEXT_LENGTH, Diagnosis, RuntimeState, Verdict
 from runtime_py.terminal.console import Screen, new_table
 from runtime_py.terminal.printable import one_line
 

@@ -133,13 +133,13 @@ def _shape(value: Value) -> str:
 
 
 def _memory(found: Findings) -> Table:
-    table = new_table("memory while running")
+    table = new_table(f"{_megabytes(found.memory_bytes)} MB of memory while it generates")
     table.add_column("what")
     table.add_column("MB", justify="right")
     table.add_column("held")
     table.add_column("known from")
     for item in found.memory:
-        known = "the file" if item.said_by == "file" else "how the runtime works"
+        known = "the file" if item.said_by == "file" else "measured factors"
         table.add_row(item.what, _megabytes(item.size_bytes), item.holding, known)
     return table
 

@@ -4,7 +4,7 @@ import dataclasses
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from runtime_py.backends import installed
 from runtime_py.backends.probe import probe
@@ -13,10 +13,12 @@ from runtime_py.bundle.bundle import Bundle
 from runtime_py.bundle.manifest import RuntimeName
 from runtime_py.device.device import Device, this_device
 from runtime_py.inspection import inspect_bundle
-from runtime_py.inspection.memory import Verdict, bundle_need_bytes, known_sizes, verdict
+from runtime_py.inspection.sizes import known_sizes
 
 RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
 CONTEXT_LENGTH = 2048  # tokens, to judge a size that is no bundle yet
+
+Verdict = Literal["fits", "tight", "too large"]  # tight: only in memory that other programs hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def bundle_fits(bundle: Bundle, device: Device) -> tuple[Fit, ...]:
     """Each of a bundle's runtimes, in the bundle's order."""
     fits = []
     for runtime in bundle.manifest.runtimes:
-        need = bundle_need_bytes(inspect_bundle(bundle, runtime), runtime)
+        need = inspect_bundle(bundle, runtime).memory_bytes
         fits.append(_fit(bundle.manifest.name, runtime, need, device))
     return tuple(fits)
 
@@ -150,6 +152,16 @@ def _fit(what: str, runtime: RuntimeName, need_bytes: int, device: Device) -> Fi
     return Fit(
         what=what, runtime=runtime, need_bytes=need_bytes, verdict=verdict(need_bytes, device)
     )
+
+
+def verdict(need_bytes: int, device: Device) -> Verdict | None:
+    """None where the device does not say how much memory it has."""
+    if device.memory_bytes is None:
+        return None
+    available = device.memory_bytes if device.available_bytes is None else device.available_bytes
+    if need_bytes <= available:
+        return "fits"
+    return "tight" if need_bytes <= device.memory_bytes else "too large"
 
 
 def _system() -> str:

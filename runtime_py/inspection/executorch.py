@@ -17,14 +17,12 @@ from runtime_py.inspection.findings import (
     Constant,
     Findings,
     KvBuffer,
-    Memory,
     Section,
     Signature,
     Use,
     Value,
     Weight,
     group_size,
-    model_memory,
 )
 
 _KV_PREFIX, _KV_ROWS_DIM = "kv.", 1  # [1, C, G, E]
@@ -147,13 +145,13 @@ def inspect(path: Path) -> Findings:
         file_bytes, numbers = len(data), _sliding(program)
     kv = _kv(methods)
     found = Findings(
+        runtime="executorch",
         files={path.name: file_bytes},
         sections=tuple(_sections(path.name, program, methods)),
         weights=weights,
         constants=tuple(reader.constants.values()),
         signatures=tuple(_signature(path.name, method) for method in methods),
         kv=kv,
-        memory=_memory(weights, methods, kv),
         notes=(
             "types, shapes and sizes are XNNPACK's own, read from the delegates; the names of the "
             + (
@@ -241,22 +239,3 @@ def _kv(methods: list[Method]) -> tuple[KvBuffer, ...]:
             row_bytes=tensor.size_bytes // max(1, num_rows),
         )
     return tuple(buffers.values())
-
-
-def _memory(
-    weights: tuple[Weight, ...], methods: list[Method], kv: tuple[KvBuffer, ...]
-) -> tuple[Memory, ...]:
-    kv_bytes = sum(buffer.size_bytes for buffer in kv)
-    planned = [method.planned_bytes for method in methods]
-    num_memories = max(map(len, planned), default=0)
-    arenas = sum(max(row[i] for row in planned if len(row) > i) for i in range(num_memories))
-    packing = "matrices, repacked by XNNPACK at every load"
-    return (
-        *model_memory(weights, kv, packing, "anonymous"),
-        Memory(
-            what="planned between operators",
-            size_bytes=max(0, arenas - kv_bytes),
-            holding="anonymous",
-            said_by="file",
-        ),
-    )

@@ -35,7 +35,6 @@ class Tensor:
     shape: tuple[int, ...]  # upper bounds
     constant: int  # number of its bytes in the constant segment; 0: not a constant
     name: str  # only what is written to has one
-    memory_id: int  # of the planned memory it lies in; 0: none
 
     @property
     def size_bytes(self) -> int:
@@ -52,7 +51,6 @@ class Method:
     outputs: tuple[int, ...]
     calls: tuple[tuple[str, tuple[int, ...]], ...]  # operator, numbers of its arguments
     delegates: tuple[range, ...]  # XNNPACK's, in the file
-    planned_bytes: tuple[int, ...]  # by memory id
 
 
 class Program:
@@ -128,7 +126,6 @@ class Program:
             outputs=plan.numbers(4, "<i", _MAX_ITEMS),
             calls=tuple(_calls(plan)),
             delegates=tuple(self._delegates(plan)),
-            planned_bytes=plan.numbers(8, "<q", _MAX_ITEMS),
         )
 
     def _delegates(self, plan: Table) -> Iterator[range]:
@@ -151,7 +148,6 @@ def _tensor(value: Table) -> Tensor | None:
         shape=shape,
         constant=0 if planned is not None else tensor.number(5, "<I"),
         name=one_line(more.string(1)) if more is not None else "",
-        memory_id=planned.number(0, "<I") if planned is not None else 0,
     )
 
 

@@ -3,18 +3,18 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runtime_py.bundle.kv_rows import resident_rows
-from runtime_py.bundle.manifest import SlidingEntry
+from runtime_py.bundle.manifest import RuntimeName, SlidingEntry
+from runtime_py.inspection.memory import Contents, Memory, memory_of, total_bytes, type_key
 
 Use = Literal["lookup", "matmul"]
-Holding = Literal["mapped", "cache file", "anonymous"]
 Size = int | None  # None: free, chosen with every call
 
-KV_ROWS = "KV rows, at most"  # a line of the memory
+_LAYER = re.compile(r"(drafter\.)?layers\.\d+\.")
 _NUMBER = re.compile(r"\d+")
 DRAFTER_PREFIX = "drafter."
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -58,11 +58,6 @@ class Weight:
     scale_bytes: int
     uses: tuple[Use, ...]
     used_by: tuple[str, ...]  # signatures, methods or graphs
-
-    @property
-    def packed_bytes(self) -> int:
-        """What a runtime makes of it to multiply with: float16 becomes float32."""
-        return self.size_bytes * (2 if self.dtype == "float16" else 1)
 
     @property
     def part(self) -> str:
@@ -140,45 +135,16 @@ class KvBuffer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Something that is in memory while the model runs."""
-
-    what: str
-    size_bytes: int
-    holding: Holding
-    said_by: Literal["file", "runtime"]  # a size in the file, or how the runtime treats such data
-
-
-def model_memory(
-    weights: Iterable[Weight], kv: Iterable[KvBuffer], packing: str, packed: Holding
-) -> tuple[Memory, ...]:
-    """What every runtime holds: the tables, the matrices packed in its way, and the KV rows."""
-    weights = tuple(weights)
-    looked_up = sum(weight.size_bytes for weight in weights if "lookup" in weight.uses)
-    multiplied = sum(weight.packed_bytes for weight in weights if "matmul" in weight.uses)
-    return (
-        Memory(what="tables", size_bytes=looked_up, holding="mapped", said_by="runtime"),
-        Memory(what=packing, size_bytes=multiplied, holding=packed, said_by="runtime"),
-        _kv_memory(kv),
-    )
-
-
-def _kv_memory(kv: Iterable[KvBuffer]) -> Memory:
-    rows = sum(buffer.resident_bytes for buffer in kv)
-    return Memory(what=KV_ROWS, size_bytes=rows, holding="anonymous", said_by="file")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Findings:
     """One runtime's files, read without the runtime."""
 
+    runtime: RuntimeName
     files: dict[str, int]  # name -> bytes
     sections: tuple[Section, ...]
     weights: tuple[Weight, ...]
     constants: tuple[Constant, ...]
     signatures: tuple[Signature, ...]
     kv: tuple[KvBuffer, ...]
-    memory: tuple[Memory, ...]
     notes: tuple[str, ...] = field(default=())  # what is claimed, and what the files do not say
 
     @property
@@ -213,8 +179,7 @@ class Findings:
             else buffer
             for buffer in self.kv
         )
-        memory = (_kv_memory(kv) if item.what == KV_ROWS else item for item in self.memory)
-        return dataclasses.replace(self, kv=kv, memory=tuple(memory))
+        return dataclasses.replace(self, kv=kv)
 
     @property
     def kv_types(self) -> tuple[str, ...]:
@@ -235,6 +200,50 @@ class Findings:
         """Of them in memory, at most."""
         return sum(buffer.resident_bytes for buffer in self.kv)
 
+    @property
+    def contents(self) -> Contents:
+        """What decides how much memory it takes."""
+        matrices: dict[str, int] = {}
+        for weight in self.weights:
+            if "matmul" in weight.uses:
+                kind = type_key(weight.dtype, weight.group_size)
+                matrices[kind] = matrices.get(kind, 0) + weight.size_bytes
+        tables = [weight for weight in self.weights if "lookup" in weight.uses]
+        layers = {
+            (match[0], graph)
+            for weight in self.weights
+            if (match := _LAYER.match(weight.name))
+            for graph in weight.used_by
+        }
+        return Contents(
+            matrices=matrices,
+            table_bytes=sum(table.size_bytes for table in tables if "matmul" not in table.uses),
+            kv_bytes=self.kv_resident_bytes,
+            widened_bytes=self._widened_bytes(),
+            graph_layers=len(layers),
+            vocab_size=max((table.shape[0] for table in tables), default=0),
+        )
+
+    def _widened_bytes(self) -> int:
+        """Of the largest layer without a window, once for the target and once for the drafter."""
+        layers: dict[str, int] = {}
+        for buffer in self.kv:
+            if buffer.dtype == "int8" and buffer.window is None:
+                layer = "".join(_NUMBER.findall(buffer.name)[:1])
+                layers[layer] = layers.get(layer, 0) + 4 * buffer.size_bytes
+        models = {weight.name.startswith(DRAFTER_PREFIX) for weight in self.weights}
+        return len(models) * max(layers.values(), default=0)
+
+    @property
+    def memory(self) -> tuple[Memory, ...]:
+        """What is resident while it generates."""
+        return memory_of(self.runtime, self.contents)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of all of it."""
+        return total_bytes(self.memory)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         weights = [{**dataclasses.asdict(w), "part": w.part} for w in self.weights]
@@ -243,6 +252,8 @@ class Findings:
             "weights": weights,
             "size_bytes": self.size_bytes,
             "parts": self.parts,
+            "memory": [dataclasses.asdict(item) for item in self.memory],
+            "memory_bytes": self.memory_bytes,
             "kv_types": self.kv_types,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "kv_bytes": self.kv_bytes,

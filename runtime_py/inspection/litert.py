@@ -27,13 +27,11 @@ from runtime_py.inspection.findings import (
     Constant,
     Findings,
     KvBuffer,
-    Memory,
     Section,
     Signature,
     Use,
     Value,
     Weight,
-    model_memory,
 )
 from runtime_py.terminal.printable import one_line
 
@@ -80,6 +78,7 @@ def inspect(path: Path) -> Findings:
     weights = tuple(_weight(entry) for entry in stored.values() if entry.uses)
     kv = _kv(signatures)
     found = Findings(
+        runtime="litert",
         files={path.name: path.stat().st_size},
         sections=tuple(
             Section(
@@ -98,7 +97,6 @@ def inspect(path: Path) -> Findings:
         ),
         signatures=tuple(signatures),
         kv=kv,
-        memory=_memory(weights, signatures, kv),
         notes=tuple(_notes(kv)),
     )
     text = read_metadata(path).get(KEY, "")
@@ -226,24 +224,3 @@ def _kv(signatures: list[Signature]) -> tuple[KvBuffer, ...]:
                 KvBuffer(name=value.name, dtype=value.dtype, num_rows=num_rows, row_bytes=row_bytes)
             )
     return tuple(buffers)
-
-
-def _memory(
-    weights: tuple[Weight, ...], signatures: list[Signature], kv: tuple[KvBuffer, ...]
-) -> tuple[Memory, ...]:
-    buffers = sum(
-        value.size_bytes
-        for signature in signatures
-        for value in (*signature.inputs, *signature.outputs)
-        if not _KV_NAME.fullmatch(value.name)
-    )
-    packing = "matrices, repacked once by XNNPACK"
-    return (
-        *model_memory(weights, kv, packing, "cache file"),
-        Memory(
-            what="inputs and outputs of all signatures",
-            size_bytes=buffers,
-            holding="anonymous",
-            said_by="file",
-        ),
-    )

@@ -1,117 +1,96 @@
-"""How much memory a bundle needs to run, and whether a device has it.
+"""How much memory a bundle takes while it generates: one model, whoever asks.
 
-What counts is what every token touches: the matrices it is multiplied with and the KV rows. Tables
-that tokens are only looked up in stay in the mapped file.
+gemma-export knows the Contents before the files exist, `inspect` and `doctor BUNDLE` read them from
+the files, and `doctor` has them for every published size (sizes.py). The factors were measured:
+factors.toml, which `python -m tests.benchmarks.memory` writes.
 """
 
 import functools
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runtime_py.bundle.kv_rows import resident_rows
 from runtime_py.bundle.manifest import RuntimeName
-from runtime_py.device.device import Device
-from runtime_py.inspection.findings import Findings
 
-SIZES_FILE = Path(__file__).with_name("sizes.toml")
-TABLES = "tables"  # the line of an inspection that is looked up, not multiplied
-# Python, the libraries, tokenizer and what lies between operators.
-OVERHEAD_BYTES = 300_000_000
-# Resident matrices over stored ones, at most: tests/benchmarks/results/runtimes.json has 4 bits as
-# the worst case of each; onnxruntime's repacked form has scales of its own.
-REPACKED: dict[RuntimeName, float] = {"litert": 1.3, "executorch": 1.2, "onnx": 2.1}
-# Of experts, which only onnxruntime runs, each in a kernel of its own: 26B-A4B, full_size.json.
-EXPERTS_REPACKED = 1.6
-EXPERTS = "experts"  # the part that they are, in an inspection
+FACTORS_FILE = Path(__file__).with_name("factors.toml")
+Holding = Literal["mapped", "cache file", "anonymous"]
 
-Verdict = Literal["fits", "tight", "too large"]
+_PACKED: Mapping[RuntimeName, tuple[str, Holding]] = {
+    "litert": ("matrices, repacked once by XNNPACK", "cache file"),
+    "executorch": ("matrices, repacked by XNNPACK at every load", "anonymous"),
+    "onnx": ("matrices, repacked at every load", "anonymous"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
-    """The weights of one size with one recipe."""
+class Contents:
+    """What of a bundle decides how much memory one of its runtimes takes."""
 
-    file_bytes: int  # all of them
-    matrices_bytes: int  # of them, what tokens are multiplied with
-    experts_bytes: int  # of those
+    matrices: Mapping[str, int]  # type_key -> stored bytes of what every token is multiplied with
+    table_bytes: int  # of tables that rows are looked up in, and nothing else
+    kv_bytes: int  # of the rows that stay in memory, the context being full
+    widened_bytes: int = 0  # float32 copies of int8 rows in a call, which only LiteRT makes
+    graph_layers: int  # each layer once for every graph that it is in
+    vocab_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """A size of the published checkpoints with its drafter, as sizes.toml has it."""
+@dataclass(frozen=True)
+class Memory:
+    """Something that is in memory while the model runs."""
 
-    name: str
-    runtime: RuntimeName  # the one that its export is for, unless told otherwise
-    full_kv_bytes_per_token: int  # of layers that see the whole context
-    sliding_kv_bytes_per_token: int
-    sliding_window: int
-    recipes: dict[str, Stored]
+    what: str
+    size_bytes: int
+    holding: Holding
+    said_by: Literal["file", "runtime"]  # a size in the file, or what was measured of the runtime
 
-    def runs_on(self, runtime: RuntimeName, recipe: str) -> bool:
-        """Whether gemma-export can lower it so."""
-        if self.recipes[recipe].experts_bytes:
-            return runtime == "onnx"
-        return (runtime, recipe) != ("executorch", "mobile")
 
-    def need_bytes(
-        self, recipe: str, context_length: int, runtime: RuntimeName | None = None
-    ) -> int:
-        """Memory that it takes to run it, by the counted sizes; on the runtime of its export."""
-        stored = self.recipes[recipe]
-        runtime = runtime or self.runtime
-        packed = _repacked_bytes(runtime, stored.matrices_bytes, stored.experts_bytes)
-        return round(packed) + self.kv_bytes(context_length) + OVERHEAD_BYTES
+@dataclass(frozen=True)
+class Factors:
+    """What a runtime adds."""
 
-    def kv_bytes(self, context_length: int) -> int:
-        """Of the KV rows in memory, at most."""
-        sliding_rows = resident_rows(self.sliding_window, context_length)
-        sliding_bytes = self.sliding_kv_bytes_per_token * sliding_rows
-        return self.full_kv_bytes_per_token * context_length + sliding_bytes
+    base_bytes: int  # Python, the libraries and the runtime
+    graph_layer_bytes: int  # operators of a layer in a graph, and what they hand each other
+    repacked: Mapping[str, float]  # type_key -> resident over stored bytes
 
 
 @functools.cache
-def known_sizes() -> tuple[Size, ...]:
-    """The sizes that gemma-export knows by name, smallest first."""
-    values = tomllib.loads(SIZES_FILE.read_text(encoding="utf-8"))
-    return tuple(
-        Size(
-            name=name,
-            runtime=size["runtime"],
-            full_kv_bytes_per_token=size["full_kv_bytes_per_token"],
-            sliding_kv_bytes_per_token=size["sliding_kv_bytes_per_token"],
-            sliding_window=size["sliding_window"],
-            recipes={recipe: Stored(**stored) for recipe, stored in size["recipes"].items()},
-        )
-        for name, size in values.items()
-    )
+def _factors() -> tuple[Mapping[RuntimeName, Factors], float, int]:
+    """(by runtime, resident share of the tables, bytes of the tokenizer for a token)."""
+    values = tomllib.loads(FACTORS_FILE.read_text(encoding="utf-8"))
+    runtimes = {name: Factors(**values[name]) for name in _PACKED}
+    return runtimes, values["tables_resident"], values["tokenizer_bytes_per_token"]
 
 
-def bundle_need_bytes(found: Findings, runtime: RuntimeName) -> int:
-    """Memory that a bundle's runtime takes, by what its files hold."""
-    need = float(OVERHEAD_BYTES)
-    experts = sum(weight.packed_bytes for weight in found.weights if weight.part == EXPERTS)
-    for item in found.memory:
-        if item.what.startswith("matrices"):
-            need += _repacked_bytes(runtime, item.size_bytes, experts)
-        elif item.what != TABLES:
-            need += item.size_bytes
-    return round(need)
+def type_key(dtype: str, group_size: int) -> str:
+    """How factors.toml calls a type of weights: "int4", or "int4 in groups"."""
+    return f"{dtype} in groups" if group_size else dtype
 
 
-def _repacked_bytes(runtime: RuntimeName, matrices: int, experts: int) -> float:
-    return REPACKED[runtime] * (matrices - experts) + EXPERTS_REPACKED * experts
+def memory_of(runtime: RuntimeName, contents: Contents) -> tuple[Memory, ...]:
+    """What is resident while it generates, item by item; `total_bytes` adds them up.
 
-
-def verdict(need_bytes: int, device: Device) -> Verdict | None:
-    """None where the device does not say how much memory it has.
-
-    "tight": in memory that other programs hold now.
+    Pages of mapped files count as they were found: the system may drop them and read them again.
     """
-    if device.memory_bytes is None:
-        return None
-    available = device.memory_bytes if device.available_bytes is None else device.available_bytes
-    if need_bytes <= available:
-        return "fits"
-    return "tight" if need_bytes <= device.memory_bytes else "too large"
+    runtimes, tables_resident, tokenizer_bytes = _factors()
+    factors = runtimes[runtime]
+    # A type that no exporter here writes is taken as it is stored.
+    packed = sum(size * factors.repacked.get(kind, 1) for kind, size in contents.matrices.items())
+    packing, holding = _PACKED[runtime]
+    kv_bytes = contents.kv_bytes + (contents.widened_bytes if runtime == "litert" else 0)
+    graphs = factors.base_bytes + factors.graph_layer_bytes * contents.graph_layers
+    touched = round(tables_resident * contents.table_bytes)
+    vocabulary = tokenizer_bytes * contents.vocab_size
+    rest = (
+        Memory("tables, the rows in use", touched, "mapped", "runtime"),
+        Memory("KV rows, the context being full", kv_bytes, "anonymous", "file"),
+        Memory("tokenizer", vocabulary, "anonymous", "runtime"),
+        Memory("Python, runtime and graphs", graphs, "anonymous", "runtime"),
+    )
+    return (Memory(packing, round(packed), holding, "runtime"), *rest)
+
+
+def total_bytes(memory: tuple[Memory, ...]) -> int:
+    """The one figure that every command prints."""
+    return sum(item.size_bytes for item in memory)

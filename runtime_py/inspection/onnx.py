@@ -23,7 +23,6 @@ from runtime_py.inspection.findings import (
     Value,
     Weight,
     group_size,
-    model_memory,
     size_bytes,
 )
 from runtime_py.terminal.printable import one_line
@@ -94,7 +93,9 @@ class _Reader:
             return
         place = tensors.get(inputs[matrix_input][0])
         matrix = self.stored[place] if place else None
-        if matrix is None or len(matrix.shape) < 2 or matrix.dtype not in _MATRIX_TYPES:
+        if matrix is None or len(matrix.shape) < 2:
+            return
+        if not matrix.uses and matrix.dtype not in _MATRIX_TYPES:
             return
         scales_name, num_parts = inputs[scales_input]
         if not matrix.uses and scales_input >= 0 and scales_name in tensors:
@@ -155,6 +156,7 @@ def inspect(path: Path) -> Findings:
     weights = tuple(_stacked(_weight(stored) for stored in reader.stored.values() if stored.uses))
     kv = _kv(signatures[0], _decimal(said.get("context_length", "0")))
     found = Findings(
+        runtime="onnx",
         files=reader.file_sizes,
         sections=tuple(
             Section(file=name, name="the whole file", begin=0, size_bytes=size)
@@ -168,7 +170,6 @@ def inspect(path: Path) -> Findings:
         ),
         signatures=tuple(signatures),
         kv=kv,
-        memory=model_memory(weights, kv, "matrices, repacked at every load", "anonymous"),
         notes=("what a graph needs between its operators is decided when onnxruntime runs it",),
     )
     return found.told(read_sliding(path, said.get(KEY, ""), found.kv_layers))

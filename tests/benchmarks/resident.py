@@ -39,7 +39,8 @@ def resident(model: Path, num_threads: int, weight_caches: Path) -> Resident:
     return Resident(after.anonymous - before.anonymous, after.mapped - before.mapped)
 
 
-def _now() -> Resident:
+def resident_now() -> Resident:
+    """Of this process."""
     text = STATUS.read_text(encoding="utf-8")
     sizes = dict(re.findall(r"^(RssAnon|RssFile):\s*(\d+) kB", text, re.M))
     return Resident(int(sizes["RssAnon"]) * 1024 / 1e6, int(sizes["RssFile"]) * 1024 / 1e6)
@@ -48,7 +49,7 @@ def _now() -> Resident:
 def main() -> None:
     model, num_threads, weight_caches = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     open_model = import_backend(model)
-    before = _now()
+    before = resident_now()
     backend = open_model(model, num_threads, weight_caches)
     for position in range(NUM_TOKENS):
         backend.verify([5], position)
@@ -57,7 +58,7 @@ def main() -> None:
     hidden = np.ones(backend.hidden_size, np.float32)
     if backend.has_drafter:
         backend.draft(5, hidden, NUM_TOKENS + widest)
-    after = _now()
+    after = resident_now()
     backend.close()
     print(json.dumps([asdict(before), asdict(after)]))  # noqa: T201
 

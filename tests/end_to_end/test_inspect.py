@@ -7,7 +7,11 @@ import pytest
 from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.quantize import DRAFTER_PREFIX, WeightType, load_recipe, plan
 from runtime_py.bundle.bundle import Bundle
+from runtime_py.device.device import this_device
+from runtime_py.doctor.doctor import bundle_fits
 from runtime_py.inspection import Findings, inspect_bundle
+from runtime_py.inspection.memory import memory_of, total_bytes
+from tests.benchmarks.memory import tiny_work
 from tests.end_to_end.conftest import RUNTIMES, run
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "int2": 2}
@@ -59,6 +63,13 @@ def test_kv_rows_are_those_of_the_manifest_and_parts_add_up(found, export_tiny, 
     assert windows == {(False, 128), (True, None)}
     assert sum(found.parts.values()) == found.size_bytes
     assert all(size >= 0 for size in found.parts.values())
+
+
+def test_export_doctor_and_inspect_say_the_same_memory(found, export_tiny, recipe, runtime):
+    foreseen = total_bytes(memory_of(runtime, tiny_work(recipe).contents(runtime)))
+    fits = bundle_fits(Bundle.open(export_tiny(recipe)), this_device())
+    [needed] = [fit.need_bytes for fit in fits if fit.runtime == runtime]
+    assert found.memory_bytes == needed == foreseen
 
 
 def test_the_command_prints_one_object_and_needs_no_runtime(export_tiny):

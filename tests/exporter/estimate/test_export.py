@@ -23,6 +23,8 @@ from exporter.estimate.work import Work, measure_work
 from exporter.original.record import reference_size
 from exporter.quantize import load_recipe, plan, size_bytes
 from runtime_py.bundle.kv_rows import MARGIN, STEP
+from runtime_py.inspection.memory import total_bytes
+from runtime_py.inspection.sizes import known_sizes
 from tests.benchmarks.full_size import read_estimate, undisturbed_s
 from tests.benchmarks.record import RESULTS
 from tests.virtual import virtual_pair
@@ -86,13 +88,13 @@ def test_what_was_measured_is_within_a_fifth(key, figure):
     work = work_of(cell["size"], cell["recipe"], cell["layers"], shapes)
     lengths = export.get("prompt lengths", (20,) * 8)
     found = estimate_of(work, cell["runtime"], prompt_lengths=lengths)
-    [device] = found.devices.values()
+    [memory] = found.devices.values()
     estimated = {
         "seconds": found.seconds,
         "peak MB": found.peak_bytes / MB,
         "disk MB": found.disk_bytes / MB,
         "bundle MB": found.bundle_bytes / MB,
-        "device MB": device.total_bytes / MB,
+        "device MB": total_bytes(memory) / MB,
     }
     assert estimated[figure] == pytest.approx(measured(cell)[figure], rel=TOLERANCE)
 
@@ -118,7 +120,7 @@ def test_a_model_of_two_thirds_of_the_layers_costs_less_of_everything():
         assert some.seconds < all_of_it.seconds
         assert some.peak_bytes <= all_of_it.peak_bytes  # or the recording has it
         assert some.disk_bytes < all_of_it.disk_bytes
-        assert some.devices[runtime].total_bytes < all_of_it.devices[runtime].total_bytes
+        assert total_bytes(some.devices[runtime]) < total_bytes(all_of_it.devices[runtime])
 
 
 def test_runtimes_add_up_on_the_disk_and_take_turns_in_memory():
@@ -133,29 +135,33 @@ def test_runtimes_add_up_on_the_disk_and_take_turns_in_memory():
 
 def test_kv_rows_are_the_contexts_in_full_layers_and_the_windows_in_sliding_ones():
     short, long = (
-        estimate_of(work_of("12b", shapes=GraphShapes(cache_length=context)), "litert").devices[
-            "litert"
-        ]
-        for context in (2048, 4096)
+        work_of("12b", shapes=GraphShapes(cache_length=context)) for context in (2048, 4096)
     )
     # Eight KV heads of 256 in forty layers, and one of 512 in eight; keys and values, float32.
     sliding_rows = 1024 + 1 + MARGIN + STEP
     assert long.kv_bytes == 2 * 4 * (sliding_rows * 40 * 8 * 256 + 4096 * 8 * 512)
-    assert long.kv_bytes - short.kv_bytes == 2 * 4 * 2048 * 8 * 512
-    assert long.weight_bytes == short.weight_bytes
+    more = 2 * 4 * 2048 * 8 * 512
+    assert long.contents("litert") == replace(
+        short.contents("litert"), kv_bytes=short.kv_bytes + more
+    )
 
 
 def test_int8_kv_rows_take_a_quarter_and_on_litert_room_to_be_widened():
-    whole, rounded = (
-        estimate_of(work_of("12b", kv=kv), "litert", "onnx").devices for kv in ("float32", "int8")
-    )
-    for runtime in ("litert", "onnx"):
-        assert 4 * rounded[runtime].kv_bytes == whole[runtime].kv_bytes
-        assert rounded[runtime].weight_bytes == whole[runtime].weight_bytes
+    whole, rounded = (work_of("12b", kv=kv).contents("litert") for kv in ("float32", "int8"))
+    assert 4 * rounded.kv_bytes == whole.kv_bytes
     # A full layer's row of 512, keys and values, float32, in target and drafter.
-    more = rounded["litert"].other_bytes - whole["litert"].other_bytes
-    assert more == 2 * SHAPES.cache_length * 2 * 512 * 4
-    assert rounded["onnx"].other_bytes == whole["onnx"].other_bytes
+    assert rounded.widened_bytes == 2 * SHAPES.cache_length * 2 * 512 * 4
+    assert whole.widened_bytes == 0
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4", "mobile"])
+@pytest.mark.parametrize("size", known_sizes(), ids=lambda size: size.name)
+def test_doctor_says_the_same_of_a_published_size(size, recipe):
+    work = work_of(size.name, recipe)
+    for runtime in RUNTIMES:
+        if size.runs_on(runtime, recipe):
+            foreseen = total_bytes(estimate_of(work, runtime).devices[runtime])
+            assert size.need_bytes(recipe, SHAPES.cache_length, runtime) == foreseen
 
 
 def test_the_benchmark_reads_what_is_printed(caplog):
@@ -167,7 +173,7 @@ def test_the_benchmark_reads_what_is_printed(caplog):
         "peak MB": round(found.peak_bytes / MB),
         "disk MB": round(found.disk_bytes / MB),
         "bundle MB": round(found.bundle_bytes / MB),
-        "device MB": round(found.devices["litert"].total_bytes / MB),
+        "device MB": round(total_bytes(found.devices["litert"]) / MB),
     }
 
 

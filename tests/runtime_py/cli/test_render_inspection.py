@@ -17,7 +17,6 @@ from runtime_py.inspection.findings import (
     Signature,
     Value,
     Weight,
-    model_memory,
 )
 from tests.runtime_py.backends.toys import LITERT
 from tests.runtime_py.bundles import write_fake_bundle
@@ -59,13 +58,13 @@ def findings(*weights: Weight) -> Findings:
         outputs=(),
     )
     return Findings(
+        runtime="litert",
         files={"model": 4096},
         sections=(),
         weights=weights,
         constants=(),
         signatures=(signature,),
         kv=(KvBuffer(name="kv_cache_k_0", dtype="float32", num_rows=10, row_bytes=8),),
-        memory=(),
     )
 
 
@@ -106,14 +105,17 @@ def test_of_a_layer_that_slides_only_the_rows_near_its_window_are_in_memory(caps
         KvBuffer(name=name, dtype="float32", num_rows=10_000, row_bytes=100)
         for name in ("kv_cache_k_0", "kv_cache_v_0", "kv_cache_k_10")
     )
-    memory = model_memory((), buffers, "matrices", "anonymous")
-    found = replace(findings(weight("lm_head.weight")), kv=buffers, memory=memory)
+    found = replace(findings(weight("lm_head.weight")), kv=buffers)
     told = found.told(SlidingEntry(window=15, layers=(0,)))
     rows = 15 + 1 + MARGIN + STEP
     assert (told.kv_bytes, told.kv_resident_bytes) == (3_000_000, 1_000_000 + 2 * 100 * rows)
-    assert [item.size_bytes for item in found.memory] == [0, 0, 3_000_000]
-    assert [item.size_bytes for item in told.memory] == [0, 0, told.kv_resident_bytes]
+    assert found.memory_bytes - told.memory_bytes == 3_000_000 - told.kv_resident_bytes
     assert "3.00 MB for the whole context, at most 1.08 MB of it in memory" in shown(told, capsys)
+
+
+def test_the_memory_table_adds_up_to_the_one_figure(capsys):
+    found = findings(weight("lm_head.weight"))
+    assert f"{found.memory_bytes / 1e6:.2f}" in shown(found, capsys)
 
 
 def test_a_name_from_a_file_is_no_markup(capsys):

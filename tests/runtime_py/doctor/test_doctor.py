@@ -21,8 +21,8 @@ from runtime_py.cli.commands import main
 from runtime_py.cli.render_doctor import advice, print_diagnosis
 from runtime_py.device.device import this_device
 from runtime_py.doctor import doctor
-from runtime_py.doctor.doctor import RUNTIMES, RuntimeState, diagnose
-from runtime_py.inspection.memory import known_sizes, verdict
+from runtime_py.doctor.doctor import RUNTIMES, RuntimeState, diagnose, verdict
+from runtime_py.inspection.sizes import known_sizes
 from tests.runtime_py.bench.test_official import PI_4
 from tests.runtime_py.bundles import write_fake_bundle
 
@@ -67,8 +67,8 @@ def loads(monkeypatch):
 def bundle(monkeypatch):
     """One for ExecuTorch and LiteRT that need 3 and 1 GB."""
     needs = {"executorch": 3 * GB, "litert": GB}
-    monkeypatch.setattr(doctor, "inspect_bundle", lambda _, runtime: runtime)
-    monkeypatch.setattr(doctor, "bundle_need_bytes", lambda found, _: needs[found])
+    found = {name: type("Found", (), {"memory_bytes": need}) for name, need in needs.items()}
+    monkeypatch.setattr(doctor, "inspect_bundle", lambda _, runtime: found[runtime])
     manifest = type("Manifest", (), {"name": "model", "runtimes": needs})
     return Bundle(Path("model-pi"), manifest)
 
@@ -201,7 +201,7 @@ def test_without_a_bundle_the_largest_size_that_fits_is_named(device, loads):
     ],
 )
 def test_only_what_is_installed_here_is_advised(device, loads, machine, runtime, expected):
-    device(24 * GB, 23 * GB, architecture=machine, flags=None)
+    device(16 * GB, 15 * GB, architecture=machine, flags=None)
     loads(runtime)
     found = diagnose(None)
     assert f"--target {expected} --context 2048" in advice(found)[0]
