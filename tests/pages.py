@@ -56,6 +56,10 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def has_indented_blocks(page: Path) -> bool:
+    return any(token.type == "code_block" for token in _tokens(page))
+
+
 def commands() -> list[Command]:
     """Of all pages, in their order; what stands between && is one each."""
     return [

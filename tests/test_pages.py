@@ -22,10 +22,12 @@ from tests.pages import (
     PAGES,
     README,
     ROOT,
+    SHELLS,
     Command,
     anchors,
     blocks,
     commands,
+    has_indented_blocks,
     links,
     table,
 )
@@ -137,9 +139,11 @@ def test_a_command_is_one_that_exists(command: Command):
 
 
 def test_every_block_says_what_it_is():
+    """Or its commands would not be found: console and sh hold them, and no indented block."""
     for page in PAGES:
         for block in blocks(page):
-            assert block.language in {*OTHERS, "console", "sh"}, block.where
+            assert block.language in {*OTHERS, *SHELLS}, block.where
+        assert not has_indented_blocks(page), page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -242,7 +246,8 @@ def test_the_rooms_are_those_of_the_import_contracts(package):
     (layers,) = [
         contract["layers"] for contract in contracts if contract.get("containers") == [package]
     ]
+    rank = {name.strip(): i for i, layer in enumerate(layers) for name in re.split("[|:]", layer)}
     rows = table(ROOT / "docs" / "architecture.md", f"`{package}/`")
     shown = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
-    named = [name.strip() for layer in layers for name in re.split(r"[|:]", layer)]
-    assert shown == [name for name in named if name != "__main__"]
+    assert {*shown, "__main__"} == set(rank)
+    assert shown == sorted(shown, key=rank.__getitem__)
