@@ -31,7 +31,7 @@ Progress = Callable[[int], None]  # called with the number of prompts done
 
 
 @dataclass(frozen=True)
-class Parting:
+class Difference:
     """The first place where two texts differ."""
 
     prompt: int  # index
@@ -46,15 +46,15 @@ class Comparison:
     num_equal: int  # tokens before the first difference, over all prompts
     num_tokens: int
     num_prompts_equal: int
-    partings: tuple[Parting, ...]
+    differences: tuple[Difference, ...]
 
     @property
     def equal(self) -> bool:
-        return not self.partings
+        return not self.differences
 
     @property
     def smallest_margin(self) -> float | None:
-        return min((parting.margin for parting in self.partings), default=None)
+        return min((difference.margin for difference in self.differences), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +140,10 @@ def run_check(
             drafts[index] = replay.propose(index, hiddens)
         session.committed.clear()  # the walk wrote over the session's rows
         progress(index + 1)
-    partings = _partings(plain, reference.greedy_ids, reference.margins)
+    differences = _differences(plain, reference.greedy_ids, reference.margins)
     report = CheckReport(
-        original=_compare(plain, partings),
-        speculative=_compare(plain, _spec_partings(replay, plain, fast)),
+        original=_compare(plain, differences),
+        speculative=_compare(plain, _spec_differences(replay, plain, fast)),
         agreement=replay.agreement,
         num_ties=replay.num_ties,
         logit_error=replay.max_error / reference.logit_scale,
@@ -232,16 +232,18 @@ class _Replay:
         return margin if math.isfinite(margin) else math.inf
 
 
-def _partings(found: Ids, wanted: Ids, margins: npt.NDArray[np.float32]) -> tuple[Parting, ...]:
+def _differences(
+    found: Ids, wanted: Ids, margins: npt.NDArray[np.float32]
+) -> tuple[Difference, ...]:
     return tuple(
-        Parting(prompt, token, float(margins[prompt, token]))
+        Difference(prompt, token, float(margins[prompt, token]))
         for prompt, token in _first_differences(found, wanted)
     )
 
 
-def _spec_partings(replay: _Replay, plain: Ids, fast: Ids) -> tuple[Parting, ...]:
+def _spec_differences(replay: _Replay, plain: Ids, fast: Ids) -> tuple[Difference, ...]:
     return tuple(
-        Parting(prompt, token, replay.margin(prompt, plain[prompt, :token].tolist()))
+        Difference(prompt, token, replay.margin(prompt, plain[prompt, :token].tolist()))
         for prompt, token in _first_differences(fast, plain)
     )
 
@@ -251,10 +253,10 @@ def _first_differences(found: Ids, wanted: Ids) -> list[tuple[int, int]]:
     return [(int(row), int(differs[row].argmax())) for row in np.flatnonzero(differs.any(axis=1))]
 
 
-def _compare(tokens: Ids, partings: tuple[Parting, ...]) -> Comparison:
+def _compare(tokens: Ids, differences: tuple[Difference, ...]) -> Comparison:
     num_prompts, num_tokens = tokens.shape
-    lost = sum(num_tokens - parting.token for parting in partings)
-    return Comparison(tokens.size - lost, tokens.size, num_prompts - len(partings), partings)
+    lost = sum(num_tokens - difference.token for difference in differences)
+    return Comparison(tokens.size - lost, tokens.size, num_prompts - len(differences), differences)
 
 
 def _shares(draft_ids: Ids, greedy_ids: Ids) -> tuple[float, ...]:
@@ -276,7 +278,7 @@ def _judge(report: CheckReport, tolerances: Tolerances, logit_scale: float) -> C
             f"only {report.agreement:.1%} of tokens agree with the original, "
             f"needed {tolerances.min_agreement:.1%}"
         )
-    failures += _partings_that_are_no_ties(report, tolerances, logit_scale)
+    failures += _differences_that_are_no_ties(report, tolerances, logit_scale)
     wanted = [tolerances.min_acceptance_ratio * share for share in report.original_acceptance]
     if report.draft_length and report.acceptance[0] < wanted[0]:
         failures.append(
@@ -287,20 +289,20 @@ def _judge(report: CheckReport, tolerances: Tolerances, logit_scale: float) -> C
     return replace(report, failures=tuple(failures))
 
 
-def _partings_that_are_no_ties(
+def _differences_that_are_no_ties(
     report: CheckReport, tolerances: Tolerances, logit_scale: float
 ) -> list[str]:
     failures = []
     # Two widths of one graph may round differently, so a near tie may fall either way.
     tie = min(tolerances.max_logit_error, MAX_TIE) * logit_scale
-    margin = max((parting.margin for parting in report.speculative.partings), default=0.0)
+    margin = max((difference.margin for difference in report.speculative.differences), default=0.0)
     if not margin <= tie:
         failures.append(
             f"speculative output differs from plain decoding where the margin is {margin:.2g}; "
             f"under {tie:.2g} it would be a tie, so the graphs disagree"
         )
     # A lossy recipe may say something else than the original; an exact one only at a tie.
-    margin = max((parting.margin for parting in report.original.partings), default=0.0)
+    margin = max((difference.margin for difference in report.original.differences), default=0.0)
     if tolerances.max_logit_error <= MAX_TIE and not margin <= 2 * tie:
         failures.append(
             f"plain decoding leaves the original's text where the margin is {margin:.2g}; "

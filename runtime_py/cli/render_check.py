@@ -66,7 +66,7 @@ def _num_equal(comparison: Comparison) -> str:
 def _first_difference(comparison: Comparison) -> str:
     if comparison.equal:
         return "none"
-    first = comparison.partings[0]
+    first = comparison.differences[0]
     return f"prompt {first.prompt}, token {first.token}"
 
 
@@ -144,7 +144,7 @@ def _table(report: CheckReport, title: str) -> Table:
 def _differences(comparison: Comparison) -> str:
     if comparison.equal:
         return "none"
-    more = len(comparison.partings) - 1
+    more = len(comparison.differences) - 1
     others = f", {more} more, smallest {comparison.smallest_margin:.1e}" if more else ""
-    margin = comparison.partings[0].margin
+    margin = comparison.differences[0].margin
     return f"{_first_difference(comparison)}, margin {margin:.1e}{others}"

@@ -181,9 +181,9 @@ def check(cell: Cell) -> dict[str, Any]:
         raise RuntimeError(cost.stderr)
     report = json.loads(cost.stdout)
     for name in ("original", "speculative"):
-        report[name]["partings"] = [
+        report[name]["differences"] = [
             f"prompt {one['prompt']}, token {one['token']}, margin {one['margin']:.3g}"
-            for one in report[name]["partings"]
+            for one in report[name]["differences"]
         ]
     return _figures(cost) | {"report": report}
 

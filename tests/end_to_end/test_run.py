@@ -1,6 +1,8 @@
 """gemma-run on a real bundle, as a user meets it; and what it says to bad input."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from contextlib import closing
 
 import pytest
 
+import runtime_py
 from runtime_py.bundle.manifest import file_entry
 from runtime_py.formats.litertlm import find_model, read_sections
 from tests.end_to_end.conftest import ROOT, LoadedBundle, run
@@ -181,6 +184,34 @@ print("clean")
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.endswith("clean\n"), done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python-api.md"])
+def test_the_python_of_the_pages_runs(bundle, tmp_path, page):
+    for name in ("gemma4-tiny-android", "gemma4-tiny-raspberry-pi"):
+        (tmp_path / name).symlink_to(bundle)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ours = "\n".join(block for block in blocks if "litert_lm" not in block)
+    done = subprocess.run(
+        [sys.executable, "-c", ours],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout) > 20
+
+
+def test_the_python_api_says_what_the_command_says(bundle, on):
+    asked = ("--prompt", "Explain lists", "--temperature", 0.9, "--seed", 5, "--max-new-tokens", 24)
+    done = run("gemma-run", "generate", bundle, *on, *asked, "--json")
+    with runtime_py.load(bundle, runtime=on[1], draft_length=0) as model:
+        options = {"temperature": 0.9, "seed": 5, "max_new_tokens": 24}
+        result = model.generate("Explain lists", **options)
+    assert json.loads(done.stdout)["text"] == result.text
 
 
 def test_two_sessions_of_one_machine_do_not_see_each_other(float32, export_tiny, runtime):

@@ -27,14 +27,16 @@ SAMPLINGS = {
 }
 
 
-def told(done):
+def answer_of(done):
     assert done.returncode == 0, f"{done.returncode}: {done.stderr}{done.stdout}"
     return json.loads(done.stdout)
 
 
 def places(report, what):
-    """Where two texts part, without the margins."""
-    return [(parting["prompt"], parting["token"]) for parting in report[what]["partings"]]
+    """The first difference of each prompt, without the margins."""
+    return [
+        (difference["prompt"], difference["token"]) for difference in report[what]["differences"]
+    ]
 
 
 def summary(report):
@@ -47,8 +49,8 @@ def summary(report):
 
 def test_check_passes_and_finds_the_same(pi, here, recipe, runtime, log):
     options = ("--runtime", runtime, "--threads", 1, "--json")
-    found = told(pi.gemma_run("check", BUNDLE, *options))
-    wanted = told(here("check", pi.bundle, *options))
+    found = answer_of(pi.gemma_run("check", BUNDLE, *options))
+    wanted = answer_of(here("check", pi.bundle, *options))
     log(f"{recipe:7} {runtime:10} {pi.core} ({CORES[pi.core]})  check: {summary(found)}")
     log(f"{recipe:7} {runtime:10} this machine                check: {summary(wanted)}")
     assert found["passed"]
@@ -63,8 +65,8 @@ def test_check_passes_and_finds_the_same(pi, here, recipe, runtime, log):
 def test_generate_gives_the_same_tokens(pi, here, recipe, runtime, sampling, log):
     options = ("--prompt", PROMPT, "--max-new-tokens", NUM_TOKENS, "--runtime", runtime)
     options += (*SAMPLINGS[sampling], "--threads", 1, "--draft-length", 3, "--raw", "--json")
-    found = told(pi.gemma_run("generate", BUNDLE, *options))["token_ids"]
-    wanted = told(here("generate", pi.bundle, *options))["token_ids"]
+    found = answer_of(pi.gemma_run("generate", BUNDLE, *options))["token_ids"]
+    wanted = answer_of(here("generate", pi.bundle, *options))["token_ids"]
     assert len(found) == len(wanted) == NUM_TOKENS
     num_equal = (np.array([*found, -1]) != np.array([*wanted, -2])).argmax()
     said = (
@@ -75,7 +77,7 @@ def test_generate_gives_the_same_tokens(pi, here, recipe, runtime, sampling, log
         log(f"{said} {found}")
         return
     margin, scale = margin_there(pi.bundle, runtime, wanted[:num_equal])
-    report = told(here("check", pi.bundle, "--runtime", runtime, "--threads", 1, "--json"))
+    report = answer_of(here("check", pi.bundle, "--runtime", runtime, "--threads", 1, "--json"))
     moved = report["logit_error"] * scale
     log(f"{said}, then a tie: margin {margin:.2g}, int8 moves logits by up to {moved:.2g}")
     assert (recipe, sampling) == ("int8", "greedy"), (found, wanted)

@@ -84,9 +84,9 @@ class WidthDependent(ScriptedBackend):
 def test_speculative_output_that_is_not_plain_output_fails(reference):
     report = check(WidthDependent(vocab_size=VOCAB_SIZE, skill=0.8), reference, LOOSE)
     assert not report.speculative.equal
-    parting = report.speculative.partings[0]
-    assert (parting.prompt, parting.token) == (0, 1)
-    assert parting.margin > 0
+    difference = report.speculative.differences[0]
+    assert (difference.prompt, difference.token) == (0, 1)
+    assert difference.margin > 0
     assert any("speculative output differs from plain" in failure for failure in report.failures)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from runtime_py.bundle.bundle import Bundle
-from runtime_py.check.replay import CheckReport, Comparison, Parting
+from runtime_py.check.replay import CheckReport, Comparison, Difference
 from runtime_py.cli.render_check import VERDICT_LINES, next_command, print_check, verdict
 from tests.runtime_py.bundles import write_fake_bundle
 
@@ -48,7 +48,7 @@ def test_the_verdict_begins_with_what_matters():
 
 
 def test_a_lossy_recipe_keeps_its_promise_and_says_where_the_text_differs():
-    differs = Comparison(20, 24, 1, (Parting(1, 8, 0.25),))
+    differs = Comparison(20, 24, 1, (Difference(1, 8, 0.25),))
     head, agreement, *_ = verdict(report(original=differs, num_ties=2), "tiny", "int4")
     assert head == "passed: tiny is as close to the original as recipe int4 promises"
     assert "(2 near ties not counted); first difference: prompt 1, token 8" in agreement
@@ -100,8 +100,8 @@ def test_it_is_at_most_six_lines_and_ends_with_what_to_do(failures, verbose, bun
 
 
 def test_the_table_tells_of_every_difference(bundle, capsys):
-    partings = (Parting(0, 3, 0.5), Parting(1, 8, 0.25))
-    print_check(report(original=Comparison(11, 24, 0, partings)), bundle, "litert", True)
+    differences = (Difference(0, 3, 0.5), Difference(1, 8, 0.25))
+    print_check(report(original=Comparison(11, 24, 0, differences)), bundle, "litert", True)
     text = " ".join(capsys.readouterr().out.split())
     assert "prompt 0, token 3" in text
     assert "1 more" in text
