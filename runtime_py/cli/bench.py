@@ -23,7 +23,6 @@ from runtime_py.cli.options import (
     as_one,
     bundle_options,
     json_option,
-    names_of,
 )
 from runtime_py.device.device import this_device
 from runtime_py.terminal.console import say
@@ -50,7 +49,6 @@ class AdbOptions:
 
 bench_options = as_one(
     BenchOptions,
-    names_of(BenchOptions),
     click.option(
         "--max-new-tokens", type=click.IntRange(2), default=64, show_default=True, metavar="N"
     ),
@@ -72,7 +70,6 @@ bench_options = as_one(
 )
 adb_options = as_one(
     AdbOptions,
-    names_of(AdbOptions),
     click.option(
         "--adb",
         is_flag=True,

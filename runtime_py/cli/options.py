@@ -1,14 +1,14 @@
-"""Options that several commands of gemma-run share, each group of them one typed value.
+"""Options that several commands of gemma-run share; each group arrives as one typed value.
 
-A decorator of this module adds its options to a command and hands their values to it as one
-argument: the innermost decorator's is the first. So mypy sees what a command takes.
+A decorator adds a group's options to a command and passes their values as its first positional
+argument (the innermost decorator's comes first), so mypy checks what a command takes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast, get_args
 
 import click
 
@@ -39,15 +39,15 @@ DRAFT_LENGTH = AutoOrNumber(0, MAX_DRAFT_LENGTH)
 
 
 def as_one(
-    kind: Callable[..., Options], names: Sequence[str], *decorators: Callable[[Any], Any]
+    kind: type[Options], *decorators: Callable[[Any], Any]
 ) -> Callable[[Callable[Concatenate[Options, P], R]], Callable[P, R]]:
-    """A decorator that adds click's options and hands `kind(**values)` to the command.
+    """A decorator that adds options to a command and hands their values to it as one `kind`.
 
     Args:
-        kind: a dataclass.
-        names: of its fields, which the options set.
+        kind: a dataclass with a field for each option.
         decorators: click's, in the order of the help.
     """
+    names = [field.name for field in fields(cast(Any, kind))]
 
     def decorate(command: Callable[Concatenate[Options, P], R]) -> Callable[P, R]:
         @wraps(command)
@@ -60,11 +60,6 @@ def as_one(
         return called
 
     return decorate
-
-
-def names_of(kind: type[Any]) -> tuple[str, ...]:
-    """The fields of a dataclass."""
-    return tuple(field.name for field in fields(kind))
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,6 @@ json_option = click.option(
 )
 bundle_options = as_one(
     BundleOptions,
-    names_of(BundleOptions),
     bundle_argument,
     click.option(
         "--runtime",
@@ -134,7 +128,6 @@ bundle_options = as_one(
 )
 answer_options = as_one(
     AnswerOptions,
-    names_of(AnswerOptions),
     click.option(
         "--draft-length",
         type=DRAFT_LENGTH,
@@ -159,7 +152,6 @@ answer_options = as_one(
 )
 sampling_options = as_one(
     SamplingParams,
-    names_of(SamplingParams),
     click.option(
         "--temperature",
         type=float,

@@ -8,13 +8,13 @@ from runtime_py.decoding.sampling import FloatArray, SamplingParams, choose
 def accept(
     draft_ids: Sequence[int], verify_logits: FloatArray, sampling: SamplingParams, position: int
 ) -> tuple[int, int]:
-    """Keep the longest draft prefix that equals what the target chooses by itself.
+    """Keep the longest draft prefix that the target would choose by itself.
 
     Args:
         draft_ids: K tokens proposed by the drafter.
-        verify_logits: [K + 1, V] target logits; row i judges draft i, the last follows them all.
+        verify_logits: [K + 1, V] target logits; row i judges draft i, the last follows all.
         sampling: how the target chooses a token from a row.
-        position: that of the first draft; row i chooses the token at position + i.
+        position: of the first draft; row i chooses the token at position + i.
 
     Returns:
         (num_accepted, bonus_token), with 0 <= num_accepted <= K.
@@ -23,7 +23,7 @@ def accept(
         ValueError: if there is not exactly one row more than there are drafts.
 
     Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding",
-    greedy case; with position-keyed noise sampling is that case too (see sampling.py).
+    greedy case. Noise keyed by position makes sampling the same case (see sampling.py).
     """
     if len(verify_logits) != len(draft_ids) + 1:
         raise ValueError(f"{len(draft_ids)} drafts need {len(draft_ids) + 1} rows of logits")

@@ -1,4 +1,4 @@
-"""What the loop asks before each round, and what it says after it."""
+"""How the loop asks for the next draft length, and reports what came of it."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -6,31 +6,31 @@ from typing import NamedTuple, Protocol
 
 @dataclass(frozen=True)
 class Round:
-    """What to do next: draft, then verify the drafts; or, if not verified, decode and compare."""
+    """The next round: draft and verify; or, if not verified, draft, decode plainly and compare."""
 
     num_drafts: int
     verified: bool = True
 
 
 class Outcome(NamedTuple):
-    """What became of a round; a tuple, which is made faster than other frozen objects."""
+    """What a round cost and achieved. A tuple: it is created faster than a frozen dataclass."""
 
     num_drafted: int
-    num_accepted: int  # of a draft that was not verified: 1 if decode chose the same
-    draft_s: float  # of all its drafts together
+    num_accepted: int  # of an unverified draft: 1 if decode chose the same token
+    draft_s: float  # all its drafts together
     verify_s: float
-    num_verified: int  # tokens of the target call; 1 is decode
+    num_verified: int  # tokens in the target call; 1 is a decode
 
 
 class DraftLength(Protocol):
-    """Decides before each round; sees what became of it, if anything did."""
+    """A policy: decides before each round, and learns from its outcome."""
 
     def next_round(self) -> Round: ...
     def observe(self, outcome: Outcome) -> None: ...
 
 
 class FixedDraftLength:
-    """The same number in every round."""
+    """The same number of drafts in every round."""
 
     def __init__(self, num_drafts: int) -> None:
         self._round = Round(num_drafts)

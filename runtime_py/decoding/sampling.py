@@ -1,10 +1,10 @@
 """Sampling: which token follows, as a pure function of logits, seed and position.
 
-Token t is argmax(logits / temperature + gumbel(seed, position, token id)) over the tokens that
-survive top-k and top-p; the argmax of logits plus Gumbel noise is a draw from their softmax
-(Gumbel 1954; Maddison et al. 2014). Because the noise depends on nothing but (seed, position,
-token id), the target and the drafter share it, and speculative decoding gives the tokens of plain
-decoding, one by one, at any temperature.
+The next token is argmax(logits / temperature + gumbel(seed, position, token id)) over the tokens
+that survive top-k and top-p. The argmax of logits plus Gumbel noise is a draw from their softmax
+(Gumbel 1954; Maddison et al. 2014). The noise depends only on (seed, position, token id), so target
+and drafter share it, and speculative decoding emits the tokens of plain decoding at any
+temperature.
 
 Source: Daliri, Musco, Suresh 2025, "Coupling without Communication and Drafter-Invariant
 Speculative Decoding"; the counter-based generator is Philox4x32-10 (Salmon et al. 2011, "Parallel
@@ -30,13 +30,12 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
-_MAX_GUMBEL = 36.75  # just above the largest noise there is
-# A logit divided by less may overflow; nor can noise turn over anything at such a temperature but a
-# tie, which goes to the lowest id then.
+_MAX_GUMBEL = 36.75  # just above the largest noise
+# Dividing a logit by less may overflow. Noise could only decide ties there: take the lowest id.
 _GREEDY_BELOW = 1e-200
 _BLOCK = 256  # logits
-_NUM_AT_ONCE = 8192  # tokens whose noise is worked out together, in the processor's cache
-_NUM_RANKED = 4096  # tokens sorted for top-p, unless they do not hold enough mass
+_NUM_AT_ONCE = 8192  # tokens whose noise is computed together: they fit the processor's cache
+_NUM_RANKED = 4096  # top-p sorts only the likeliest ones, where they hold enough mass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +72,12 @@ GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0)
 
 
 def choose(logits: FloatArray, sampling: SamplingParams, position: int) -> int:
-    """The token that follows.
+    """Choose the next token.
 
     Args:
         logits: [V] of the step.
         sampling: temperature, filters and seed.
-        position: index, from the start of the sequence, of the token to be chosen.
+        position: index of the chosen token, from the start of the sequence.
 
     Returns:
         A token id; the lowest id wins a tie.
@@ -87,7 +86,7 @@ def choose(logits: FloatArray, sampling: SamplingParams, position: int) -> int:
         return int(logits.argmax())
     token_ids, scaled = surviving_tokens(logits, sampling)
     if token_ids.size > _NUM_RANKED:
-        # Noise is expensive: leave out the tokens that no noise could lift above the likeliest one.
+        # Noise is expensive: drop the tokens that no noise could lift above the likeliest one.
         top = np.argmax(scaled)
         reached = scaled[top] + gumbel(sampling.seed, position, token_ids[top : top + 1])[0]
         kept = scaled >= reached - _MAX_GUMBEL
@@ -98,10 +97,13 @@ def choose(logits: FloatArray, sampling: SamplingParams, position: int) -> int:
 def surviving_tokens(
     logits: FloatArray, sampling: SamplingParams
 ) -> tuple[TokenIds, npt.NDArray[np.float64]]:
-    """The tokens left by top-k, then top-p, ascending, with their logits / temperature.
+    """Filter by top-k, then top-p.
 
-    Top-p keeps the most probable tokens until their mass reaches top_p, the crossing one included.
-    Equal logits are ranked by token id, so the same logits always keep the same tokens.
+    Top-p keeps the likeliest tokens until their mass reaches top_p, including the one that crosses
+    it. Equal logits are ranked by token id, so the same logits always keep the same tokens.
+
+    Returns:
+        [S] ascending ids of the tokens kept, and their logits / temperature.
     """
     if 0 < sampling.top_k < logits.size:
         token_ids = _largest(logits, sampling.top_k)
@@ -116,12 +118,12 @@ def surviving_tokens(
 
 
 def _largest(logits: FloatArray, k: int) -> TokenIds:
-    """Ascending ids of the k largest logits; among equals of the last, the lowest ids."""
+    """Ascending ids of the k largest logits; of ties for the last place, the lowest."""
     candidates = np.arange(logits.size)
     maxima = np.maximum.reduceat(logits, np.arange(0, logits.size, _BLOCK))
     if maxima.size > k:
-        # k blocks reach this floor, so the k largest logits do too. Partitioning all would be slow
-        # for a centroid head, which gives almost every token the same logit.
+        # At least k blocks have a maximum this high, so the k largest logits are too. To partition
+        # all logits is slow where almost all are equal, as behind a centroid head.
         candidates = np.flatnonzero(logits >= np.partition(maxima, -k)[-k])
     values = logits[candidates]
     threshold = np.partition(values, -k)[-k]
@@ -131,12 +133,12 @@ def _largest(logits: FloatArray, k: int) -> TokenIds:
 
 
 def _likeliest(scaled: npt.NDArray[np.float64], top_p: float) -> TokenIds:
-    """Ascending indices of the smallest set of likeliest tokens whose mass reaches top_p."""
+    """Ascending indices of the fewest likeliest tokens whose mass reaches top_p."""
     weights = np.exp(scaled - scaled.max())
     wanted = top_p * weights.sum()
     candidates = np.arange(scaled.size)
     if scaled.size > _NUM_RANKED:
-        # Equals of the last one stay in, so that ranking the few is ranking all.
+        # Ties with the last one stay in, so that ranking these few equals ranking all.
         threshold = np.partition(scaled, -_NUM_RANKED)[-_NUM_RANKED]
         few = np.flatnonzero(scaled >= threshold)
         if weights[few].sum() >= wanted:
@@ -164,7 +166,7 @@ def _gumbel(seed: int, position: int, token_ids: TokenIds) -> npt.NDArray[np.flo
         np.zeros(size, np.uint64),
     )
     first, second, _, _ = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    # 52 random bits and a half: never 0, never 1, exact in a float64.
+    # 52 random bits and a half: never 0 or 1, exact in a float64.
     bits = (first << np.uint64(20)) | (second >> np.uint64(12))
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-52
     noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform))

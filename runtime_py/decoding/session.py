@@ -15,16 +15,16 @@ from runtime_py.decoding.policy import DraftLength, FixedDraftLength, Outcome
 from runtime_py.decoding.sampling import SamplingParams, choose
 from runtime_py.errors import RunError
 
-# Backend -> the generation whose rows it holds: the one begun last, of whatever session.
+# Backend -> the generation that last wrote its rows; several sessions may share a backend.
 _holders: WeakKeyDictionary[Backend, object] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stops:
-    """When generation ends; whatever comes first, and never one token later."""
+    """When generation ends: at whichever comes first, and not one token later."""
 
     max_new_tokens: int
-    token_ids: Collection[int] = frozenset()  # the stop token itself is emitted, and is the last
+    token_ids: Collection[int] = frozenset()  # a stop token is emitted, as the last one
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -32,26 +32,26 @@ class Stops:
 
 
 class Step(NamedTuple):
-    """What one target call emitted."""
+    """The tokens that one target call emitted."""
 
     token_ids: tuple[int, ...]
     num_drafted: int
-    num_accepted: int  # before a stop cut the step short
+    num_accepted: int  # before any stop shortened the step
 
 
 class Session:
     """One sequence over one backend's KV buffer.
 
-    The rows 0 .. kv_length - 1 hold `committed`; a new prompt that begins with the same tokens
-    continues from there, so a chat does not prefill its history again: as long as the rows that
-    sliding layers see from there are kept, and no other session has used the backend since.
+    Rows 0 .. kv_length - 1 hold the tokens in `committed`. A prompt that begins with the same
+    tokens reuses their rows, so a chat does not prefill its history again; unless sliding layers
+    have dropped rows it needs (`Backend.resumable_from`) or another session has used the backend.
     """
 
     def __init__(self, backend: Backend, context_length: int) -> None:
         self._backend = backend
         self._context_length = min(context_length, backend.cache_length)
         self.committed: list[int] = []
-        self._last: object = None  # the generation begun last
+        self._last: object = None  # the latest generation
 
     @property
     def kv_length(self) -> int:
@@ -66,19 +66,18 @@ class Session:
     ) -> Iterator[Step]:
         """Emit the tokens that follow a prompt.
 
-        The first step takes the backend over from whatever was generated on it before, which
-        cannot go on then.
+        The first step takes over the backend; an earlier generation on it cannot continue.
 
         Args:
             prompt_ids: the whole sequence so far, at least one token.
             sampling: how tokens are chosen.
             stops: when to end; the end of the context always ends it too.
-            draft_length: tokens the drafter proposes per round, 0 is plain decoding; or what
-                decides before each round. The tokens emitted are the same whatever it is.
+            draft_length: drafts per round, 0 for plain decoding; or a policy that decides before
+                each round. It never changes the emitted tokens.
 
         Raises:
             RunError: for an empty prompt, one that does not fit the context, or a draft length
-                that this bundle's graphs cannot verify; from a step, if another generation has
+                that this bundle's graphs cannot verify. A step raises it if another generation has
                 begun on the backend since.
         """
         self._check(prompt_ids)
@@ -95,7 +94,7 @@ class Session:
 
     @property
     def longest_draft(self) -> int:
-        """What the widest graph can verify."""
+        """The most drafts that one target call can verify."""
         return self._backend.verify_widths[-1] - 1 if self._backend.has_drafter else 0
 
     def _check(self, prompt_ids: Sequence[int]) -> None:
@@ -121,7 +120,7 @@ class Session:
         last, room = prompt_ids[-1], self._context_length - len(prompt_ids)
         holder = self._take_over()
         self._prefill(prompt_ids[:-1])
-        hidden: FloatArray | None = None  # of the position that produced `last`
+        hidden: FloatArray | None = None  # the target's, at the position that produced `last`
         remaining = min(stops.max_new_tokens, room)
         while remaining > 0:
             if _holders.get(self._backend) is not holder:
@@ -140,7 +139,7 @@ class Session:
             drafted = time.perf_counter()
             logits, hiddens = self._backend.verify([last, *drafts], position)
             num_accepted, bonus = accept(drafts, logits, sampling, position + 1)
-            hidden = hiddens[num_accepted]  # a draft copies it before anything is overwritten
+            hidden = hiddens[num_accepted]  # a view; the first draft copies it
             num_right = num_accepted if planned.verified else int(proposed[:1] == [bonus])
             verify_s = time.perf_counter() - drafted
             num_verified = 1 + len(drafts)
@@ -155,7 +154,7 @@ class Session:
                 return
 
     def _take_over(self) -> object:
-        """Become the one whose rows the backend holds."""
+        """Become the generation that writes the backend's rows."""
         if _holders.get(self._backend) is not self._last:
             self.committed.clear()  # another session wrote over them
         self._last = _holders[self._backend] = object()
@@ -168,15 +167,15 @@ class Session:
                 break
             num_shared += 1
         if num_shared < self._backend.resumable_from:
-            num_shared = 0  # from there every row is written again
-        # Forget first: an interrupted prefill must not leave rows that claim to be committed.
+            num_shared = 0  # rows were dropped: prefill from the start
+        # Forget first: an interrupted prefill must not leave stale rows marked as committed.
         del self.committed[num_shared:]
         if len(token_ids) > num_shared:
             self._backend.prefill(token_ids[num_shared:], num_shared)
             self.committed += token_ids[num_shared:]
 
     def _widest_fit(self) -> int:
-        """The widest target call whose rows, padding included, fit the KV buffer."""
+        """The widest target call that fits the rows left in the KV buffer, padding included."""
         rows_left = self._backend.cache_length - self.kv_length
         return max(width for width in self._backend.verify_widths if width <= rows_left)
 
