@@ -50,9 +50,21 @@ class AdbOptions:
 bench_options = as_one(
     BenchOptions,
     click.option(
-        "--max-new-tokens", type=click.IntRange(2), default=64, show_default=True, metavar="N"
+        "--max-new-tokens",
+        type=click.IntRange(2),
+        default=64,
+        show_default=True,
+        metavar="N",
+        help="Tokens of each run.",
     ),
-    click.option("--repeats", type=click.IntRange(1), default=5, show_default=True),
+    click.option(
+        "--repeats",
+        type=click.IntRange(1),
+        default=5,
+        show_default=True,
+        metavar="N",
+        help="Measured runs of each prompt, after one that warms up.",
+    ),
     click.option(
         "--draft-length",
         "lengths",
@@ -96,8 +108,8 @@ adb_options = as_one(
 def bench(options: BundleOptions, device: AdbOptions, wanted: BenchOptions, as_json: bool) -> None:
     """Measure tokens per second by draft length, and milliseconds by stage.
 
-    Where litert-lm-api is installed, Google's own runtime runs on the same file beside it. All take
-    turns, so that a busy machine disturbs all of them alike. Every generation of auto begins anew.
+    If litert-lm-api is installed, Google's own runtime is measured on the same file. All candidates
+    take turns, so a busy machine slows them alike. Each run of auto starts from what the cache has.
     """
     if device.adb:
         _refuse(

@@ -40,7 +40,7 @@ class Command(ErrorLine, click.Group):
     program = "gemma-run"
 
     def invoke(self, ctx: click.Context) -> Any:
-        # LiteRT reports its own end from a static destructor, after the last line of ours.
+        # LiteRT logs from a static destructor, after our last line.
         atexit.register(_close_stderr)
         return super().invoke(ctx)
 
@@ -78,9 +78,8 @@ def check(options: BundleOptions, verbose: bool, as_json: bool) -> None:
     Exit code 0 if the bundle says what the original says, within its recipe's tolerances, and
     speculative decoding equals plain decoding; 1 if not.
 
-    The graphs are first loaded and called once in a process of their own, so that a file that ends
-    or holds up the runtime's native code is named in an error. That costs a second load; it is no
-    protection from a file that was made to take over the process.
+    The graphs are first loaded and called once in a separate process, so that a file that crashes
+    or hangs the runtime is named in an error. This is no protection from a malicious file.
     """
     opened = options.open()
     name = pick_runtime(opened, options.runtime)  # before large files are read

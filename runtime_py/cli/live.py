@@ -13,8 +13,8 @@ from runtime_py.terminal.console import say, say_model_text
 RECENT = 16  # rounds
 
 TERMINAL_S, LINES_S = 0.1, 1.0  # between two updates
-LEAST_ROWS = 3  # two for the text: no terminal scrolls a single row
-# The control sequences of a VT100, which every terminal knows.
+LEAST_ROWS = 3  # two for the text: terminals cannot scroll a single row
+# Control sequences of the VT100, which every terminal understands.
 _SAVE, _RESTORE, _WHOLE_SCREEN, _CLEAR_LINE = "\x1b7", "\x1b8", "\x1b[r", "\x1b[2K"
 
 
@@ -66,10 +66,10 @@ class RecentRounds:
 
 @contextmanager
 def status_line(wanted: bool = True) -> Iterator[Callable[[Callable[[], str]], None]]:
-    """Yields a function to be called often, with what makes the line; it shows some of them.
+    """Yield a function that shows a line; it takes what makes the line, and skips most calls.
 
-    On a terminal the line stays in the last row, while the rows above it scroll, if there are
-    LEAST_ROWS or more; elsewhere it is one of many, once a second.
+    On a terminal of LEAST_ROWS or more the line stays in the last row while the rows above scroll;
+    elsewhere a new line appears once a second.
     """
     if not wanted:
         yield lambda _: None
@@ -99,10 +99,10 @@ def _seldom(show: Callable[[str], None], interval_s: float) -> Callable[[Callabl
 
 @contextmanager
 def _last_row() -> Iterator[Callable[[str], None]]:
-    rows = 0  # of the terminal, while its last one is kept
+    rows = 0  # of the terminal while its last row is reserved, else 0
 
     def write(text: str) -> None:
-        sys.stdout.flush()  # the cursor is where the text ends
+        sys.stdout.flush()  # so that the cursor is where the text ends
         sys.stderr.write(text)
         sys.stderr.flush()
 
@@ -112,7 +112,7 @@ def _last_row() -> Iterator[Callable[[str], None]]:
             write(f"{_SAVE}{_WHOLE_SCREEN}\x1b[{rows};1H{_CLEAR_LINE}{_RESTORE}")
         rows = lines if lines >= LEAST_ROWS else 0
         if rows:
-            # A new line scrolls what stands in the last row up, out of the way.
+            # A newline scrolls the text in the last row up, out of the way.
             write(f"\n\x1b[A{_SAVE}\x1b[1;{rows - 1}r{_RESTORE}")
 
     def show(line: str) -> None:

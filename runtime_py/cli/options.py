@@ -122,8 +122,8 @@ bundle_options = as_one(
         multiple=True,
         metavar="NAME",
         help="Execution provider of onnxruntime; may be given more than once, the best first. "
-        "Its stock wheel has the CPU's; others, such as XnnpackExecutionProvider, need a build of "
-        "their own.  [default: CPUExecutionProvider]",
+        "The stock wheel has the CPU's; others, such as XnnpackExecutionProvider, need their own "
+        "build.  [default: CPUExecutionProvider]",
     ),
 )
 answer_options = as_one(
@@ -134,13 +134,13 @@ answer_options = as_one(
         default="auto",
         show_default=True,
         metavar="auto|K",
-        help="Tokens the drafter proposes per round: 0 decodes plainly, auto takes what pays best "
-        "by measured cost and acceptance. Changes the speed, never the text.",
+        help="Tokens the drafter proposes per round: 0 is plain decoding, auto picks what is "
+        "fastest here. Changes the speed, never the text.",
     ),
     click.option(
         "--stats",
         is_flag=True,
-        help="Show K, accepted drafts and tokens per second of the last rounds while they come.",
+        help="Show draft length, accepted drafts and tokens per second while generating.",
     ),
     click.option(
         "--max-new-tokens",
@@ -148,6 +148,7 @@ answer_options = as_one(
         default=DEFAULT_MAX_NEW_TOKENS,
         show_default=True,
         metavar="N",
+        help="The longest answer, in tokens.",
     ),
 )
 sampling_options = as_one(

@@ -1,1 +1,1 @@
-"""What lies between the program and a terminal: safe text, one-line errors, signals."""
+"""Between the programs and a terminal: safe text, one-line errors, signals."""

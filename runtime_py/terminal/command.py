@@ -1,4 +1,4 @@
-"""What gemma-run and gemma-export have in common: an error is one line and exit code 1."""
+"""Shared by gemma-run and gemma-export: an error is one line and exit code 1."""
 
 import os
 import sys
@@ -16,10 +16,10 @@ from runtime_py.terminal.console import STDOUT, drop_stdout, prepare_streams, sa
 from runtime_py.terminal.printable import one_line, shown
 from runtime_py.terminal.signals import interruption
 
-# Set to anything, an error that nobody foresaw shows its traceback; the tests set it.
+# The environment variable that lets an unexpected error show its traceback; the tests set it.
 TRACEBACK = "GEMMA_EXPORT_TRACEBACK"
 _PACKAGES = Path(__file__).parents[2]
-_MOST, _LAST = 4000, 400  # characters of an error line, and of its end, which says what to do
+_MOST, _LAST = 4000, 400  # characters of an error line, and of its end, which says what to do next
 
 
 class ErrorLine(click.Command):
@@ -79,7 +79,7 @@ class ErrorLine(click.Command):
 
 @contextmanager
 def _fit_to_be_shown() -> Iterator[None]:
-    """Of what was typed; or what a shell's * stood for: a file may have any name."""
+    """Usage errors repeat what was typed, or the file names that a shell's * stands for."""
     try:
         yield
     except NoArgsIsHelpError:  # the help

@@ -1,7 +1,7 @@
 """The one place where text reaches stdout and stderr.
 
-Nothing that came from elsewhere acts on a terminal, and a character that the output's encoding has
-not is replaced.
+Foreign text cannot control the terminal, and characters that the output's encoding lacks are
+replaced.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from rich.text import Text
 
 from runtime_py.terminal.printable import one_line, printable
 
-STDOUT = "stdout"  # the file name in errors of writing to it
-MIN_WIDTH = 60  # columns of a table: a narrower terminal wraps it, and nothing is left out
+STDOUT = "stdout"  # the file name in its write errors
+MIN_WIDTH = 60  # columns of a table; a narrower terminal wraps it, so nothing is cut
 _DESCRIPTORS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 class Screen(Console):
-    """Tables and lines whose text is no markup, on stdout or stderr."""
+    """Prints tables and lines to stdout or stderr; text is never markup."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
-        if not stderr:  # where only progress is shown, which must not wrap
+        if not stderr:  # stderr shows progress bars, which must not wrap
             self.width = max(self.width, MIN_WIDTH)
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -34,30 +34,30 @@ class Screen(Console):
 
 
 def new_table(title: str, **options: Any) -> Table:
-    """An empty table; its cells are made fit to be shown where Screen prints them."""
+    """An empty table; Screen makes its cells printable."""
     return Table(title=one_line(title), **options)
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Lines on stdout, or on stderr, where what cannot be written is dropped."""
+    """Write lines to stdout, or to stderr, where a write error is ignored."""
     with contextlib.suppress(*([OSError] if err else [])):
         _write(sys.stderr if err else sys.stdout, f"{printable(text)}\n")
 
 
 def say_model_text(piece: str) -> None:
-    """A piece of what a model says, on stdout: as it is where that is a file or a pipe."""
+    """Write a model's text to stdout: unchanged into a file or pipe, printable on a terminal."""
     _write(sys.stdout, printable(piece) if sys.stdout.isatty() else piece)
 
 
 def _write(stream: TextIO, text: str) -> None:
-    # Not by click's echo, which takes control sequences out of what goes into a file, and writes
-    # UTF-8 where ASCII is asked for.
+    # Not click.echo: it strips control sequences from what goes into a file, and writes UTF-8 where
+    # ASCII is asked for.
     stream.write(text)
     stream.flush()
 
 
 class _Stdout(io.FileIO):
-    """Says whose error it is, as those of files do."""
+    """Names itself in its write errors, as files do."""
 
     def write(self, data: Any) -> int:
         try:
@@ -68,16 +68,16 @@ class _Stdout(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Make stdin, stdout and stderr usable, whatever they are.
+    """Make stdin, stdout and stderr usable, even where they are closed.
 
-    A closed one becomes the null device: the next file to be opened would take its number, and
-    native libraries would write their messages into it.
+    A closed one becomes the null device. Otherwise the next file to be opened would get its number,
+    and native libraries would write their messages into that file.
     """
     for name, descriptor in _DESCRIPTORS.items():
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
             os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
             mode = "w" if descriptor else "r"
@@ -103,5 +103,5 @@ def _descriptor(stream: io.TextIOWrapper) -> int | None:
 
 
 def drop_stdout() -> None:
-    """What cannot be written is not tried again when the program ends."""
+    """Discard what is not written yet, so that Python does not try again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

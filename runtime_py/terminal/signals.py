@@ -1,4 +1,4 @@
-"""Ctrl-C, a closed terminal and `kill` unwind the program as errors do, and end it in one line."""
+"""Ctrl-C, a closed terminal and `kill` unwind the program like errors, and end it with one line."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 class Interrupted(BaseException):
-    """A signal asks for the end.
+    """A signal asked the program to end.
 
-    No KeyboardInterrupt: click makes that exit code 1, and CPython, where it has passed an exec(),
-    an end by the signal whatever the exit code.
+    Not a KeyboardInterrupt: click turns that into exit code 1, and CPython, once it has run an
+    exec(), into an end by the signal whatever the exit code.
 
     Args:
         number: the signal's.
@@ -28,7 +28,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-        self.is_said = False  # by a program that ran in ours
+        self.is_said = False  # a child program has printed the line already
 
     @property
     def is_ctrl_c(self) -> bool:
@@ -39,7 +39,7 @@ class Interrupted(BaseException):
 def interruptible(program: str) -> Iterator[None]:
     """Let signals unwind the block, then end with one line and exit code 128 + the signal's number.
 
-    Ignored ones stay ignored, as `nohup` and a shell's background jobs want it.
+    Ignored signals stay ignored, as `nohup` and a shell's background jobs expect.
     """
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
@@ -53,17 +53,17 @@ def interruptible(program: str) -> Iterator[None]:
         if found is None:
             raise
         if not found.is_said:
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr has gone
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
                 sys.stderr.write(f"{program}: interrupted\n")
         sys.exit(128 + found.number)
     finally:
-        for number in heeded:  # a second one ends what the interpreter does at its end
+        for number in heeded:  # a second one ends the interpreter's own shutdown
             signal.signal(number, signal.SIG_DFL)
         sys.unraisablehook = hook
 
 
 def run_to_its_end(command: Sequence[str]) -> int:
-    """Run a program that ends with ours; its exit code."""
+    """Run a program, which ends if ours does; returns its exit code."""
     with subprocess.Popen(command) as process:
         try:
             return process.wait()
@@ -75,7 +75,7 @@ def run_to_its_end(command: Sequence[str]) -> int:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    # A terminal's Ctrl-C has reached it too, and another signal would disturb what it cleans up.
+    # A terminal sends Ctrl-C to both programs, and a second signal would disturb its cleanup.
     for ask, grace_s in ((process.poll, _CTRL_C_S), (process.terminate, _GRACE_S)):
         ask()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -86,7 +86,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
-        if frame.f_code is _raise_again.__code__:  # not there, it would be dropped again
+        if frame.f_code is _raise_again.__code__:  # raised there, it would be dropped again
             _send_later(number)
             return
         frame = frame.f_back
@@ -94,14 +94,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def interruption(error: BaseException | None) -> Interrupted | None:
-    """The one behind an error: an extension module interrupted as it loads makes its own of it."""
+    """The signal behind an error: a module interrupted while it loads raises its own error."""
     while error is not None and not isinstance(error, Interrupted):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _raise_again(unraisable: Any) -> None:
-    """Python drops what is raised in a finalizer or a callback of C: send that signal once more."""
+    """Python drops what a finalizer or a C callback raises: send that signal again."""
     if isinstance(unraisable.exc_value, Interrupted):
         _send_later(unraisable.exc_value.number)
     else:
