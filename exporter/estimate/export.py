@@ -17,7 +17,7 @@ from exporter.original.model import KEPT_BYTES, KEPT_HEAD_BYTES, TOKENS_AT_ONCE,
 from exporter.original.record import ReferenceSize
 from exporter.quantize.arithmetic import CHUNK_BYTES
 from runtime_py.bundle.manifest import RuntimeName
-from runtime_py.inspection.memory import Memory, memory_of, total_bytes
+from runtime_py.inspection.memory import Memory, memory_of, memory_text, total_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def refuse_large_page(work: Work) -> None:
 def report_estimate(found: Estimate) -> None:
     """Log it."""
     logger.info(
-        "estimate    about %.0f s on two cores such as CI's, %.0f MB of memory at its peak",
+        "estimate    about %.0f s on two cores, %.0f MB of memory at its peak",
         found.seconds,
         found.peak_bytes / MB,
     )
@@ -274,7 +274,10 @@ def report_estimate(found: Estimate) -> None:
         found.bundle_bytes / MB,
     )
     for name, memory in found.devices.items():
-        items = ", ".join(f"{item.what} {item.size_bytes / MB:.0f}" for item in memory)
+        items = (f"{item.what} {memory_text(item.size_bytes)}" for item in memory)
         logger.info(
-            "estimate    %s: %.0f MB on the device: %s", name, total_bytes(memory) / MB, items
+            "estimate    %s: %s of memory on the device (%s)",
+            name,
+            memory_text(total_bytes(memory)),
+            "; ".join(items),
         )

@@ -8,6 +8,7 @@ from rich.table import Table
 from runtime_py.backends.installed import OFFICIAL
 from runtime_py.device.device import FEATURES, Device
 from runtime_py.doctor.doctor import CONTEXT_LENGTH, Diagnosis, RuntimeState, Verdict
+from runtime_py.inspection.memory import memory_text
 from runtime_py.terminal.console import Screen, new_table
 from runtime_py.terminal.printable import one_line
 
@@ -78,7 +79,7 @@ def _fits(found: Diagnosis) -> Table:
     table.add_column("needs", justify="right")
     table.add_column("here")
     for fit in found.fits:
-        table.add_row(fit.what, fit.runtime, _gb(fit.need_bytes), _WORDS[fit.verdict])
+        table.add_row(fit.what, fit.runtime, memory_text(fit.need_bytes), _WORDS[fit.verdict])
     return table
 
 
@@ -91,8 +92,9 @@ def advice(found: Diagnosis) -> list[str]:
         return missing
     chosen = next(fit for fit in found.fits if fit.runtime == found.use)
     if chosen.verdict == "too large":
+        need = memory_text(chosen.need_bytes)
         return [
-            f"Does not fit: {chosen.what} needs {_gb(chosen.need_bytes)} on {chosen.runtime}. "
+            f"Does not fit: {chosen.what} needs {need} on {chosen.runtime}. "
             "Export it with fewer bits (--quantize int4), a shorter --context, or a smaller size"
         ]
     return [f"Next: gemma-run chat {quote(found.bundle)} --runtime {found.use}"]

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from runtime_py.inspection import Findings
 from runtime_py.inspection.findings import DRAFTER_PREFIX, Constant, Signature, Value, Weight
+from runtime_py.inspection.memory import memory_text
 from runtime_py.terminal.console import Screen, new_table
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -133,7 +134,7 @@ def _shape(value: Value) -> str:
 
 
 def _memory(found: Findings) -> Table:
-    table = new_table(f"{_megabytes(found.memory_bytes)} MB of memory while it generates")
+    table = new_table(f"{memory_text(found.memory_bytes)} of memory while it generates")
     table.add_column("what")
     table.add_column("MB", justify="right")
     table.add_column("held")

@@ -83,10 +83,10 @@ def memory_of(runtime: RuntimeName, contents: Contents) -> tuple[Memory, ...]:
     touched = round(tables_resident * contents.table_bytes)
     vocabulary = tokenizer_bytes * contents.vocab_size
     rest = (
-        Memory("tables, the rows in use", touched, "mapped", "runtime"),
-        Memory("KV rows, the context being full", kv_bytes, "anonymous", "file"),
+        Memory("table rows in use", touched, "mapped", "runtime"),
+        Memory("KV rows of a full context", kv_bytes, "anonymous", "file"),
         Memory("tokenizer", vocabulary, "anonymous", "runtime"),
-        Memory("Python, runtime and graphs", graphs, "anonymous", "runtime"),
+        Memory("Python, runtime, graphs", graphs, "anonymous", "runtime"),
     )
     return (Memory(packing, round(packed), holding, "runtime"), *rest)
 
@@ -94,3 +94,8 @@ def memory_of(runtime: RuntimeName, contents: Contents) -> tuple[Memory, ...]:
 def total_bytes(memory: tuple[Memory, ...]) -> int:
     """The one figure that every command prints."""
     return sum(item.size_bytes for item in memory)
+
+
+def memory_text(num_bytes: int) -> str:
+    """As every command prints it: "81 MB", "1.74 GB"."""
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.2f} GB"

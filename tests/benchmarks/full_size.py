@@ -163,11 +163,17 @@ def read_estimate(log: str) -> dict[str, float]:
         "peak MB": r"([\d.]+) MB of memory",
         "disk MB": r"([\d.]+) MB of disk",
         "bundle MB": r"bundle of ([\d.]+) MB",
-        "device MB": r"([\d.]+) MB on the device",
+        "device MB": r"([\d.]+ [MG]B) of memory on the device",
     }
     text = "\n".join(re.findall(r"^estimate .*", log, re.M))
     found = {name: re.search(pattern, text) for name, pattern in patterns.items()}
-    return {name: float(match[1]) for name, match in found.items() if match}
+    return {name: _megabytes(match[1]) for name, match in found.items() if match}
+
+
+def _megabytes(text: str) -> float:
+    """Of "81", "81 MB" or "1.74 GB"; of seconds, those."""
+    number, _, unit = text.partition(" ")
+    return round(float(number) * (1000 if unit == "GB" else 1), 6)
 
 
 def check(cell: Cell) -> dict[str, Any]:

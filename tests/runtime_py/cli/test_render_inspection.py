@@ -18,6 +18,7 @@ from runtime_py.inspection.findings import (
     Value,
     Weight,
 )
+from runtime_py.inspection.memory import memory_text
 from tests.runtime_py.backends.toys import LITERT
 from tests.runtime_py.bundles import write_fake_bundle
 
@@ -115,7 +116,7 @@ def test_of_a_layer_that_slides_only_the_rows_near_its_window_are_in_memory(caps
 
 def test_the_memory_table_adds_up_to_the_one_figure(capsys):
     found = findings(weight("lm_head.weight"))
-    assert f"{found.memory_bytes / 1e6:.2f}" in shown(found, capsys)
+    assert memory_text(found.memory_bytes) in shown(found, capsys)
 
 
 def test_a_name_from_a_file_is_no_markup(capsys):

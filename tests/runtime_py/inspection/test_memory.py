@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from runtime_py.bundle.manifest import SlidingEntry
 from runtime_py.cli.commands import main
 from runtime_py.inspection.findings import Findings, KvBuffer, Weight
-from runtime_py.inspection.memory import Contents, memory_of, total_bytes
+from runtime_py.inspection.memory import Contents, memory_of, memory_text, total_bytes
 from tests.runtime_py.bundles import write_fake_bundle
 
 RUNTIMES = ("litert", "executorch", "onnx")
@@ -93,3 +93,5 @@ def test_inspect_and_doctor_say_the_same_of_a_bundle(tmp_path, monkeypatch):
     [said] = {one["memory_bytes"] for one in inspected["runtimes"].values()}
     assert said == FOUND.memory_bytes == sum(item.size_bytes for item in FOUND.memory)
     assert {fit["need_bytes"] for fit in diagnosed["fits"]} == {said}
+    for command in ("inspect", "doctor"):
+        assert memory_text(said) in CliRunner().invoke(main, [command, str(bundle)]).stdout
