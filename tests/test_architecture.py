@@ -1,5 +1,6 @@
 """Who may know whom, and what never enters the device's program."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -32,6 +33,26 @@ print(json.dumps(sorted(sys.modules)))
     loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
     assert "runtime_py" in loaded
     assert not loaded & {"torch", "transformers", "litert_torch", "jax", "exporter", "safetensors"}
+
+
+def private_names(path):
+    """Names with an underscore that a module takes from others, in imports and attributes."""
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [part for alias in node.names for part in alias.name.split(".")]
+        elif isinstance(node, ast.Attribute) and f"self.{node.attr}" not in text:
+            names = [node.attr]
+        else:
+            continue
+        yield from (name for name in names if name.startswith("_") and not name.endswith("__"))
+
+
+def test_private_parts_of_vendors_stay_behind_their_fences():
+    for path in (ROOT / "exporter").rglob("*.py"):
+        assert path.name == "vendor.py" or not list(private_names(path)), path
 
 
 def test_text_reaches_a_terminal_in_one_place():

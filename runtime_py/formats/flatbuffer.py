@@ -31,11 +31,11 @@ class Table:
 
     def number(self, field: int, code: str) -> int:
         """The scalar field of struct format `code`, 0 when absent."""
-        position = self._field(field)
+        position = self.position(field)
         return self._unpack(code, position) if position else 0
 
     def table(self, field: int) -> "Table | None":
-        position = self._field(field)
+        position = self.position(field)
         return Table(self._data, self._follow(position)) if position else None
 
     def tables(self, field: int) -> Iterator["Table"]:
@@ -59,7 +59,7 @@ class Table:
 
     def vector(self, field: int, item_bytes: int) -> tuple[int, int]:
         """(position of the first item, number of items); (0, 0) when absent."""
-        position = self._field(field)
+        position = self.position(field)
         if not position:
             return 0, 0
         start = self._follow(position)
@@ -68,7 +68,8 @@ class Table:
             raise FlatbufferError("a vector ends past the end of its buffer")
         return start + 4, length
 
-    def _field(self, field: int) -> int:
+    def position(self, field: int) -> int:
+        """Where the field lies in the buffer; 0 when absent."""
         entry = 4 + 2 * field
         if entry + 2 > self._vtable_bytes:
             return 0

@@ -32,7 +32,7 @@ from exporter.lower.litert.modules import (
     embedder_signature,
     target_signatures,
 )
-from exporter.lower.litert.skeleton import Signature
+from exporter.lower.litert.vendor import Signature
 from exporter.quantize import DRAFTER_PREFIX, load_recipe, plan, size_bytes
 from exporter.text.files import read_text_files
 from tests.benchmarks.inputs import Graphs

@@ -10,9 +10,9 @@ from packaging.requirements import Requirement
 from exporter import pins
 from exporter.errors import ExportError
 from exporter.lower import executorch, litert, onnx
-from exporter.lower.executorch import program as executorch_vendor
-from exporter.lower.litert import toolchain as litert_vendor
-from exporter.lower.onnx import program as onnx_vendor
+from exporter.lower.executorch import vendor as executorch_vendor
+from exporter.lower.litert import vendor as litert_vendor
+from exporter.lower.onnx import vendor as onnx_vendor
 from exporter.original import vendor as transformers_vendor
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())

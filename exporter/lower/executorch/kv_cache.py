@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.graph.spec import Kind, LayerSpec
+from exporter.lower.executorch.vendor import promise
 
 ROWS_DIM = 1
 
@@ -96,8 +97,8 @@ def target_views(position: Tensor, start: int, num_tokens: int, sizes: tuple[int
     window, cache_length = sizes
     before = torch.clamp(position, max=window - 1)  # rows before the first query that are visible
     num_before = _number(before, window - 1)
-    _require(num_before <= start)
-    _require(start + num_tokens <= cache_length)
+    promise(num_before <= start)
+    promise(start + num_tokens <= cache_length)
     num_rows = num_before + num_tokens
     queries = (before + torch.arange(num_tokens)).reshape(-1, 1)
     distance = queries - torch.arange(num_rows).reshape(1, -1)  # [T, rows]
@@ -115,8 +116,8 @@ def drafter_views(position: Tensor, start: int, window: int) -> Views:
     transformers' bidirectional window is inclusive, hence the one more.
     """
     num_rows = _number(torch.clamp(position, max=window + 1), window + 1)
-    _require(num_rows >= 1)
-    _require(num_rows <= start)
+    promise(num_rows >= 1)
+    promise(num_rows <= start)
     return {
         "full_attention": View(start - 1),
         "sliding_attention": View(num_rows - 1, None, start - num_rows, num_rows),
@@ -127,14 +128,9 @@ def read_position(position: Tensor, smallest: int, largest: int) -> int:
     """The number in a [1] tensor, with the bounds that the sizes of the graph need."""
     start = position.item()
     assert isinstance(start, int | torch.SymInt)  # symbolic while tracing
-    _require(start >= smallest)
-    _require(start <= largest)
+    promise(start >= smallest)
+    promise(start <= largest)
     return start
-
-
-def _require(condition: bool) -> None:
-    """A promise about a symbolic size, which the sizes of planned memory are derived from."""
-    torch._check(condition)  # type: ignore[no-untyped-call]
 
 
 def _number(tensor: Tensor, largest: int) -> int:

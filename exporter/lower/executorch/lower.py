@@ -15,7 +15,8 @@ from exporter.graph.sliding import sliding_layers
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.executorch.kv_cache import KVBuffers
 from exporter.lower.executorch.modules import DraftStep, Fill, Finish, spell_means
-from exporter.lower.executorch.program import PACKAGES, Method, OnStep, write_program
+from exporter.lower.executorch.program import Method, OnStep, write_program
+from exporter.lower.executorch.vendor import PACKAGES
 from exporter.lower.executorch.weights import Loader
 from exporter.lower.experts import refuse_experts
 from exporter.pins import check_pins

@@ -18,6 +18,7 @@ import torch
 from exporter.errors import ExportError
 from exporter.lower.litert.float16 import widen
 from exporter.lower.litert.gathered_rows import gather_integers
+from exporter.lower.litert.vendor import model_bytes, read_model, schema, shared_quantization
 from exporter.quantize import PackedRows, WeightType, quantize, size_bytes
 
 logger = logging.getLogger(__name__)
@@ -68,11 +69,8 @@ def inject(
     Raises:
         ExportError: if a weight reached no graph, or feeds an operator that cannot read it.
     """
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
-
     started = time.monotonic()
-    model = schema.ModelT.InitFromPackedBuf(skeleton.read_bytes(), 0)
+    model = read_model(skeleton)
     weights = _place(_find_uses(model, names), source, types)
     for weight in weights:
         _retype(model, weight)
@@ -82,13 +80,13 @@ def inject(
     model.externalBufferGroups = None
     # The root's length does not depend on the offsets and scales in it, so that the weights can be
     # written to their place before their scales are known.
-    first_byte = _aligned(len(flatbuffer_utils.convert_object_to_bytearray(model)))
+    first_byte = _aligned(len(model_bytes(model)))
     with out.open("wb") as file:
         _write_weights(file, weights, source, first_byte, scale_buffers, on_bytes)
         for weight in weights:
             buffer = model.buffers[weight.uses[0].buffer]
             buffer.offset, buffer.size = first_byte + weight.offset, weight.size
-        root = flatbuffer_utils.convert_object_to_bytearray(model)
+        root = model_bytes(model)
         assert _aligned(len(root)) == first_byte
         file.seek(0)
         file.write(root)
@@ -136,9 +134,7 @@ def _readers(model: Any, subgraph: Any) -> dict[int, set[tuple[int, int]]]:
 
 
 def _check_readers(name: str, readers: set[tuple[int, int]]) -> None:
-    from ai_edge_litert import schema_py_generated as schema
-
-    codes = schema.BuiltinOperator
+    codes = schema().BuiltinOperator
     wrong = readers - {(codes.FULLY_CONNECTED, 1), (codes.EMBEDDING_LOOKUP, 1)}
     if wrong:
         # A factor behind a linear is moved into its weight, where it would be lost (MUL).
@@ -166,7 +162,7 @@ def _place(
                     "the checkpoint; they must be equal"
                 )
         size = size_bytes(shape, types[name])
-        quantization = _quantization(shape[0]) if types[name].is_integer else None
+        quantization = shared_quantization(shape[0]) if types[name].is_integer else None
         weights.append(Weight(name, types[name], tensors, offset, size, quantization))
         offset = _aligned(offset + size)
     return weights
@@ -174,16 +170,15 @@ def _place(
 
 def _retype(model: Any, weight: Weight) -> None:
     """Give all tensors of one weight one buffer, its type, and room for its scales."""
-    from ai_edge_litert import schema_py_generated as schema
-
+    types = schema().TensorType
     tensor_types = {
-        32: schema.TensorType.FLOAT32,
-        16: schema.TensorType.FLOAT16,
-        8: schema.TensorType.INT8,
-        4: schema.TensorType.INT4,
-        2: schema.TensorType.INT2,
+        32: types.FLOAT32,
+        16: types.FLOAT16,
+        8: types.INT8,
+        4: types.INT4,
+        2: types.INT2,
     }
-    buffer = schema.BufferT()
+    buffer = schema().BufferT()
     buffer.offset = buffer.size = 1  # 0 would not be written, and the root would grow later
     model.buffers.append(buffer)
     for tensor in weight.uses:
@@ -192,30 +187,6 @@ def _retype(model: Any, weight: Weight) -> None:
         tensor.type = tensor_types[weight.weight_type.bits]
         if weight.quantization is not None:
             tensor.quantization = weight.quantization
-
-
-def _quantization(num_rows: int) -> Any:
-    """Scales that the tensors of one weight share, in the file too.
-
-    Every signature has a tensor of its own: written for each, the scales and zero points of E2B
-    would be 80 MB. In a flatbuffer two tables may refer to the same third one.
-    """
-    from ai_edge_litert import schema_py_generated as schema
-
-    shared: Any = schema.QuantizationParametersT()
-    shared.scale = np.ones(num_rows, np.float32)
-    shared.zeroPoint = np.zeros(num_rows, np.int64)
-    shared.quantizedDimension = 0
-    pack = shared.Pack
-    last: list[Any] = [None, 0]  # builder, and where it has them
-
-    def pack_once(builder: Any) -> int:
-        if last[0] is not builder:
-            last[:] = builder, pack(builder)
-        return int(last[1])
-
-    shared.Pack = pack_once
-    return shared
 
 
 def _write_weights(

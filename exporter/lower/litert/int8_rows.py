@@ -16,6 +16,7 @@ from exporter.errors import ExportError
 from exporter.lower.litert.float16 import DEQUANTIZE_VERSION
 from exporter.lower.litert.kv_cache import row_names
 from exporter.lower.litert.rewriting import Rewriting
+from exporter.lower.litert.vendor import model_bytes, read_model
 from exporter.quantize import KvRange
 
 
@@ -29,10 +30,7 @@ def store_int8_rows(skeleton: Path, ranges: Mapping[int, KvRange]) -> None:
     Raises:
         ExportError: if rows are handed on by an operator that is not known here.
     """
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = schema.ModelT.InitFromPackedBuf(skeleton.read_bytes(), 0)
+    model = read_model(skeleton)
     scales = {
         name: scale
         for layer, found in ranges.items()
@@ -54,7 +52,7 @@ def store_int8_rows(skeleton: Path, ranges: Mapping[int, KvRange]) -> None:
                 "lowering to LiteRT: the converter put an operator between a KV tensor and the "
                 "rows written into it; export with --kv float32"
             )
-    skeleton.write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    skeleton.write_bytes(model_bytes(model))
 
 
 def _name(entry: Any) -> str:

@@ -24,8 +24,8 @@ from exporter.lower.litert.modules import (
     embedder_signature,
     target_signatures,
 )
-from exporter.lower.litert.skeleton import Signature, convert
-from exporter.lower.litert.toolchain import PACKAGES
+from exporter.lower.litert.skeleton import convert
+from exporter.lower.litert.vendor import PACKAGES, Signature
 from exporter.pins import check_pins
 from exporter.quantize import DRAFTER_PREFIX, KvRange, Recipe, WeightType, plan, size_bytes
 

@@ -20,7 +20,7 @@ from exporter.lower.litert.kv_cache import (
     target_window,
 )
 from exporter.lower.litert.operators import mean_square, top_k_indices
-from exporter.lower.litert.skeleton import Signature
+from exporter.lower.litert.vendor import Signature
 
 OFFICIAL_VERIFY_WIDTH = 4  # what the official runtime's "verify" signature has
 KV_PREFIX = "kv_cache_"

@@ -7,21 +7,19 @@ XNNPACK.
 import torch
 from torch import Tensor
 
+from exporter.lower.litert.vendor import dynamic_update_slice, tfl
+
 
 def update_slice(buffer: Tensor, rows: Tensor, start: Tensor, dim: int) -> Tensor:
     """KV rows by tfl.dynamic_update_slice, so that a runtime can bind one buffer in and out."""
-    from litert_torch.generative.custom_ops import dynamic_update_slice as custom
-
     zero = torch.zeros((), dtype=start.dtype)
     starts = [start if axis == dim else zero for axis in range(buffer.dim())]
-    updated: Tensor = custom.dynamic_update_slice(buffer, rows, starts)
-    return updated
+    return dynamic_update_slice(buffer, rows, starts)
 
 
 def gather(x: Tensor, indices: Tensor, dim: int) -> Tensor:
     """One GATHER; torch.index_select becomes some ten operators that check the indices."""
-    _register()
-    taken: Tensor = torch.ops.tfl.gather(x, indices, dim)
+    taken: Tensor = tfl().gather(x, indices, dim)
     return taken
 
 
@@ -30,15 +28,13 @@ def batch_matmul(x: Tensor, y: Tensor, *, transposed: bool = False) -> Tensor:
 
     Of torch.matmul and einsum the converter makes products with sides and transposes of its choice.
     """
-    _register()
-    product: Tensor = torch.ops.tfl.batch_matmul(x, y, False, transposed)
+    product: Tensor = tfl().batch_matmul(x, y, False, transposed)
     return product
 
 
 def top_k_indices(scores: Tensor, k: int) -> Tensor:
     """aten.topk becomes an operator that the interpreter refuses."""
-    _register()
-    indices: Tensor = torch.ops.tfl.topk_v2(scores, k)[1]
+    indices: Tensor = tfl().topk_v2(scores, k)[1]
     return indices
 
 
@@ -49,14 +45,8 @@ def mean_square(x: Tensor) -> Tensor:
     simplifications some depend on the number of tokens and would leave a reshape between them: a
     token's numbers would change with the width of its call.
     """
-    _register()
     shape = (*x.shape[:-1], 1)
     if x.dim() > 3 and x.shape[-2] == 1:
         x = x.squeeze(-2)  # else the reshape that made this dimension is moved behind the square
-    mean: Tensor = torch.ops.tfl.mean(torch.ops.tfl.mul(x, x), [x.dim() - 1], True)
+    mean: Tensor = tfl().mean(tfl().mul(x, x), [x.dim() - 1], True)
     return mean.reshape(shape)
-
-
-def _register() -> None:
-    """Make torch.ops.tfl known."""
-    from litert_torch.backend.experimental import torch_tfl  # noqa: F401

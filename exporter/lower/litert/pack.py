@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from exporter.lower.litert import vendor
 from exporter.lower.litert.modules import OFFICIAL_VERIFY_WIDTH
 from exporter.lower.litert.tied_table import attach, detach
-from exporter.lower.litert.toolchain import PACKAGES
 from exporter.text.files import TextFiles
 from runtime_py.bundle.manifest import SlidingEntry
 from runtime_py.bundle.sliding import KEY, write_sliding
@@ -63,14 +63,10 @@ def pack(
         stamp: what the file says about itself, as `version_stamp` makes it.
         out: usually model.litertlm.
     """
-    import litert_lm_builder
-
-    types = litert_lm_builder.TfLiteModelType
-    builder: Any = litert_lm_builder.LitertLmFileBuilder()
+    library = vendor.bundle_builder()
+    builder, types = library.LitertLmFileBuilder(), library.TfLiteModelType
     for key, value in stamp.items():
-        builder.add_system_metadata(
-            litert_lm_builder.Metadata(key, value, litert_lm_builder.DType.STRING)
-        )
+        builder.add_system_metadata(library.Metadata(key, value, library.DType.STRING))
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         description = Path(scratch) / "llm_metadata.pb"  # the builder takes a path only
         description.write_bytes(llm_metadata(text, cache_length).SerializeToString())
@@ -97,18 +93,16 @@ def version_stamp(recipe_name: str, sliding: SlidingEntry | None) -> dict[str, s
         exporter = metadata.version("gemma-export")
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         exporter = "source"
-    tools = {package: metadata.version(package) for package in sorted(PACKAGES)}
+    tools = {package: metadata.version(package) for package in sorted(vendor.PACKAGES)}
     said = {} if sliding is None else {KEY: write_sliding(sliding)}
     return {"gemma-export": exporter, "recipe": recipe_name, **tools, **said}
 
 
 def llm_metadata(text: TextFiles, cache_length: int) -> Any:
     """The LlmMetadata proto: what the official runtime knows of the model besides its graphs."""
-    from litert_lm_builder.runtime.proto import llm_metadata_pb2
-
     tokens = _token_names(text.tokenizer_config)
     template = _official_template(text)
-    description = llm_metadata_pb2.LlmMetadata()
+    description = vendor.llm_metadata()
     # Near its limit the official runtime still verifies its full width. Past the last row the
     # write would be clamped over committed rows and the tokens would be wrong, so the limit leaves
     # room for it (LiteRT-LM 0.18.1).
@@ -133,9 +127,7 @@ def llm_metadata(text: TextFiles, cache_length: int) -> Any:
 
 
 def _set_sampler(sampler: Any, generation: Mapping[str, Any]) -> None:
-    from litert_lm_builder.runtime.proto import sampler_params_pb2
-
-    sampler.type = sampler_params_pb2.SamplerParameters.TOP_P
+    sampler.type = vendor.top_p()
     if not generation.get("do_sample", False):
         # The one of the most likely token. LiteRT-LM 0.18.1 has neither GREEDY nor TOP_K: every
         # message without a sampler of its own fails ("UNIMPLEMENTED: Sampler type: 3").

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from exporter.lower.litert.vendor import schema
+
 
 class Rewriting:
     """One subgraph of a ModelT, whose operators are written anew, one after the other.
@@ -14,11 +16,9 @@ class Rewriting:
     """
 
     def __init__(self, model: Any, subgraph: Any) -> None:
-        from ai_edge_litert import schema_py_generated as schema
-
-        self.schema = schema
-        self.types = schema.TensorType
-        self.codes = schema.BuiltinOperator
+        self.schema = schema()
+        self.types = self.schema.TensorType
+        self.codes = self.schema.BuiltinOperator
         self.model = model
         self.subgraph = subgraph
         self.operators: list[Any] = []

@@ -4,6 +4,8 @@ The embedder looks rows up in the very matrix the decoder multiplies with. A .tf
 weights by their distance from its own start, and a section of a .litertlm is a range of bytes. So
 the embedder goes into the file without its table, its section is made to reach to the end of the
 decoder's, and its weight points there. Both LiteRT-LM and gemma-run map sections where they lie.
+
+Field numbers are those of schema.fbs of LiteRT and of litertlm_header_schema.fbs of LiteRT-LM.
 """
 
 import mmap
@@ -12,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime_py.formats.flatbuffer import Table
+
 EMBEDDER, DECODER = "tf_lite_embedder", "tf_lite_prefill_decode"
 HEADER_START = 32  # of a .litertlm; the 8 bytes before say where the header ends
 COMPARED_BYTES = 1 << 24
-# Places of fields in flatbuffer vtables: 4 + 2 * number of the field.
-BUFFER_OFFSET_FIELD = 6
-SECTION_END_FIELD = 8
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,14 @@ def detach(embedder: Path, decoder: Path, out: Path) -> TiedTable | None:
 
 def attach(bundle: Path, tied: TiedTable) -> None:
     """Let the detached embedder in a finished .litertlm reach the decoder's table."""
-    from ai_edge_litert import schema_py_generated as schema
-
     with bundle.open("r+b") as file:
         ends = _section_fields(file.read(_header_end(file.read(HEADER_START)) - HEADER_START))
         begin, end_position = ends[EMBEDDER]
         decoder_begin, decoder_end_position = ends[DECODER]
         decoder_end = _read_number(file, decoder_end_position)
         file.seek(begin)
-        model = schema.Model.GetRootAs(file.read(tied.embedder.stat().st_size), 0)
-        buffer = model.Buffers(tied.buffer)._tab
-        position = begin + buffer.Pos + buffer.Offset(BUFFER_OFFSET_FIELD)
+        model = Table.root(file.read(tied.embedder.stat().st_size))
+        position = begin + list(model.tables(4))[tied.buffer].position(1)
         _write_number(file, position, decoder_begin + tied.decoder_offset - begin)
         _write_number(file, end_position, decoder_end)
 
@@ -79,18 +77,17 @@ class _Mapped:
         self.bytes.close()
 
 
-def _weights(data: Any) -> dict[tuple[bytes, int], _Weight]:
+def _weights(data: Any) -> dict[tuple[str, int], _Weight]:
     """(name, type) -> the weights that lie behind the flatbuffer."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.Model.GetRootAs(data, 0)
+    model = Table.root(data)
+    buffers = list(model.tables(4))
     found = {}
-    for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
-        for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
-            buffer = model.Buffers(tensor.Buffer())
-            if buffer.Offset():
-                weight = _Weight(tensor.Buffer(), buffer.Offset(), buffer.Size())
-                found[tensor.Name(), tensor.Type()] = weight
+    for graph in model.tables(2):
+        for tensor in graph.tables(0):
+            number = tensor.number(2, "<I")
+            offset, size = buffers[number].number(1, "<Q"), buffers[number].number(2, "<Q")
+            if offset:
+                found[tensor.string(3), tensor.number(1, "<b")] = _Weight(number, offset, size)
     return found
 
 
@@ -114,18 +111,15 @@ def _header_end(prologue: bytes) -> int:
 
 def _section_fields(header: bytes) -> dict[str, tuple[int, int]]:
     """Model type -> (first byte of its section, position in the file of the field of its end)."""
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
-
-    sections = schema.LiteRTLMMetaData.GetRootAs(header, 0).SectionMetadata()
+    sections = Table.root(header).table(1)
+    assert sections is not None
     found = {}
-    for section in (sections.Objects(i) for i in range(sections.ObjectsLength())):
-        for item in (section.Items(i) for i in range(section.ItemsLength())):
-            if item.Key() == b"model_type":
-                text = schema.StringValue()
-                text.Init(item.Value().Bytes, item.Value().Pos)
-                table = section._tab
-                end_position = HEADER_START + table.Pos + table.Offset(SECTION_END_FIELD)
-                found[text.Value().decode()] = (section.BeginOffset(), end_position)
+    for section in sections.tables(0):
+        place = section.number(1, "<Q"), HEADER_START + section.position(2)
+        for item in section.tables(0):
+            value = item.table(2)
+            if item.string(0) == "model_type" and value is not None:
+                found[value.string(0)] = place
     return found
 
 

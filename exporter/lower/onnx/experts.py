@@ -4,15 +4,12 @@ onnxruntime's own MoE and QMoE know no gated GELU on the CPU (1.32: geglu is CUD
 matrix is not implemented). A product with no rows costs next to nothing and reads no weight.
 """
 
-from typing import TYPE_CHECKING
+import onnx_ir as ir
 
 from exporter.lower.onnx.operators import DOMAIN, GROUPED
 
-if TYPE_CHECKING:
-    import onnx_ir
 
-
-def expand_experts(graph: "onnx_ir.Graph") -> None:
+def expand_experts(graph: ir.Graph) -> None:
     """Replace every grouped product; its weights lie in the data file already."""
     for node in list(graph):
         if (node.domain, node.op_type) == (DOMAIN, GROUPED):
@@ -20,9 +17,7 @@ def expand_experts(graph: "onnx_ir.Graph") -> None:
     graph.opset_imports.pop(DOMAIN, None)
 
 
-def _expand(graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
-    import onnx_ir as ir
-
+def _expand(graph: ir.Graph, node: ir.Node) -> None:
     x, counts, weight, *scales = (value for value in node.inputs if value is not None)
     attributes = {name: value.as_int() for name, value in node.attributes.items()}
     num_experts = attributes.pop("num_experts")
@@ -59,12 +54,8 @@ def _expand(graph: "onnx_ir.Graph", node: "onnx_ir.Node") -> None:
     graph.remove(node, safe=True)
 
 
-def _slices(
-    graph: "onnx_ir.Graph", stack: "onnx_ir.Value", num_experts: int
-) -> list["onnx_ir.Value"]:
+def _slices(graph: ir.Graph, stack: ir.Value, num_experts: int) -> list[ir.Value]:
     """An initializer for each expert's matrix in the stack, [num_experts * O, ...]."""
-    import onnx_ir as ir
-
     whole = stack.const_value
     assert isinstance(whole, ir.ExternalTensor)
     assert whole.offset is not None

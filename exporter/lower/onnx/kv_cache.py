@@ -17,6 +17,7 @@ from exporter.lower.onnx.operators import (
     swap_tokens_and_heads,
     to_int8,
 )
+from exporter.lower.onnx.vendor import promise
 from exporter.quantize import KvRange
 
 ROWS_DIM = 2
@@ -183,8 +184,8 @@ def _view(begin: Tensor, end: Tensor, queries: Tensor, window: int | None, max_r
     count = floor_divide(end + (ROW_MULTIPLE - 1), ROW_MULTIPLE) - first
     first_row, num_rows = _number(first), _number(count)
     first_row, num_rows = first_row * ROW_MULTIPLE, num_rows * ROW_MULTIPLE
-    _require(num_rows >= 1)
-    _require(first_row + num_rows <= max_rows)
+    promise(num_rows >= 1)
+    promise(first_row + num_rows <= max_rows)
     rows = first * ROW_MULTIPLE + torch.arange(num_rows)
     distance = queries.reshape(-1, 1) - rows.reshape(1, -1)  # [T, rows]
     visible = distance >= 0
@@ -196,10 +197,5 @@ def _view(begin: Tensor, end: Tensor, queries: Tensor, window: int | None, max_r
 def _number(tensor: Tensor) -> int:
     number = tensor.item()
     assert isinstance(number, int | torch.SymInt)  # symbolic while tracing
-    _require(number >= 0)
+    promise(number >= 0)
     return number
-
-
-def _require(condition: bool) -> None:
-    """A promise about a symbolic size."""
-    torch._check(condition)  # type: ignore[no-untyped-call]

@@ -15,7 +15,8 @@ from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.onnx.data_file import data_file
 from exporter.lower.onnx.kv_cache import ROW_MULTIPLE, past_names
 from exporter.lower.onnx.modules import DraftStep, Fill, Finish, Graph
-from exporter.lower.onnx.program import PACKAGES, Inputs, write_graph
+from exporter.lower.onnx.program import Inputs, write_graph
+from exporter.lower.onnx.vendor import PACKAGES
 from exporter.lower.onnx.weights import Loader
 from exporter.pins import check_pins
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan

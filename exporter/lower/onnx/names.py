@@ -1,20 +1,18 @@
 """Names for people who open a graph: module paths instead of the exporter's numbers."""
 
-import ast
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import onnx_ir
+import onnx_ir as ir
 
-_SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the modules it lies in, and its own name
+from exporter.lower.onnx.vendor import module_of
+
 # Input name -> its free dimension and what that is called. Past rows have another.
 _TOKENS = {"token_ids": 1, "hidden": 1}
 _ROWS_DIM = 2
 
 
-def rename(model: "onnx_ir.Model") -> None:
+def rename(model: ir.Model) -> None:
     """Name nodes and tensors; drop the exporter's notes, which hold paths of this machine.
 
     Weights have their names, and are not among the initializers yet.
@@ -40,12 +38,9 @@ def rename(model: "onnx_ir.Model") -> None:
     graph.metadata_props.clear()
 
 
-def _path(node: "onnx_ir.Node") -> str:
+def _path(node: ir.Node) -> str:
     """target/layers.0/self_attn/q_proj/MatMulNBits"""
-    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    module = scopes[-2] if len(scopes) > 1 else ""
-    module = "" if module.startswith("_") else module  # the exporter's own
-    return "/".join((*re.split(r"\.(?!\d)", module), node.op_type)).lstrip("/")
+    return "/".join((*re.split(r"\.(?!\d)", module_of(node)), node.op_type)).lstrip("/")
 
 
 def _unique(name: str, used: Counter[str]) -> str:
@@ -53,7 +48,7 @@ def _unique(name: str, used: Counter[str]) -> str:
     return name if used[name] == 1 else f"{name}_{used[name]}"
 
 
-def _sizes(graph: "onnx_ir.Graph") -> dict[str, str]:
+def _sizes(graph: ir.Graph) -> dict[str, str]:
     """The exporter's name of a free size -> ours."""
     sizes = {}
     for value in graph.inputs:
@@ -66,9 +61,7 @@ def _sizes(graph: "onnx_ir.Graph") -> dict[str, str]:
     return {name: ours for name, ours in sizes.items() if not name.isdecimal()}
 
 
-def _rename_sizes(value: "onnx_ir.Value", sizes: dict[str, str]) -> None:
-    import onnx_ir as ir
-
+def _rename_sizes(value: ir.Value, sizes: dict[str, str]) -> None:
     if value.shape is None:
         return
     renamed = [

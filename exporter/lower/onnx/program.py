@@ -4,22 +4,20 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from exporter.lower.onnx import vendor
 from exporter.lower.onnx.data_file import DataFile, Place
 from exporter.lower.onnx.experts import expand_experts
 from exporter.lower.onnx.modules import Graph
 from exporter.lower.onnx.names import rename
 from exporter.lower.onnx.weights import Weight
 
-if TYPE_CHECKING:
-    import onnx_ir
-
-PACKAGES = ("onnx", "onnxscript", "onnx_ir")
 OPSET = 23  # the first with RMSNormalization
 
 
@@ -35,15 +33,11 @@ def write_graph(
     graph: Graph, inputs: Inputs, constants: Mapping[str, int | str], data: DataFile, out: Path
 ) -> None:
     """Trace a graph and write it; its weights go into `data`, unless they are there already."""
-    import onnx
-    import onnx_ir as ir
-    from onnxscript import optimizer
-
     names: list[str] = []
     for name, value in inputs.sample.items():
         names += value if isinstance(value, dict) else [name]
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tools' own deprecations
+        warnings.simplefilter("ignore")  # the tools warn of their own deprecations
         traced = torch.export.export(
             graph,
             (),
@@ -51,40 +45,29 @@ def write_graph(
             dynamic_shapes=dict(inputs.dynamic_shapes),
             strict=False,
         )
-        program = torch.onnx.export(
-            traced,
-            (),
-            input_names=names,
-            output_names=list(graph.output_names),
-            opset_version=OPSET,
-            verbose=False,
-            optimize=False,
-        )
-        assert program is not None
-        model = program.model
+        model = vendor.to_model(traced, names, graph.output_names, OPSET)
         weights = detach_weights(model.graph, graph)
-        optimizer.optimize_ir(model)
+        vendor.optimize(model)
     rename(model)
     attach_weights(model.graph, weights, data)
     expand_experts(model.graph)
     model.graph.name, model.producer_name = out.stem, "gemma-export"
-    expand_experts(model.graph)
     model.metadata_props.update({name: str(value) for name, value in constants.items()})
     ir.save(model, out)
-    onnx.checker.check_model(out, full_check=True)
+    vendor.check_file(out)
 
 
 @dataclass(frozen=True)
 class NamedWeight:
     """A tensor of the traced module, and the value that stands for it in the graph."""
 
-    value: "onnx_ir.Value"
+    value: ir.Value
     tensor: Tensor
     owner: Weight | None  # None: the tensor has its numbers
     leaf: str  # its name in the owner
 
 
-def detach_weights(graph: "onnx_ir.Graph", module: Graph) -> list[NamedWeight]:
+def detach_weights(graph: ir.Graph, module: Graph) -> list[NamedWeight]:
     """Make every tensor that the module owns an input, for an optimizer that must not look at it.
 
     It would merge all that are equal, and matrices without numbers are, and compute with them.
@@ -102,7 +85,7 @@ def detach_weights(graph: "onnx_ir.Graph", module: Graph) -> list[NamedWeight]:
     return weights
 
 
-def attach_weights(graph: "onnx_ir.Graph", weights: Sequence[NamedWeight], data: DataFile) -> None:
+def attach_weights(graph: ir.Graph, weights: Sequence[NamedWeight], data: DataFile) -> None:
     """Make the inputs initializers again, which refer to their places in the data file."""
     for weight in weights:
         value = weight.value
@@ -119,9 +102,7 @@ def attach_weights(graph: "onnx_ir.Graph", weights: Sequence[NamedWeight], data:
             _attach_matrix(graph, weight, weight.owner, data)
 
 
-def _attach_matrix(
-    graph: "onnx_ir.Graph", weight: NamedWeight, owner: Weight, data: DataFile
-) -> None:
+def _attach_matrix(graph: ir.Graph, weight: NamedWeight, owner: Weight, data: DataFile) -> None:
     value, shape = weight.value, tuple(weight.tensor.shape)
     matrix, row_bytes = owner.matrix, owner.weight[0].numel() * owner.weight.element_size()
     values, scales = data.matrix(matrix, row_bytes)
@@ -134,8 +115,8 @@ def _attach_matrix(
 
 
 def _repeat(
-    graph: "onnx_ir.Graph",
-    value: "onnx_ir.Value",
+    graph: ir.Graph,
+    value: ir.Value,
     data: DataFile,
     place: Place,
     sizes: tuple[int, int, int],
@@ -145,8 +126,6 @@ def _repeat(
     onnxruntime folds the two operators when it loads the graph, at any level of optimisation but
     "none", where its MatMulNBits would be wrong without a word: it needs constant scales.
     """
-    import onnx_ir as ir
-
     num_rows, num_groups, num_blocks = sizes
     stored = ir.Value(name=f"{value.name}.stored", type=value.type)
     stored.const_value = _external(stored, data, place, (num_rows, num_groups, 1))
@@ -167,19 +146,15 @@ def _repeat(
     reshape.outputs[0].name = value.name
 
 
-def _integers(name: str, numbers: tuple[int, ...]) -> "onnx_ir.Value":
-    import onnx_ir as ir
-
+def _integers(name: str, numbers: tuple[int, ...]) -> ir.Value:
     tensor = ir.tensor(np.array(numbers, np.int64), name=name)
     kind, shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(numbers)])
     return ir.Value(name=name, const_value=tensor, type=kind, shape=shape)
 
 
 def _external(
-    value: "onnx_ir.Value", data: DataFile, place: Place, shape: tuple[int, ...]
-) -> "onnx_ir.ExternalTensor":
-    import onnx_ir as ir
-
+    value: ir.Value, data: DataFile, place: Place, shape: tuple[int, ...]
+) -> ir.ExternalTensor:
     assert value.name is not None
     assert value.dtype is not None
     return ir.ExternalTensor(

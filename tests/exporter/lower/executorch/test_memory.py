@@ -51,9 +51,9 @@ def test_the_file_is_the_one_that_executorch_writes_by_itself(recipe, tmp_path, 
     gc.collect()
     # A tied table of float32 is the head itself: it is still looked up.
     assert [storage() is None for storage in storages] == [recipe != "float32"]
-    monkeypatch.setattr(program, "forget_delegated_weights", lambda _edge: None)
-    monkeypatch.setattr("exporter.lower.executorch.memory.setattr", lambda *_: None, raising=False)
-    monkeypatch.setattr("exporter.lower.executorch.memory.delattr", lambda *_: None, raising=False)
+    monkeypatch.setattr(program.vendor, "forget_delegated_weights", lambda _edge: None)
+    monkeypatch.setattr("exporter.lower.executorch.vendor.setattr", lambda *_: None, raising=False)
+    monkeypatch.setattr("exporter.lower.executorch.vendor.delattr", lambda *_: None, raising=False)
     write(recipe, plain, [])
     assert thrifty.read_bytes() == plain.read_bytes()
 

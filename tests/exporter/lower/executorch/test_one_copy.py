@@ -69,9 +69,9 @@ def write(recipe: str, out: Path, tied: bool) -> Path:
     return out
 
 
-def write_twice(manager, _config, out: Path) -> None:
+def write_twice(emitted, out: Path) -> None:
     with out.open("wb") as file:
-        manager.write_to_file(file)
+        emitted.write(file)
 
 
 @pytest.fixture(

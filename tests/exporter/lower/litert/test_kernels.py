@@ -13,7 +13,8 @@ from torch import nn
 
 from exporter.graph.layers import Linear, meta_parameter
 from exporter.lower.litert.inject import inject
-from exporter.lower.litert.skeleton import Signature, convert
+from exporter.lower.litert.skeleton import convert
+from exporter.lower.litert.vendor import Signature
 from exporter.quantize import WeightType
 from tests.exporter.lower.litert.files import OPERATOR_NAMES, TYPE_NAMES, read
 from tests.exporter.packing import dequantized

@@ -20,7 +20,7 @@ from exporter.graph.weights import is_virtual, load_weights
 from exporter.lower.litert.inject import inject
 from exporter.lower.litert.modules import PRIMITIVES, embedder_signature, target_signatures
 from exporter.lower.litert.skeleton import convert
-from exporter.lower.litert.toolchain import quiet
+from exporter.lower.litert.vendor import quiet
 from exporter.quantize import WeightType, load_recipe, plan, size_bytes
 from tests.exporter.lower.litert.files import read, run
 from tests.exporter.tiny_models import Shape, save, target_model

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from exporter.errors import ExportError
-from exporter.lower.litert import toolchain
+from exporter.lower.litert import vendor
 from exporter.lower.litert.inject import inject
-from exporter.lower.litert.skeleton import Signature, convert
+from exporter.lower.litert.skeleton import convert
+from exporter.lower.litert.vendor import Signature
 from exporter.quantize import WeightType
 from tests.exporter.lower.litert.files import read, run
 
@@ -111,7 +112,7 @@ def test_the_replaced_lowering_is_put_back_even_after_an_error():
     before = registry.lookup(placeholder)
 
     def fail() -> None:
-        with toolchain.virtual_constants({}):
+        with vendor.virtual_constants({}):
             assert registry.lookup(placeholder) is not before
             raise RuntimeError("inside")
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from exporter.lower.litert import pack, version_stamp
 from exporter.lower.litert.inject import inject
-from exporter.lower.litert.skeleton import Signature, convert
+from exporter.lower.litert.skeleton import convert
+from exporter.lower.litert.vendor import Signature
 from exporter.quantize import WeightType
 from exporter.text.files import read_text_files
 
