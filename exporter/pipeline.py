@@ -2,9 +2,8 @@
 
 import logging
 import math
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,10 +36,9 @@ from exporter.estimate.export import (
     report_estimate,
 )
 from exporter.estimate.work import measure_work
-from exporter.graph.sliding import sliding_layers
 from exporter.hub.sources import find_folders
 from exporter.lower import executorch, litert, onnx
-from exporter.lower.int8_rows import refuse_int8_rows
+from exporter.lower.lowering import Job, Lowering, refuse_int8_rows
 from exporter.original import vendor as transformers_vendor
 from exporter.original.long_prompt import with_long_prompt
 from exporter.original.model import Original
@@ -75,6 +73,9 @@ from runtime_py.bundle.reference import Reference
 logger = logging.getLogger(__name__)
 
 AnyCheckpoint = TargetCheckpoint | DrafterCheckpoint
+LOWERINGS: Mapping[RuntimeName, Lowering] = {
+    one.name: one for one in (litert.LOWERING, executorch.LOWERING, onnx.LOWERING)
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
             report(checkpoint, inputs.recipe, prefix)
         for name in config.runtimes:
             runtimes[name] = RuntimeEntry(
-                model=LOWER[name].lower(inputs, config.shapes, folder, bar),
+                model=lower(LOWERINGS[name], inputs, config.shapes, folder, bar),
                 recipe=inputs.recipe.name,
                 tolerances=inputs.recipe.tolerances,
             )
@@ -143,8 +144,8 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     source = config.source
     transformers_vendor.check()
     if config.kv == "int8":
-        reasons = {name: lowering.no_int8_rows for name, lowering in LOWER.items()}
-        refuse_int8_rows(config.device, config.runtimes, reasons)
+        wanted = [LOWERINGS[name] for name in config.runtimes]
+        refuse_int8_rows(config.device, wanted, LOWERINGS.values())
     recipe = load_recipe(config.recipe)
     prompts = read_prompts(source.prompts)
     folders = find_folders(source, bar)
@@ -153,7 +154,7 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
     text = read_text_files(target.folder, source.adapter)
     inputs = Inputs(target, drafter, text, prompts, recipe, folders.commits)
     for name in config.runtimes:
-        LOWER[name].check(_types(inputs))
+        LOWERINGS[name].check(_types(inputs))
     logger.info("checkpoint  %s, %.2f M weights", source.model, _num_weights(target) / 1e6)
     if target.adapter is not None:
         _report_adapter(target.adapter, source.model)
@@ -281,82 +282,27 @@ def _model_entry(config: ExportConfig, inputs: Inputs) -> ModelEntry:
     )
 
 
-def _lower_litert(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -> str:
-    name = "model.litertlm"
+def lower(
+    lowering: Lowering, inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar = no_bar
+) -> str:
+    """Write one runtime's files into the folder, and name the one that the runtime loads."""
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        with bar("lower", 100, "%") as progress:
-            files = litert.lower(
-                inputs.target,
-                inputs.drafter,
-                shapes,
-                inputs.recipe,
-                Path(scratch),
-                lambda _file, done, total: progress(100 * done // max(1, total)),
-            )
-        out = folder / name
-        stamp = litert.version_stamp(inputs.recipe.name, sliding_layers(inputs.target.spec))
-        litert.pack(Path(scratch), inputs.text, shapes.cache_length, stamp, out)
-    logger.info(
-        "lower       litert, %d graph files, %.1f MB, %.0f s",
-        len(files),
-        out.stat().st_size / 1e6,
-        time.monotonic() - start,
+    job = Job(
+        target=inputs.target,
+        drafter=inputs.drafter,
+        text=inputs.text,
+        recipe=inputs.recipe,
+        shapes=shapes,
     )
-    return name
-
-
-def _lower_executorch(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -> str:
-    out = folder / "model.pte"
-    start = time.monotonic()
     with bar("lower", 100, "%") as progress:
-        executorch.lower(
-            inputs.target,
-            inputs.drafter,
-            shapes,
-            inputs.recipe,
-            out,
-            lambda done, total: progress(100 * done // total),
+        lowered = lowering.lower(
+            job, folder, lambda done, total: progress(100 * done // max(1, total))
         )
     logger.info(
-        "lower       executorch, 1 program, %.1f MB, %.0f s",
-        out.stat().st_size / 1e6,
+        "lower       %s, %s, %.1f MB, %.0f s",
+        lowering.name,
+        lowered.contents,
+        sum(file.stat().st_size for file in lowered.files) / 1e6,
         time.monotonic() - start,
     )
-    return out.name
-
-
-def _lower_onnx(inputs: Inputs, shapes: GraphShapes, folder: Path, bar: Bar) -> str:
-    start = time.monotonic()
-    with bar("lower", 100, "%") as progress:
-        files = onnx.lower(
-            inputs.target,
-            inputs.drafter,
-            shapes,
-            inputs.recipe,
-            folder,
-            lambda done, total: progress(100 * done // total),
-        )
-    logger.info(
-        "lower       onnx, %d graphs, %.1f MB, %.0f s",
-        len(files) - 1,
-        sum(file.stat().st_size for file in files) / 1e6,
-        time.monotonic() - start,
-    )
-    return files[0].name
-
-
-@dataclass(frozen=True)
-class Lowering:
-    """What the pipeline asks of a runtime's package."""
-
-    check: Callable[[Mapping[str, WeightType]], None]  # refuses what cannot be, before any work
-    lower: Callable[[Inputs, GraphShapes, Path, Bar], str]  # -> the file the runtime loads
-    no_int8_rows: str = ""  # why KV rows cannot be int8; empty: they can
-
-
-LOWER: Mapping[RuntimeName, Lowering] = {
-    "litert": Lowering(litert.check, _lower_litert),
-    "executorch": Lowering(executorch.check, _lower_executorch, executorch.NO_INT8_ROWS),
-    "onnx": Lowering(onnx.check, _lower_onnx),
-}
+    return lowered.files[0].name

@@ -17,7 +17,7 @@ import click
 from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import known_recipes, load_size
 from exporter.errors import ExportError
-from exporter.pipeline import LOWER
+from exporter.pipeline import LOWERINGS
 from exporter.quantize import DRAFTER_PREFIX, WeightType, load_recipe, plan
 from runtime_py.inspection.memory import memory_of, total_bytes
 from tests.benchmarks.full_size import undisturbed_s
@@ -119,7 +119,7 @@ class Table:
 def refused(size: str, runtime: str, recipe_name: str) -> str | None:
     """Why the runtime does not take the size with the recipe: what its own code says."""
     try:
-        LOWER[runtime].check(_types(size, recipe_name))  # type: ignore[index]
+        LOWERINGS[runtime].check(_types(size, recipe_name))  # type: ignore[index]
     except ExportError as error:
         return str(error).partition(": ")[2].partition(";")[0]
     return None
@@ -145,7 +145,7 @@ def generate() -> str:
     """The page."""
     assert sorted(RECIPES) == known_recipes()
     table = Table(_cells("full_size"), _cells("small_sizes"))
-    rows = [table.row(size, runtime) for size in MODELS for runtime in LOWER]
+    rows = [table.row(size, runtime) for size in MODELS for runtime in LOWERINGS]
     lines = [
         HEAD.format(small=SMALL),
         *_header("size", "runtime", *RECIPES),

@@ -17,7 +17,7 @@ from exporter.checkpoint.reader import TargetCheckpoint
 from exporter.config import GraphShapes
 from exporter.graph.target import Embedder, Target
 from exporter.graph.weights import expected_tensors
-from exporter.lower.onnx import lower
+from exporter.lower.onnx.lower import lower
 from exporter.quantize import load_recipe, plan, size_bytes
 from runtime_py.backends import Backend
 from tests.benchmarks.backends import open_backend

@@ -25,13 +25,14 @@ from exporter.graph.drafter import Drafter
 from exporter.graph.sliding import sliding_layers
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import load_weights
-from exporter.lower import litert
+from exporter.lower.litert.lower import lower as lower_litert
 from exporter.lower.litert.modules import (
     PRIMITIVES,
     drafter_signature,
     embedder_signature,
     target_signatures,
 )
+from exporter.lower.litert.pack import pack, version_stamp
 from exporter.lower.litert.vendor import Signature
 from exporter.quantize import DRAFTER_PREFIX, load_recipe, plan, size_bytes
 from exporter.text.files import read_text_files
@@ -40,24 +41,24 @@ from tests.benchmarks.inputs import Graphs
 
 def ours(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path) -> None:
     shapes = _shapes(graphs)
-    litert.lower(target, drafter, shapes, load_recipe(graphs.recipe), out)
+    lower_litert(target, drafter, shapes, load_recipe(graphs.recipe), out)
     text = read_text_files(target.folder)
-    stamp = litert.version_stamp(graphs.recipe, sliding_layers(target.spec))
-    litert.pack(out, text, shapes.cache_length, stamp, out / graphs.model)
+    stamp = version_stamp(graphs.recipe, sliding_layers(target.spec))
+    pack(out, text, shapes.cache_length, stamp, out / graphs.model)
 
 
 def executorch(
     target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path
 ) -> None:
     # Here, because the memory of the other routes is measured.
-    from exporter.lower.executorch import lower
+    from exporter.lower.executorch.lower import lower
 
     recipe = load_recipe(graphs.recipe)
     lower(target, drafter, _shapes(graphs), recipe, out / graphs.model)
 
 
 def onnx(target: TargetCheckpoint, drafter: DrafterCheckpoint, graphs: Graphs, out: Path) -> None:
-    from exporter.lower.onnx import lower
+    from exporter.lower.onnx.lower import lower
 
     lower(target, drafter, _shapes(graphs), load_recipe(graphs.recipe), out)
 

@@ -13,8 +13,7 @@ import pytest
 
 from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import GraphShapes
-from exporter.pipeline import LOWER, Inputs
-from exporter.progress import no_bar
+from exporter.pipeline import LOWERINGS, Inputs, lower
 from exporter.quantize import load_recipe
 from exporter.text.files import read_text_files
 from runtime_py.backends import SessionOptions
@@ -55,7 +54,7 @@ def open_backend(checkpoints, tiny, runtime, tmp_path_factory):
     """Opens the model on a runtime."""
     folder, recipe = tmp_path_factory.mktemp(runtime), load_recipe("float32")
     inputs = Inputs(*checkpoints, read_text_files(tiny.model), [], recipe, {})
-    path = folder / LOWER[runtime].lower(inputs, SHAPES, folder, no_bar)
+    path = folder / lower(LOWERINGS[runtime], inputs, SHAPES, folder)
     options = SessionOptions(num_threads=1)
     return lambda: BACKENDS[runtime](path, options)
 

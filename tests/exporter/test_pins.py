@@ -19,9 +19,9 @@ PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_te
 VENDORS = (transformers_vendor, litert_vendor, executorch_vendor, onnx_vendor)
 CHECKS = {
     "transformers": transformers_vendor.check,
-    "litert-torch": lambda: litert.check({}),
-    "executorch": lambda: executorch.check({}),
-    "onnx": lambda: onnx.check({}),
+    "litert-torch": lambda: litert.LOWERING.check({}),
+    "executorch": lambda: executorch.LOWERING.check({}),
+    "onnx": lambda: onnx.LOWERING.check({}),
 }
 
 

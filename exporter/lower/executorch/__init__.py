@@ -1,5 +1,5 @@
 """Lowering to ExecuTorch: target and drafter in one .pte over one KV buffer."""
 
-from exporter.lower.executorch.lower import NO_INT8_ROWS, check, lower
+from exporter.lower.executorch.lower import LOWERING
 
-__all__ = ["NO_INT8_ROWS", "check", "lower"]
+__all__ = ["LOWERING"]

@@ -15,10 +15,10 @@ from exporter.graph.sliding import sliding_layers
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.lower.executorch.kv_cache import KVBuffers
 from exporter.lower.executorch.modules import DraftStep, Fill, Finish, spell_means
-from exporter.lower.executorch.program import Method, OnStep, write_program
+from exporter.lower.executorch.program import Method, write_program
 from exporter.lower.executorch.vendor import PACKAGES
 from exporter.lower.executorch.weights import Loader
-from exporter.lower.experts import refuse_experts
+from exporter.lower.lowering import Job, Lowered, Lowering, OnStep, refuse_experts
 from exporter.pins import check_pins
 from exporter.quantize import DRAFTER_PREFIX, Recipe, WeightType, plan
 from runtime_py.bundle.sliding import KEY as SLIDING
@@ -28,15 +28,11 @@ from runtime_py.formats.weight_names import KEY, write_names
 FORMAT_VERSION = 2
 # Bits of weights that XNNPACK's serialized graphs have no product for -> the recipe to take.
 INSTEAD = {16: "float32 or int8", 2: "int4"}
-
-
 # XNNPACK has no gather, and a constant in each linear. embedding_4bit gathers, but makes float32:
 # 190 MB in a layer of 26B-A4B, where 24 are read as int4. A linear in a branch of torch.cond is
 # neither delegated nor decomposed in ExecuTorch 1.5.1.
 _NO_EXPERTS = "XNNPACK multiplies by constants only, and experts are chosen while it runs"
-
-
-NO_INT8_ROWS = "our attention kernel in its shim reads float32 rows"
+_NO_INT8_ROWS = "our attention kernel in its shim reads float32 rows"
 
 
 def check(types: Mapping[str, WeightType]) -> None:
@@ -161,3 +157,12 @@ def _draft_method(module: DraftStep) -> Method:
         torch.tensor([1]),
     )
     return Method(module, sample, None)
+
+
+def _lower(job: Job, folder: Path, on_step: OnStep) -> Lowered:
+    out = folder / "model.pte"
+    lower(job.target, job.drafter, job.shapes, job.recipe, out, on_step)
+    return Lowered([out], "1 program")
+
+
+LOWERING = Lowering(name="executorch", check=check, lower=_lower, no_int8_rows=_NO_INT8_ROWS)

@@ -1,7 +1,7 @@
 """Traced methods to a .pte."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exporter.lower.executorch import vendor
 from exporter.lower.executorch.one_copy import write_once
+from exporter.lower.lowering import OnStep
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,6 @@ class Method:
     module: nn.Module
     sample: tuple[Tensor, ...]
     dynamic_shapes: tuple[Any, ...] | None
-
-
-OnStep = Callable[[int, int], None]  # steps done, of how many in all
 
 
 def write_program(

@@ -12,10 +12,10 @@ from exporter.checkpoint.reader import DrafterCheckpoint, TargetCheckpoint
 from exporter.config import GraphShapes
 from exporter.errors import ExportError
 from exporter.graph.drafter import Drafter
+from exporter.graph.sliding import sliding_layers
 from exporter.graph.spec import TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import is_virtual, load_weights
-from exporter.lower.experts import refuse_experts
 from exporter.lower.litert.inject import inject
 from exporter.lower.litert.int8_rows import store_int8_rows
 from exporter.lower.litert.modules import (
@@ -24,12 +24,12 @@ from exporter.lower.litert.modules import (
     embedder_signature,
     target_signatures,
 )
+from exporter.lower.litert.pack import pack, version_stamp
 from exporter.lower.litert.skeleton import convert
 from exporter.lower.litert.vendor import PACKAGES, Signature
+from exporter.lower.lowering import Job, Lowered, Lowering, OnStep, refuse_experts
 from exporter.pins import check_pins
 from exporter.quantize import DRAFTER_PREFIX, KvRange, Recipe, WeightType, plan, size_bytes
-
-OnBytes = Callable[[str, int, int], None]  # file at work, weight bytes written, of how many in all
 
 KvRanges = Mapping[int, KvRange] | None  # None: the rows are float32
 
@@ -93,7 +93,7 @@ def lower(
     shapes: GraphShapes,
     recipe: Recipe,
     out_dir: Path,
-    on_bytes: OnBytes | None = None,
+    on_step: OnStep = lambda _done, _total: None,
 ) -> list[Path]:
     """Write embedder, per_layer_embedder (if PLE), prefill_decode and mtp_drafter (if a drafter).
 
@@ -103,7 +103,7 @@ def lower(
         shapes: the static sizes of the signatures.
         recipe: how every tensor is stored.
         out_dir: an existing folder.
-        on_bytes: called when a file is begun, and as its weights are written.
+        on_step: called as weights are written, with the bytes done, of how many in all.
 
     Returns:
         The files written, all .tflite.
@@ -122,10 +122,8 @@ def lower(
     done = 0
     files = []
     for job in jobs:
-        report = partial(_report, on_bytes, job.name, done, total)
-        report(0)
         files.append(out_dir / job.name)
-        job.write(files[-1], recipe.kv_ranges, report)
+        job.write(files[-1], recipe.kv_ranges, partial(_report, on_step, done, total))
         done += job.size_bytes
     return files
 
@@ -161,8 +159,18 @@ def _drafter_job(
     return _Job(f"{signature.name}.tflite", module, [signature], drafter, types)
 
 
-def _report(
-    on_bytes: OnBytes | None, name: str, done_before: int, total: int, done_here: int
-) -> None:
-    if on_bytes is not None:
-        on_bytes(name, done_before + done_here, total)
+def _report(on_step: OnStep, done_before: int, total: int, done_here: int) -> None:
+    on_step(done_before + done_here, total)
+
+
+def _lower(job: Job, folder: Path, on_step: OnStep) -> Lowered:
+    out = folder / "model.litertlm"
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        parts = Path(scratch)
+        files = lower(job.target, job.drafter, job.shapes, job.recipe, parts, on_step)
+        stamp = version_stamp(job.recipe.name, sliding_layers(job.target.spec))
+        pack(parts, job.text, job.shapes.cache_length, stamp, out)
+    return Lowered([out], f"{len(files)} graph files")
+
+
+LOWERING = Lowering(name="litert", check=check, lower=_lower)

@@ -1,5 +1,5 @@
 """Lowering to ONNX: three graphs and one file of weights that they share."""
 
-from exporter.lower.onnx.lower import check, lower
+from exporter.lower.onnx.lower import LOWERING
 
-__all__ = ["check", "lower"]
+__all__ = ["LOWERING"]

@@ -1,6 +1,6 @@
 """Target and drafter to .onnx files over one file of weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from exporter.graph.drafter import Drafter
 from exporter.graph.sliding import sliding_layers
 from exporter.graph.spec import TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
+from exporter.lower.lowering import Job, Lowered, Lowering, OnStep
 from exporter.lower.onnx.data_file import data_file
 from exporter.lower.onnx.kv_cache import ROW_MULTIPLE, past_names
 from exporter.lower.onnx.modules import DraftStep, Fill, Finish, Graph
@@ -24,7 +25,6 @@ from runtime_py.bundle.sliding import KEY, write_sliding
 
 FORMAT_VERSION = 1
 DATA_NAME = "model.data"
-OnStep = Callable[[int, int], None]
 _SAMPLE_TOKENS = 3
 _SAMPLE_ROWS = 2 * ROW_MULTIPLE
 
@@ -137,3 +137,11 @@ def _inputs(spec: TargetSpec, graph: Graph, own: dict[str, Any]) -> Inputs:
         {**own, "position": torch.tensor([1]), "past": past},
         {**dynamic, "position": None, "past": {name: {2: max_rows} for name in past}},
     )
+
+
+def _lower(job: Job, folder: Path, on_step: OnStep) -> Lowered:
+    files = lower(job.target, job.drafter, job.shapes, job.recipe, folder, on_step)
+    return Lowered(files, f"{len(files) - 1} graphs")
+
+
+LOWERING = Lowering(name="onnx", check=check, lower=_lower)

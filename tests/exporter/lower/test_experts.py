@@ -25,10 +25,10 @@ def test_experts_are_refused_with_the_reason_and_the_runtime_that_takes_them(
     types, lowering, reason
 ):
     with pytest.raises(ExportError, match=r"layers\.0\.experts\.gate_up_proj: ") as refused:
-        lowering.check(types)
+        lowering.LOWERING.check(types)
     assert reason in str(refused.value)
     assert str(refused.value).endswith("--runtime onnx")
 
 
 def test_onnx_takes_them(types):
-    onnx.check(types)
+    onnx.LOWERING.check(types)

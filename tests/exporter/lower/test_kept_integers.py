@@ -9,7 +9,10 @@ import torch
 from exporter.checkpoint.reader import TargetCheckpoint, read_checkpoint
 from exporter.config import GraphShapes
 from exporter.errors import ExportError
-from exporter.lower import executorch, litert, onnx
+from exporter.lower import litert
+from exporter.lower.executorch.lower import lower as lower_executorch
+from exporter.lower.litert.lower import lower as lower_litert
+from exporter.lower.onnx.lower import lower as lower_onnx
 from exporter.quantize import load_recipe, plan
 from tests.exporter.checkpoint.packed_checkpoints import SHAPE, save_packed
 from tests.exporter.graph.eager import EagerModel
@@ -55,7 +58,7 @@ def unpacked(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def test_in_a_tflite(rows, tmp_path):
-    litert.lower(rows, None, SHAPES, RECIPE, tmp_path)
+    lower_litert(rows, None, SHAPES, RECIPE, tmp_path)
     stored = {s.name: s for use in read(tmp_path / "prefill_decode.tflite").weights() for s in use}
     for name, (integers, scales) in kept(rows).items():
         assert stored[name].type == "INT4"
@@ -66,12 +69,12 @@ def test_in_a_tflite(rows, tmp_path):
 
 def test_litert_says_which_runtime_has_the_groups(groups):
     with pytest.raises(ExportError, match=r"every 32 weights.*executorch or onnx.*--requantize"):
-        litert.check(plan(groups, RECIPE))
-    litert.check(plan(dataclasses.replace(groups, keeps_integers=False), RECIPE))
+        litert.LOWERING.check(plan(groups, RECIPE))
+    litert.LOWERING.check(plan(dataclasses.replace(groups, keeps_integers=False), RECIPE))
 
 
 def test_in_onnx_files(groups, tmp_path):
-    onnx.lower(groups, None, SHAPES, RECIPE, tmp_path)
+    lower_onnx(groups, None, SHAPES, RECIPE, tmp_path)
     stored = {
         name: tensor
         for graph in read_graphs(tmp_path).values()
@@ -90,7 +93,7 @@ def test_in_onnx_files(groups, tmp_path):
 def test_in_a_pte(kind, request, tmp_path):
     checkpoint = request.getfixturevalue(kind)
     path = tmp_path / "model.pte"
-    executorch.lower(checkpoint, None, SHAPES, RECIPE, path)
+    lower_executorch(checkpoint, None, SHAPES, RECIPE, path)
     data = path.read_bytes()
     for name, (integers, scales) in kept(checkpoint).items():
         # XNNPACK has them from 0 to 15, two in a byte, the first in its low half.

@@ -18,6 +18,10 @@ from exporter.checkpoint.reader import (
 from exporter.config import GraphShapes, known_recipes, load_size
 from exporter.errors import ExportError
 from exporter.lower import executorch, litert, onnx
+from exporter.lower.executorch.lower import lower as lower_executorch
+from exporter.lower.litert.lower import lower as lower_litert
+from exporter.lower.litert.pack import pack, version_stamp
+from exporter.lower.onnx.lower import lower as lower_onnx
 from exporter.quantize import DRAFTER_PREFIX, Recipe, load_recipe, plan
 from exporter.text.files import read_text_files
 from runtime_py.inspection import INSPECT, Findings
@@ -64,18 +68,18 @@ def pair(tmp_path_factory) -> Pair:
 
 
 def made_by_litert(pair: Pair, recipe: Recipe, folder: Path) -> Path:
-    litert.lower(pair.target, pair.drafter, SHAPES, recipe, folder)
+    lower_litert(pair.target, pair.drafter, SHAPES, recipe, folder)
     text = read_text_files(load_size("tiny").model)
-    stamp = litert.version_stamp(recipe.name, None)
-    return litert.pack(folder, text, SHAPES.cache_length, stamp, folder / "model.litertlm")
+    stamp = version_stamp(recipe.name, None)
+    return pack(folder, text, SHAPES.cache_length, stamp, folder / "model.litertlm")
 
 
 def made_by_onnx(pair: Pair, recipe: Recipe, folder: Path) -> Path:
-    return onnx.lower(pair.target, pair.drafter, SHAPES, recipe, folder)[0]
+    return lower_onnx(pair.target, pair.drafter, SHAPES, recipe, folder)[0]
 
 
 def made_by_executorch(pair: Pair, recipe: Recipe, folder: Path) -> Path:
-    executorch.lower(pair.target, pair.drafter, SHAPES, recipe, folder / "model.pte")
+    lower_executorch(pair.target, pair.drafter, SHAPES, recipe, folder / "model.pte")
     return folder / "model.pte"
 
 
@@ -115,7 +119,7 @@ def test_the_others_are_refused_before_any_work(pair, runtime, name):
     lowering = {"litert": litert, "onnx": onnx, "executorch": executorch}[runtime]
     types = plan(pair.target, load_recipe(name))
     if name in TAKEN[runtime]:
-        lowering.check(types)
+        lowering.LOWERING.check(types)
     else:
         with pytest.raises(ExportError, match=r"weight: .*; use .*--quantize (int4|float32)"):
-            lowering.check(types)
+            lowering.LOWERING.check(types)

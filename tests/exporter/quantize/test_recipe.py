@@ -182,8 +182,8 @@ def test_litert_refuses_groups_and_executorch_takes_them():
     with pytest.raises(
         ExportError, match=r"up_proj\.weight: one scale for every 32 .* --runtime executorch"
     ):
-        litert.check(types)
-    executorch.check(types)
+        litert.LOWERING.check(types)
+    executorch.LOWERING.check(types)
 
 
 class TwoKinds(Source):
@@ -240,9 +240,9 @@ def test_executorch_refuses_2_and_16_bits_and_the_others_take_them(bits, instead
     types = {"layers.1.mlp.up_proj.weight": WeightType(bits)}
     wanted = rf"up_proj\.weight: {bits} bits, .* use --quantize {instead}, or --runtime"
     with pytest.raises(ExportError, match=wanted):
-        executorch.check(types)
-    litert.check(types)
-    onnx.check(types)
+        executorch.LOWERING.check(types)
+    litert.LOWERING.check(types)
+    onnx.LOWERING.check(types)
 
 
 def test_size_counts_packed_bytes():

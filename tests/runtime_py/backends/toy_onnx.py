@@ -14,7 +14,7 @@ import torch
 
 from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import GraphShapes
-from exporter.lower.onnx import lower
+from exporter.lower.onnx.lower import lower
 from exporter.quantize import KvRange, Recipe, load_recipe
 from tests.exporter.graph.eager import EagerModel
 from tests.exporter.tiny_models import Shape, save_pair

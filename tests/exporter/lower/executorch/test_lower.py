@@ -8,7 +8,7 @@ import torch
 
 from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import GraphShapes
-from exporter.lower.executorch import lower
+from exporter.lower.executorch.lower import lower
 from exporter.lower.executorch.weights import QuantizedLinear, quantized
 from exporter.quantize import load_recipe, plan
 from tests.exporter.graph.eager import EagerModel

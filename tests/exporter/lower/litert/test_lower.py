@@ -12,8 +12,8 @@ from exporter.checkpoint.config import parse_target
 from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.config import GraphShapes
 from exporter.graph.target import Target
-from exporter.lower.litert import lower
 from exporter.lower.litert.kv_cache import kv_shapes
+from exporter.lower.litert.lower import lower
 from exporter.lower.litert.modules import target_signatures
 from exporter.quantize import load_recipe
 from tests.exporter.graph.eager import EagerModel, causal_mask

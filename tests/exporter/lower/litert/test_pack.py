@@ -10,8 +10,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from litert_lm_builder import litertlm_builder
 from litert_lm_builder.runtime.proto import sampler_params_pb2
 
-from exporter.lower.litert import pack
-from exporter.lower.litert.pack import llm_metadata, version_stamp
+from exporter.lower.litert.pack import llm_metadata, pack, version_stamp
 from exporter.text.files import read_text_files
 from runtime_py.bundle.manifest import SlidingEntry
 from runtime_py.bundle.sliding import KEY

@@ -9,8 +9,8 @@ from ai_edge_litert.interpreter import Interpreter
 from litert_lm_builder import litertlm_builder
 from torch import nn
 
-from exporter.lower.litert import pack, version_stamp
 from exporter.lower.litert.inject import inject
+from exporter.lower.litert.pack import pack, version_stamp
 from exporter.lower.litert.skeleton import convert
 from exporter.lower.litert.vendor import Signature
 from exporter.quantize import WeightType

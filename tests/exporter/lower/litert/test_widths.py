@@ -9,8 +9,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 from exporter.checkpoint.reader import read_checkpoint
 from exporter.config import GraphShapes
-from exporter.lower.litert import lower
 from exporter.lower.litert.kv_cache import kv_shapes
+from exporter.lower.litert.lower import lower
 from exporter.quantize import KvRange, load_recipe
 from tests.exporter.graph.eager import causal_mask
 from tests.exporter.lower.litert.files import OPERATOR_NAMES, TYPE_NAMES, File, read

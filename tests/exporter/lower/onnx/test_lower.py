@@ -15,7 +15,7 @@ from exporter.checkpoint.reader import (
     read_drafter,
 )
 from exporter.config import GraphShapes
-from exporter.lower.onnx import lower
+from exporter.lower.onnx.lower import lower
 from exporter.quantize import KvRange, WeightType, load_recipe, plan
 from runtime_py.backends.onnx.backend import open_onnx
 from runtime_py.inspection.onnx import inspect
