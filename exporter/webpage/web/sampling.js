@@ -1,6 +1,6 @@
-// The sampling law: which token follows, as a pure function of logits, seed and position.
+// Sampling: which token follows, as a pure function of logits, seed and position.
 //
-// The same law as runtime_py/decoding/sampling.py, whose header says why it is as it is: token t is
+// The same as runtime_py/decoding/sampling.py, whose header says why it is as it is: token t is
 // argmax(logits / temperature + gumbel(seed, position, token id)) over the tokens that survive top-k
 // and top-p. All arithmetic is that of the Python side, operation by operation, in double; only the
 // browser's logarithm and exponential may differ from NumPy's in the last bit, so that the two sides

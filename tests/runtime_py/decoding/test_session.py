@@ -70,7 +70,7 @@ def test_whatever_the_policy_decides_the_tokens_equal_plain_decode(
 @given(
     sampling=samplings, policy=adversaries, skill=st.floats(0, 1), max_new_tokens=st.integers(1, 60)
 )
-def test_the_policy_is_told_what_happened(sampling, policy, skill, max_new_tokens):
+def test_the_policy_sees_what_happened(sampling, policy, skill, max_new_tokens):
     backend = ScriptedBackend(skill=skill)
     session, stops = Session(backend, 50), Stops(max_new_tokens=max_new_tokens)
     steps = list(session.generate([1, 2, 3], sampling, stops, policy))

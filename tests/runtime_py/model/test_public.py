@@ -95,7 +95,7 @@ def blocks():
 
 
 def test_the_guide_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
-    manifest = write_fake_bundle(tmp_path / "gemma4-tiny-android") / "manifest.json"
+    manifest = write_fake_bundle(tmp_path / "gemma4-tiny-raspberry-pi") / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"context_length": 128', CONTEXT))
     monkeypatch.chdir(tmp_path)
     graphs = partial(Measured, vocab_size=VOCAB_SIZE, cache_length=2048)
