@@ -1,11 +1,8 @@
 """The counted sizes that are committed are what the configurations say today."""
 
-import re
-
 import pytest
 
 from runtime_py.inspection.sizes import SIZES_FILE, known_sizes
-from tests.benchmarks.inputs import ROOT
 from tests.memory_budget import DOC, NAMES, count, sizes_text, with_table
 
 
@@ -17,21 +14,6 @@ def test_the_table_in_the_docs_is_what_the_script_writes():
     text = DOC.read_text()
     assert text == with_table(text)
     assert text.count("\n| `") == sum(len(size.recipes) for size in known_sizes())
-
-
-ROW = re.compile(
-    r"\| `--target \S+ --size (\S+?)(?: --quantize (\S+?))?` \| (\d+) \| [^|]+ \| ([\d.]+) GB \|"
-)
-
-
-def test_the_table_in_the_readme_says_what_the_commands_say():
-    sizes = {size.name: size for size in known_sizes()}
-    rows = ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(rows) >= 4
-    for name, recipe, context, said in rows:
-        if name in sizes:  # tiny is measured
-            need = sizes[name].need_bytes(recipe or "int8", int(context), "litert")
-            assert said == f"{need / 1e9:.1f}", name
 
 
 BILLIONS = {"e2b": 4.6, "e4b": 7.5, "12b": 11.9, "26b-a4b": 25.2, "31b": 30.7}
