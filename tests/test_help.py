@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-import exporter.cli
+import exporter.cli.command
 import runtime_py.cli.commands
 
 COMMANDS = ("check", "generate", "chat", "bench", "inspect", "doctor")
@@ -15,7 +15,7 @@ def test_help_of_gemma_run(snapshot, arguments):
 
 
 def test_help_of_gemma_export(snapshot):
-    assert help_text("gemma-export", exporter.cli.main, []) == snapshot
+    assert help_text("gemma-export", exporter.cli.command.main, []) == snapshot
 
 
 def help_text(program, command, arguments):

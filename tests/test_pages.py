@@ -12,7 +12,7 @@ import click
 import pytest
 from packaging.requirements import Requirement
 
-import exporter.cli
+import exporter.cli.command
 import exporter.pipeline
 import runtime_py.cli.commands
 from exporter.config import DEVICES, LITERT_JS, ExportConfig
@@ -59,7 +59,7 @@ def parse_export(arguments: Sequence[str]) -> ExportConfig | None:
         patch.setattr(exporter.pipeline, "export", export)
         patch.setattr(connection, "connect", lambda _serial: None)
         try:
-            exporter.cli.main.main(list(arguments), "gemma-export", standalone_mode=False)
+            exporter.cli.command.main.main(list(arguments), "gemma-export", standalone_mode=False)
         except Reached as reached:
             return reached.config
     return None

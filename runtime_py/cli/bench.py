@@ -20,12 +20,12 @@ from runtime_py.cli.options import (
     DRAFT_LENGTH,
     BundleOptions,
     DraftLength,
-    as_one,
     bundle_options,
     json_option,
 )
 from runtime_py.device.device import this_device
 from runtime_py.terminal.console import say
+from runtime_py.terminal.option_groups import as_one
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from runtime_py.cli.options import (
 from runtime_py.doctor.doctor import diagnose
 from runtime_py.inspection import inspect_bundle
 from runtime_py.model.prompt import encode_prompt
+from runtime_py.terminal.choice import Choice
 from runtime_py.terminal.command import ErrorLine
 from runtime_py.terminal.console import say
 from runtime_py.terminal.signals import Interrupted
@@ -162,7 +163,7 @@ main.add_command(bench)
 @bundle_argument
 @click.option(
     "--runtime",
-    type=click.Choice(RUNTIMES),
+    type=Choice(RUNTIMES),
     help="Only this runtime's files.  [default: all in the bundle]",
 )
 @click.option("--all", "show_all", is_flag=True, help="A line for every tensor, nothing folded.")

@@ -1,14 +1,8 @@
-"""Options that several commands of gemma-run share; each group arrives as one typed value.
+"""Options that several commands of gemma-run share; each group arrives as one typed value."""
 
-A decorator adds a group's options to a command and passes their values as its first positional
-argument (the innermost decorator's comes first), so mypy checks what a command takes.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast, get_args
+from typing import Any, Literal, get_args
 
 import click
 
@@ -18,11 +12,10 @@ from runtime_py.bundle.bundle import Bundle
 from runtime_py.bundle.manifest import MAX_DRAFT_LENGTH, RuntimeName
 from runtime_py.cli import render
 from runtime_py.model.model import DEFAULT_MAX_NEW_TOKENS
+from runtime_py.terminal.choice import Choice
+from runtime_py.terminal.option_groups import as_one
 
 RUNTIMES = sorted(get_args(RuntimeName))
-P = ParamSpec("P")
-R = TypeVar("R")
-Options = TypeVar("Options")
 DraftLength = int | Literal["auto"]
 
 
@@ -36,30 +29,6 @@ class AutoOrNumber(click.IntRange):
 
 
 DRAFT_LENGTH = AutoOrNumber(0, MAX_DRAFT_LENGTH)
-
-
-def as_one(
-    kind: type[Options], *decorators: Callable[[Any], Any]
-) -> Callable[[Callable[Concatenate[Options, P], R]], Callable[P, R]]:
-    """A decorator that adds options to a command and hands their values to it as one `kind`.
-
-    Args:
-        kind: a dataclass with a field for each option.
-        decorators: click's, in the order of the help.
-    """
-    names = [field.name for field in fields(cast(Any, kind))]
-
-    def decorate(command: Callable[Concatenate[Options, P], R]) -> Callable[P, R]:
-        @wraps(command)
-        def called(*args: P.args, **values: P.kwargs) -> R:
-            own = {name: values.pop(name) for name in names}
-            return command(kind(**own), *args, **values)
-
-        for decorator in reversed(decorators):
-            called = decorator(called)
-        return called
-
-    return decorate
 
 
 @dataclass(frozen=True)
@@ -108,7 +77,7 @@ bundle_options = as_one(
     bundle_argument,
     click.option(
         "--runtime",
-        type=click.Choice(RUNTIMES),
+        type=Choice(RUNTIMES),
         help="Which of the bundle's runtimes to use.  [default: the first installed]",
     ),
     click.option(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from exporter import cli
 from exporter.__main__ import main as gemma_export
+from exporter.cli import command as cli
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.errors import RunError
 from tests.end_to_end.fuzz import Case, save_case

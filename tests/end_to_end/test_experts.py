@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from exporter.cli import main
+from exporter.cli.command import main
 from exporter.quantize import load_recipe, size_bytes
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.inspection import inspect_bundle

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from exporter.cli import main
+from exporter.cli.command import main
 from runtime_py.bundle.bundle import Bundle
 from tests.end_to_end.conftest import ROOT
 from tests.runtime_py.bundles import write_fake_bundle

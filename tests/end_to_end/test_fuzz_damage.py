@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from exporter.cli import main
+from exporter.cli.command import main
 from runtime_py.terminal.printable import one_line
 from tests.end_to_end.fuzz import Case, draw_case, save_case
 from tests.end_to_end.fuzz_damage import DAMAGES

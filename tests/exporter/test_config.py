@@ -5,10 +5,13 @@ import tomllib
 import click
 import pytest
 
-from exporter import cli, config
+from exporter import config
+from exporter.cli import command, options
+from exporter.cli.resolve import resolve as resolve_options
 from exporter.config import HubModel, known_sizes, load_size, parse_location
 from exporter.errors import ExportError
 from exporter.quantize import load_recipe
+from runtime_py.terminal.option_groups import names_of
 
 BIG = {
     "e2b": "google/gemma-4-E2B-it",
@@ -22,9 +25,10 @@ BIG = {
 def resolve(*arguments: object):
     """What the command line makes of its options."""
     words = ["--target", "desktop", *map(str, arguments)]
-    options = cli.main.make_context("gemma-export", words).params
-    del options["no_check"]
-    return cli.resolve(**options)
+    given = command.main.make_context("gemma-export", words).params
+    kinds = (options.ModelOptions, options.FormatOptions, options.OutputOptions)
+    groups = [kind(**{name: given[name] for name in names_of(kind)}) for kind in kinds]
+    return resolve_options(given["device"], *groups)
 
 
 def test_every_published_size_is_known():
@@ -196,7 +200,7 @@ def test_experts_go_where_they_can_run(tmp_path):
 
 
 def test_the_help_has_the_defaults_of_every_target():
-    text = cli.main.get_help(click.Context(cli.main))
+    text = command.main.get_help(click.Context(command.main))
     for name, device in config.DEVICES.items():
         (line,) = (line.split() for line in text.splitlines() if line.split()[:1] == [name])
         shown = (*device.runtimes, device.recipe, device.context_length, device.draft_length)

@@ -6,7 +6,7 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from exporter.cli import _show_stages, main
+from exporter.cli.command import _show_stages, main
 from tests.runtime_py.commands import HOSTILE
 
 ACTING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from exporter.cli import main
+from exporter.cli.command import main
 from exporter.config import known_recipes
 from exporter.errors import ExportError
 from exporter.graph.spec import LayerSpec

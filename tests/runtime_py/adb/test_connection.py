@@ -5,7 +5,7 @@ import stat
 import pytest
 from click.testing import CliRunner
 
-import exporter.cli
+import exporter.cli.command
 from runtime_py.adb.connection import connect, push_bundle, size_megabytes
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.errors import RunError
@@ -162,7 +162,7 @@ def test_an_export_that_could_not_be_sent_is_refused_before_the_work(adb, tmp_pa
     adb.connect({})
     output = tmp_path / "out"
     command = ["--target", "android", "--size", "tiny", "--push", "--output", str(output)]
-    shown = CliRunner().invoke(exporter.cli.main, command)
+    shown = CliRunner().invoke(exporter.cli.command.main, command)
     assert shown.exit_code == 1
     assert "error: no Android device is connected" in shown.stderr
     assert not output.exists()
@@ -175,7 +175,7 @@ def test_an_export_is_sent_when_it_is_made(adb, tmp_path, monkeypatch):
     monkeypatch.setattr("exporter.pipeline.export", export)
     output = tmp_path / "out"
     command = ["--target", "android", "--size", "tiny", "--push", "--output", str(output)]
-    shown = CliRunner().invoke(exporter.cli.main, [*command, "--no-check"])
+    shown = CliRunner().invoke(exporter.cli.command.main, [*command, "--no-check"])
     assert shown.exit_code == 0, shown.output
     assert "On Pixel 10 Pro: /data/local/tmp/gemma-export/out" in shown.stdout
     assert (adb.folder() / "out" / "manifest.json").is_file()

@@ -145,3 +145,9 @@ def test_a_line_that_is_not_utf_8_does_not_end_a_chat(runs):
     done = runs("chat", "yes.", "--draft-length", 3, input=b"caf\xe9\nhello\n/quit\n")
     assert "the prompt is not UTF-8 at character 4" in done.stderr
     assert done.stdout == "yes\n"
+
+
+def test_a_misspelt_runtime_gets_a_suggestion():
+    done = CliRunner().invoke(main, ["check", "x", "--runtime", "LiteRTT"])
+    assert done.exit_code == 2
+    assert done.stderr.endswith("Did you mean litert?\n")

@@ -1,0 +1,1 @@
+"""gemma-export: the command line on the workstation."""
