@@ -1,4 +1,4 @@
-"""What the speculative loop needs from a runtime; each backend module implements this once."""
+"""The interface between the speculative loop and a runtime."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def default_num_threads() -> int:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a bundle's graphs are to be run.
+    """How to run a bundle's graphs.
 
     Raises:
         RunError: for a value out of range.
@@ -67,9 +67,9 @@ class Backend(Protocol):
 
     @property
     def resumable_from(self) -> int:
-        """The smallest committed length, besides 0, that the sequence can go on from.
+        """The smallest committed length, besides 0, at which the sequence can resume.
 
-        Below it, rows that sliding layers would look at were given back. At least MARGIN
+        Below it, rows that sliding layers would read were released. It is at least MARGIN
         (kv_rows.py) below the position of the last call; a call at position 0 sets it to 0.
         """
         ...

@@ -1,4 +1,4 @@
-"""Which runtimes are installed here, and what to type for one that is not."""
+"""Which runtimes are installed, and the command that installs one."""
 
 import importlib.util
 import tomllib
@@ -12,7 +12,7 @@ from runtime_py.errors import RunError
 US = "gemma-export"
 OFFICIAL = "official"
 _ROOT = Path(__file__).parents[2]
-# Import name and distribution of what each needs.
+# What each runtime needs: the import name here, the distribution's name below.
 PACKAGES: dict[RuntimeName, str] = {
     "litert": "ai_edge_litert",
     "executorch": "executorch",
@@ -25,18 +25,18 @@ DISTRIBUTIONS = {
     "onnx": "onnxruntime",
     OFFICIAL: "litert-lm-api",
 }
-# What it asks for besides is torch's world, of which gemma-run needs nothing.
+# Its dependencies are torch's, and gemma-run needs none of them.
 _ALONE = ("executorch",)
 
 
 def is_installed(name: str) -> bool:
-    """Whether a runtime's package can be imported; whether it loads is another matter."""
+    """Whether a runtime's package is installed; `probe` finds out whether it loads."""
     try:
         spec = importlib.util.find_spec(_MODULES[name])
-    except ValueError:  # it was hidden from the import system
+    except ValueError:  # a None in sys.modules hides it
         return False
-    # Any folder of that name where Python was started is found, too, but has no origin; executorch
-    # has none either. And onnxruntime's module comes from several distributions.
+    # A folder of that name in the working directory is found too, but has no origin. Neither has
+    # executorch, which has a distribution instead; onnxruntime's may have another name.
     return spec is not None and (
         spec.origin is not None or version(DISTRIBUTIONS[name]) is not None
     )
@@ -46,7 +46,7 @@ def require(name: RuntimeName, bundle: Path) -> None:
     """Refuse to run a bundle with a runtime that is not installed.
 
     Raises:
-        RunError: with what to type.
+        RunError: with the command that installs it.
     """
     if not is_installed(name):
         others = [other for other in PACKAGES if is_installed(other)]
@@ -58,7 +58,7 @@ def require(name: RuntimeName, bundle: Path) -> None:
 
 
 def version(distribution: str) -> str | None:
-    """None: not installed."""
+    """The installed version; None if the distribution is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -66,15 +66,15 @@ def version(distribution: str) -> str | None:
 
 
 def our_version() -> str:
-    """As it is installed."""
+    """The installed version of this package."""
     return version(US) or "of a checkout that is not installed"
 
 
 def install_command(name: str) -> str:
-    """What to type for a runtime, with the release that this gemma-run was made for.
+    """The command that installs a runtime, at the release that this gemma-run was made for.
 
-    It names the runtime's own package: an extra of ours can be had in a checkout or from a wheel,
-    but not in the same words.
+    It names the runtime's own package, because the commands that install our extras differ between
+    a checkout and a wheel.
     """
     package = DISTRIBUTIONS[name]
     alone = "--no-deps " if package in _ALONE else ""
@@ -82,17 +82,16 @@ def install_command(name: str) -> str:
 
 
 def install_extra(extra: str) -> str:
-    """What to type for all of an extra of ours.
+    """The command that installs all of one of our extras.
 
-    pip knows what an installed package asks for, and looks no further; a checkout that is not
-    installed is named by its folder.
+    An installed package is named by its name; a checkout that is not installed, by its folder.
     """
     ours = US if version(US) else str(_ROOT)
     return f"pip install {quote(f'{ours}[{extra}]')}"
 
 
 def requirement(package: str) -> str:
-    """As our own metadata has it, or the project's file in a checkout that is not installed."""
+    """A package's pinned requirement, from our metadata or, in a checkout, from pyproject.toml."""
     return next((line for line in _requirements() if _name(line) == package), package)
 
 
@@ -110,6 +109,6 @@ def _requirements() -> list[str]:
 
 
 def _name(line: str) -> str:
-    """ai-edge-litert of ai-edge-litert==2.3.0."""
+    """The distribution: "ai-edge-litert" for "ai-edge-litert==2.3.0"."""
     end = next((i for i, c in enumerate(line) if not (c.isalnum() or c in "-_.")), None)
     return line[:end]

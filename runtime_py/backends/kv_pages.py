@@ -1,10 +1,10 @@
-"""Give the memory of KV rows that no call can look at any more back to the system.
+"""Release the memory of KV rows that no call can read any more.
 
-A sliding layer has as many rows as the context, so that the graphs stay the official runtime's,
-but sees only the last `window` of them. The pages of older rows are released: they then read as
-zeros and are not resident. Zeros are finite, which a hidden row must be: it is multiplied by 0.
+A sliding layer has as many rows as the context, because the official runtime's graphs need them,
+but sees only the last `window` of them. The pages of older rows are released: they take no memory
+and read as zeros. A hidden row must be finite, for the mask multiplies it by 0; zeros are.
 
-Only Linux promises zeros, and only for private anonymous memory; elsewhere nothing is released.
+Only Linux guarantees zeros, and only for private anonymous memory; elsewhere nothing is released.
 """
 
 import ctypes
@@ -27,11 +27,11 @@ _MAPS = Path("/proc/self/maps")
 class KvBuffer:
     """Where the rows of one layer's keys or values lie.
 
-    Of a buffer that does not slide, and so is only ever released as a whole, any layout will do.
+    Layout matters only for sliding buffers; the others are only released as a whole.
     """
 
     address: int
-    num_heads: int  # runs of rows one after the other; 1 where a row has all heads
+    num_heads: int  # runs of rows, one after the other; 1 if each row has all heads
     num_rows: int
     row_bytes: int
     slides: bool
@@ -42,17 +42,17 @@ class KvBuffer:
 
     @property
     def pages(self) -> range:
-        """The whole pages in it."""
+        """The pages that lie entirely in it."""
         return whole_pages(self.address, self.size_bytes)
 
     def pages_before(self, row: int) -> list[range]:
-        """For each head, the whole pages in which nothing but rows 0 .. row - 1 of it lies."""
+        """For each head, the pages that lie entirely in its rows 0 .. row - 1."""
         heads = range(self.address, self.address + self.size_bytes, self.num_rows * self.row_bytes)
         return [whole_pages(head, row * self.row_bytes) for head in heads]
 
 
 def whole_pages(address: int, size_bytes: int) -> range:
-    """The addresses of the pages that lie in this memory from beginning to end."""
+    """The addresses of the pages that lie entirely in this memory."""
     begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
     return range(begin, max(begin, end))
@@ -61,11 +61,9 @@ def whole_pages(address: int, size_bytes: int) -> range:
 class KvPages:
     """The KV buffers of one backend, and how much of them was released.
 
-    Made for new buffers: what they hold is dropped where memory can be released at all, and left
-    alone elsewhere.
-
     Args:
-        buffers: all of them; they must outlive this.
+        buffers: all of them, new: their content is dropped where memory can be released. They must
+            outlive this.
         window: rows that a sliding layer sees, the query's own included; None: no layer slides.
     """
 
@@ -76,24 +74,25 @@ class KvPages:
         self._releasable = self._advised = sys.platform == "linux" and _are_private(buffers)
         if self._advised:
             for buffer in buffers:
-                # With huge pages one row would make megabytes resident, and one of a buffer that
-                # lies by columns all of it. A kernel without them refuses, and has none.
+                # With huge pages, one row would make megabytes resident; in a buffer stored by
+                # columns, one row would make all of it resident. A kernel without huge pages
+                # refuses this advice, which does no harm.
                 _advise(buffer.pages, _MADV_NOHUGEPAGE)
             self._releasable = all(_advise(buffer.pages, _MADV_DONTNEED) for buffer in buffers)
         self._restart()
 
     @property
     def resumable_from(self) -> int:
-        """As Backend.resumable_from."""
+        """See Backend.resumable_from."""
         return self._first_kept + self._num_needed if self._first_kept else 0
 
     def before(self, position: int) -> None:
-        """Before every call of the target, whose first token is at this position."""
+        """Call this before every target call; `position` is that of its first token."""
         if not 0 < position < self._next_release:
             self._move(position)
 
     def clear(self) -> None:
-        """Make every row zero, at the price of no memory where it can be released."""
+        """Make every row zero, by releasing it where that is possible."""
         for buffer in self._buffers:
             begin, end = buffer.address, buffer.address + buffer.size_bytes
             pages = buffer.pages if self._releasable else range(0)
@@ -103,11 +102,11 @@ class KvPages:
             ctypes.memset(begin, 0, end - begin)
 
     def close(self) -> None:
-        """Before the buffers are freed: what they hold is lost.
+        """Call this before the buffers are freed; their content is lost.
 
-        Advice stays with the addresses after they are freed, and memory that differs in it is a
-        mapping of its own: the heap would be cut into a few more at every load, up to the kernel's
-        limit (65530 by default). Fresh memory in the same place has no advice.
+        madvise's advice stays with an address after it is freed, and the kernel keeps a separate
+        mapping for memory whose advice differs: every load would split the heap further, up to the
+        limit of 65530 mappings. So the pages are mapped anew, without advice.
         """
         if self._advised:
             for buffer in self._buffers:
@@ -117,7 +116,7 @@ class KvPages:
         self._restart()
 
     def _restart(self) -> None:
-        self._first_kept = 0  # rows of sliding layers before it may be zeros
+        self._first_kept = 0  # sliding layers' rows before it may be zeros
         releases = self._releasable and bool(self._sliding)
         self._next_release = self._num_needed + MARGIN + STEP if releases else _NEVER
 
@@ -126,7 +125,7 @@ class KvPages:
             self._release_before(position - self._num_needed - MARGIN)
             self._next_release = position + STEP
         elif self._first_kept:
-            self.clear()  # another sequence: whatever the last one left is stale
+            self.clear()  # a new sequence: the last one's rows are stale
             self._restart()
 
     def _release_before(self, row: int) -> None:
@@ -138,7 +137,7 @@ class KvPages:
 
 
 def _are_private(buffers: Iterable[KvBuffer]) -> bool:
-    """Whether all of it is anonymous memory of this process alone, which reads as zeros."""
+    """Whether it all is private anonymous memory, which reads as zeros once released."""
     try:
         lines = _MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -158,7 +157,7 @@ def _covered_bytes(buffer: KvBuffer, places: Iterable[tuple[int, int]]) -> int:
 
 
 def _advise(pages: range, advice: int) -> bool:
-    """Whether the system took the advice."""
+    """Whether the kernel accepted the advice."""
     return not pages or _libc().madvise(pages.start, len(pages), advice) == 0
 
 

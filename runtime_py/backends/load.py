@@ -1,4 +1,4 @@
-"""Load a bundle's graphs: choose a runtime that is installed here, and open its backend."""
+"""Load a bundle's graphs: choose an installed runtime and open its backend."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +66,7 @@ def load_backend(bundle: Bundle, runtime: RuntimeName, options: SessionOptions) 
     """Load the graphs; the caller closes the backend.
 
     Raises:
-        RunError: if they do not load, or are of other sizes than the manifest says.
+        RunError: if they do not load, or their sizes are not the manifest's.
     """
     backend = BACKENDS[runtime](bundle.model_path(runtime), options)
     try:
@@ -93,10 +93,10 @@ def _prove_sizes(bundle: Bundle, runtime: RuntimeName, backend: Backend) -> None
 
 
 def try_backend(bundle: Bundle, runtime: RuntimeName, options: SessionOptions) -> None:
-    """Load and call the graphs in a process of its own first, which they may end.
+    """Load and call the graphs in a separate process first, since they may crash it.
 
     Raises:
-        RunError: if they ended it, or did not come to an end.
+        RunError: if they crashed it or hung.
     """
     size_bytes = sum(entry.size_bytes for entry in bundle.manifest.files.values())
     probe_model(runtime, bundle.model_path(runtime), size_bytes, options)

@@ -1,8 +1,8 @@
-"""Load one runtime, and a model, in a process of its own, which either may end.
+"""Load one runtime, and perhaps a model, in a separate process that may crash.
 
-A runtime may not be compiled for this processor; and graphs whose bytes were made or changed with
-care end or hold up the native code that runs them, whatever their checksums. The process has this
-user's rights: it protects the command, not the machine.
+A runtime may not be compiled for this processor, and crafted graphs can crash or hang the native
+code that runs them, whatever their checksums. The process has this user's rights: it protects the
+command, not the machine.
 
 Its arguments: RUNTIME [MODEL SECONDS THREADS PROVIDER ...]
 """
@@ -20,10 +20,10 @@ from runtime_py.backends import SessionOptions, default_num_threads
 from runtime_py.device.own_process import own_module
 from runtime_py.errors import RunError
 
-TIMEOUT_S = 120.0  # a cold start from a slow card
-SLOWEST = 10e6  # bytes per second that a model is loaded with
-LEAST_S, SLOW = 10.0, 10.0  # of any model, and times what loading the runtime takes here
-
+TIMEOUT_S = 120.0  # a cold start from a slow SD card
+SLOWEST = 10e6  # bytes per second at which a model is loaded
+# A model may take LEAST_S, its size at SLOWEST, and SLOW times what loading the runtime took.
+LEAST_S, SLOW = 10.0, 10.0
 
 PROGRAM = own_module("runtime_py.backends.probe")
 _ALARM = getattr(signal, "SIGALRM", 0)
@@ -52,7 +52,7 @@ def _load_onnx() -> None:
 def _load_official() -> None:
     from litert_lm import _ffi
 
-    _ffi._get_lib()  # the package itself loads its library only with the first engine
+    _ffi._get_lib()  # else the library is loaded only with the first engine
 
 
 LOAD: dict[str, Callable[[], None]] = {
@@ -64,20 +64,20 @@ LOAD: dict[str, Callable[[], None]] = {
 
 
 def probe(runtime: str) -> str | None:
-    """Why a runtime does not load here, in one line; None if it does."""
+    """Why a runtime does not load on this machine, in one line; None if it does."""
     return _why_not([runtime], TIMEOUT_S)[1]
 
 
 def probe_model(runtime: str, model: Path, size_bytes: int, options: SessionOptions) -> None:
-    """Load a model and call each of its graphs in a process of its own, which costs a second load.
+    """Load a model and call each of its graphs in a separate process, which costs a second load.
 
     An error that the model's backend reports is left for the next load to report.
 
     Args:
-        size_bytes: of all files that are loaded; how long it may take goes by it.
+        size_bytes: of all files that are loaded; sets the time limit.
 
     Raises:
-        RunError: if that ended the process, or did not come to its end.
+        RunError: if the process crashed or hung.
     """
     threads = options.num_threads or default_num_threads()
     limit_s = LEAST_S + size_bytes / SLOWEST
@@ -86,7 +86,7 @@ def probe_model(runtime: str, model: Path, size_bytes: int, options: SessionOpti
     if crashed:
         raise RunError(
             f"{model}: tried in a process of its own, {why}; the file is damaged, or was made to "
-            "do that: copy it again, from a source you trust"
+            "do that; copy it again from a source you trust"
         )
 
 
@@ -131,7 +131,7 @@ def _use(
     from runtime_py.backends.load import BACKENDS
 
     _leave_no_core()
-    if sys.platform != "win32":  # ends the process, whatever native code is doing
+    if sys.platform != "win32":  # ends the process even if native code hangs
         signal.setitimer(signal.ITIMER_REAL, float(limit_s) + SLOW * load_s)
     options = SessionOptions(num_threads=int(threads), providers=providers)
     with contextlib.closing(BACKENDS[runtime](Path(model), options)) as backend:
@@ -143,7 +143,7 @@ def _use(
 
 
 def _leave_no_core() -> None:
-    """A dump of a process that has mapped a model is as large as the model."""
+    """Write no core dump: it would be as large as the mapped model."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has none
         import resource
 

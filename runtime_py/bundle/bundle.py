@@ -1,4 +1,4 @@
-"""Open a bundle: its manifest, tokenizer, reference and graph files, each verified before use."""
+"""Open a bundle. Each of its files is verified before it is used."""
 
 import os
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from runtime_py.terminal.printable import shown
 
 @dataclass(frozen=True)
 class Bundle:
-    """An exported model folder whose manifest was read and whose files are all there."""
+    """A bundle whose manifest was read and whose files all exist."""
 
     folder: Path
     manifest: Manifest
-    bar: Bar = no_bar  # shows the reading of large files
+    bar: Bar = no_bar  # shows progress while large files are read
 
     @classmethod
     def open(cls, folder: Path, bar: Bar = no_bar) -> "Bundle":
@@ -47,11 +47,11 @@ class Bundle:
         return cls(folder, read_manifest(folder), bar)
 
     def verify_checksums(self) -> None:
-        """Read every file. Raises RunError naming the first that is not what was exported."""
+        """Compare every file with its checksum; raises RunError naming the first that differs."""
         verify_files(self.folder, self.manifest.files, self.bar, in_full=True)
 
     def _path(self, name: str) -> Path:
-        """A file that is about to be opened: listed, and with the checksum that the list says."""
+        """The path of a listed file, once its checksum was verified."""
         entry = self.manifest.files.get(name)
         if entry is None:
             raise RunError(
@@ -76,10 +76,10 @@ class Bundle:
         )
 
     def reference(self) -> Reference:
-        """What the original said.
+        """The recorded reference.
 
         Raises:
-            RunError: if it is no recording, or one of other tokens than the manifest's.
+            RunError: if it is damaged, or was recorded with other tokens than the manifest's.
         """
         model, tokens = self.manifest.model, self.manifest.tokens
         path = self._path(self.manifest.reference)
@@ -94,10 +94,10 @@ class Bundle:
         return reference
 
     def made_for(self, wanted: str) -> RuntimeName:
-        """The same name, if the bundle was made for it; installed or not.
+        """`wanted`, if the bundle has graphs for it, installed or not.
 
         Raises:
-            RunError: if it was not.
+            RunError: if it has none.
         """
         names = list(self.manifest.runtimes)
         for name in names:
@@ -112,7 +112,7 @@ class Bundle:
         return self.manifest.runtimes[runtime]
 
     def model_path(self, runtime: RuntimeName) -> Path:
-        """The file that the runtime loads, verified together with those that this one opens."""
+        """The file that the runtime loads; it and the files that it refers to are verified."""
         name = self.entry(runtime).model
         path = self._path(name)
         if runtime == "onnx":

@@ -1,4 +1,4 @@
-"""A bundle's chat template: messages to the text that the model was trained to answer."""
+"""Render a bundle's chat template: messages become the text that the model was trained on."""
 
 import json
 import os
@@ -16,9 +16,10 @@ from runtime_py.errors import RunError
 Message = Mapping[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
 
 MAX_TEMPLATE_BYTES = 4 << 20  # published ones have at most 30,000
-# Computing time is what is limited, since a busy machine may give little of it; Windows cannot.
+# The template process limits its own CPU time, which a busy machine may give out slowly. Windows
+# has no such limit, so there the wall clock is all.
 MAX_TIME_S = 60.0 if find_spec("resource") else 10.0
-# What Python needs to start at all, and the time zone, which the template may ask for.
+# What Python needs to start, and the time zone, which a template may ask for.
 _VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
 
 _ENDLESS = f"the chat template takes longer than {template_process.MAX_CPU_S} s; correct it"
@@ -26,10 +27,10 @@ _OUT_OF_TIME = [-getattr(signal, name) for name in ("SIGXCPU", "SIGKILL") if has
 
 
 def read_template(path: Path) -> str:
-    """The text of a template's file.
+    """Read a template's file.
 
     Raises:
-        RunError: if it is no text, or too large.
+        RunError: if it is not UTF-8, or too large.
     """
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
@@ -40,13 +41,13 @@ def read_template(path: Path) -> str:
 
 
 class ChatTemplate:
-    """A template with the special tokens that it may name.
+    """A template and the special tokens that it may use.
 
-    Each rendering is a process of its own (70 ms on a workstation), see template_process.py.
+    Each call of `render` starts a process (70 ms on a workstation); template_process.py says why.
 
     Args:
         source: the template.
-        special_tokens: name, as "eos_token", -> text.
+        special_tokens: name, such as "eos_token", -> text.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -54,10 +55,10 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(self, *conversations: Sequence[Message]) -> list[str]:
-        """The text of each conversation, with the model's next turn opened.
+        """The text of each conversation, up to where the model's next turn begins.
 
         Raises:
-            RunError: with the template's own reason, or that it takes too much time or memory.
+            RunError: if the template refuses, fails, or takes too much time or memory.
         """
         reply = self._ask([[dict(message) for message in said] for said in conversations])
         if "error" in reply:

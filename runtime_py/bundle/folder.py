@@ -1,4 +1,4 @@
-"""Which folder a user means who names a bundle; what it is if it is none."""
+"""Find the bundle's folder from the path that a user gave, or say what that path is."""
 
 from pathlib import Path
 
@@ -20,10 +20,10 @@ _BY_SUFFIX = {
 
 
 def bundle_folder(named: Path) -> Path:
-    """The folder itself, or that of a file of a bundle.
+    """The folder itself, or the folder of a bundle's file.
 
     Raises:
-        RunError: if it is a file that is in no bundle, or a checkpoint; saying what it is.
+        RunError: if it is a file outside a bundle, or a checkpoint; saying what it is.
     """
     if named.is_file():
         if (named.parent / MANIFEST_NAME).is_file():

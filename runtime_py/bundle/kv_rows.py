@@ -1,17 +1,18 @@
-"""How many KV rows of a sliding layer are kept in memory."""
+"""How many KV rows of a sliding-window layer stay in memory."""
 
-# Rows kept behind the window: a chat whose template drops some tokens of the last answer goes on
-# from there without another prefill, and a check drafts again along a text it has walked.
+# Rows kept behind the window, so that a sequence can resume a little earlier without another
+# prefill: a chat template may drop some tokens of the last answer, and a check drafts again along a
+# text that it has already processed.
 MARGIN = 256
-STEP = 128  # rows given back at a time
-DRAFTER_ROWS = 1  # a drafter's sliding layers see so many more than the window
+STEP = 128  # rows released at a time
+DRAFTER_ROWS = 1  # a drafter's sliding layers see one row more than the window
 
 
 def needed_rows(window: int) -> int:
-    """Those that the target's or the drafter's next call may look at."""
+    """Rows that the target's or the drafter's next call may read."""
     return window + DRAFTER_ROWS
 
 
 def resident_rows(window: int, context_length: int) -> int:
-    """At most, between two calls; a call adds those of its own tokens."""
+    """The most rows in memory between two calls; a call adds its own tokens' rows."""
     return min(context_length, needed_rows(window) + MARGIN + STEP)

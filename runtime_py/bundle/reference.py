@@ -1,4 +1,4 @@
-"""reference.npz: what the original said, recorded at export and replayed by `gemma-run check`."""
+"""reference.npz: the original model's answers, which `gemma-run check` replays."""
 
 import json
 from collections.abc import Mapping
@@ -28,15 +28,15 @@ _TYPES = {
     "draft_ids": "<i4",
     "tokens": "|u1",
 }
-_MOST_UNSEEN = 8  # times the largest logit that was kept may the largest one of all be
+_MOST_UNSEEN = 8  # logit_scale is at most this many times the largest kept logit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The original model on N prompts: M greedy tokens each, stop tokens ignored.
+    """The original model's answers to N prompts: M greedy tokens each; stop tokens do not end one.
 
-    Row i of the last four describes the position that chose greedy token i, given the original's
-    own text before it.
+    Row i of the last four arrays belongs to the position that chose greedy token i, after the
+    original's own text.
     """
 
     prompts: tuple[str, ...]
@@ -46,7 +46,7 @@ class Reference:
     probe_logits: npt.NDArray[np.float32]  # [N, M, P]
     logit_scale: float  # largest absolute logit seen
     draft_ids: Ids  # [N, M - K, K] what the original drafter proposes after greedy token i
-    tokens: TokenEntry | None = None  # with which it was recorded; an older one does not say
+    tokens: TokenEntry | None = None  # it was recorded with these; None in older recordings
 
     @property
     def num_prompts(self) -> int:
@@ -58,7 +58,7 @@ class Reference:
         return self.probe_logits[..., 0] - self.probe_logits[..., 1]
 
     def behind(self, prompt: int, token: int, token_id: int) -> float:
-        """How far a token's logit was below the chosen one's; infinite if it was not kept."""
+        """How far a token's logit is below the chosen one's; infinite if it was not kept."""
         (kept,) = np.nonzero(self.probe_ids[prompt, token] == token_id)
         logits = self.probe_logits[prompt, token]
         return float(logits[0] - logits[kept[0]]) if kept.size else float("inf")
@@ -77,14 +77,14 @@ class Reference:
             raise ValueError("array shapes do not fit each other")
 
     def _drafts_fit(self) -> bool:
-        """Drafts are compared with the tokens behind the one they follow."""
+        """Drafts are compared with the greedy tokens after the one they follow."""
         num_rounds, draft_length = self.draft_ids.shape[1:]
         most = int(self.greedy_ids.shape[1]) - draft_length
         return bool(draft_length == 0 or 1 <= num_rounds <= most)
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Write the arrays uncompressed, so that a reader knows their sizes before it reads."""
+    """Write the arrays uncompressed, so that a reader knows their sizes in advance."""
     tokens = reference.tokens
     np.savez(
         path,
@@ -105,7 +105,7 @@ def _bytes(text: str) -> npt.NDArray[np.uint8]:
 
 
 def read_reference(path: Path, vocab_size: int, context_length: int) -> Reference:
-    """Read a recorded reference; nothing in it can run code or unpack to more than the file.
+    """Read a recorded reference. It cannot run code or unpack to more than the file's size.
 
     Args:
         path: of the file.
@@ -113,7 +113,7 @@ def read_reference(path: Path, vocab_size: int, context_length: int) -> Referenc
         context_length: a prompt and its greedy tokens must fit.
 
     Raises:
-        RunError: if the file is not what write_reference writes, or not of this model.
+        RunError: if the file is damaged or belongs to another model.
     """
     try:
         arrays = read_arrays(path, _TYPES, optional=("tokens",))
@@ -159,7 +159,7 @@ def _tokens(text: bytes) -> TokenEntry | None:
 
 
 def _check_values(reference: Reference, vocab_size: int, context_length: int) -> None:
-    """Raises ValueError for what no recording of such a model has."""
+    """Raises ValueError for values that no recording of this model can have."""
     for ids in (reference.greedy_ids, reference.probe_ids, reference.draft_ids):
         _check_ids(ids, vocab_size)
     longest = max(map(len, reference.prompt_ids)) + reference.greedy_ids.shape[1]
@@ -168,8 +168,8 @@ def _check_values(reference: Reference, vocab_size: int, context_length: int) ->
     for ids in reference.prompt_ids:
         _check_ids(ids, vocab_size)
     largest = float(np.abs(reference.probe_logits).max())
-    # Everything is measured by the scale, and a wrong one would hide any error. It may be that of
-    # a logit that was not kept.
+    # Errors are relative to the scale, so a wrong one would hide them all. It may be larger than
+    # every kept logit, for not all logits are kept.
     if not largest / 2 <= reference.logit_scale <= _MOST_UNSEEN * largest < float("inf"):
         raise ValueError(f"a scale of {reference.logit_scale:.3g} of logits up to {largest:.3g}")
     if not reference.logit_scale > 0:
@@ -183,7 +183,7 @@ def _check_ids(ids: Ids, vocab_size: int) -> None:
 
 
 def acceptance(draft_ids: Ids, greedy_ids: Ids) -> npt.NDArray[np.float64]:
-    """[K] how often draft j and all before it equal the greedy text.
+    """[K] the share of rounds in which drafts 0 .. j all equal the greedy text.
 
     Args:
         draft_ids: [N, S, K] drafts made after greedy tokens 0 .. S - 1.

@@ -1,8 +1,8 @@
-"""Which layers slide, as the file with the graphs says.
+"""Which layers use sliding-window attention, as the graph file says.
 
-Rows that a sliding layer no longer sees are given back to the system, which changes the text where
-the layer does see them. So the runtimes take it from the file that holds the graphs, and from
-nowhere else: a file that does not say keeps all its rows.
+A runtime releases the rows that a sliding layer no longer sees. If the layer does see them, the
+answer is wrong; so only the file with the graphs can say which layers slide, and a file that does
+not say so keeps all rows.
 """
 
 from collections.abc import Collection
@@ -18,20 +18,23 @@ _MAX_TEXT = 10_000  # characters: a thousand layers
 
 
 def write_sliding(entry: SlidingEntry) -> str:
-    """As `read_sliding` reads it: the window and the layers, "128 0 1 3"."""
+    """The text that `read_sliding` reads: the window, then the layers ("128 0 1 3")."""
     return " ".join(map(str, numbers_of(entry)))
 
 
 def read_sliding(path: Path, text: str, layers: Collection[int]) -> SlidingEntry | None:
-    """None if the text is empty: an older file.
+    """Read what `write_sliding` wrote.
 
     Args:
-        path: of the file that says so, for errors.
-        text: what `write_sliding` writes.
+        path: of the graph file, for errors.
+        text: empty in older files.
         layers: those that own KV rows.
 
+    Returns:
+        None for an empty text.
+
     Raises:
-        RunError: if it says something else, or names a layer without rows.
+        RunError: if the text is malformed or names a layer without rows.
     """
     if not text:
         return None
@@ -47,7 +50,7 @@ def numbers_of(entry: SlidingEntry) -> list[int]:
 
 
 def sliding_entry(path: Path, numbers: list[int], layers: Collection[int]) -> SlidingEntry:
-    """The window and the layers. Raises RunError if they are none of this file's."""
+    """The window and the layers; raises RunError unless all of them own KV rows."""
     try:
         entry = SlidingEntry(window=numbers[0], layers=tuple(numbers[1:]))
     except (ValidationError, IndexError):

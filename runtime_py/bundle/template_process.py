@@ -1,11 +1,11 @@
-"""Renders chat templates in a process of its own, which chat_template.py starts and limits.
+"""Render chat templates in a separate process, which chat_template.py starts and limits.
 
-A template comes with the bundle and is a program: it may loop, nest or fill memory without end, and
-the sandbox that keeps it from reaching into Python has had holes. So it runs here, where nothing is
-at stake: no environment, no imports but jinja2, little memory, little time.
+A template comes with the bundle and is a program: it may loop or fill memory without end, and
+jinja2's sandbox has had holes. So it runs here, with no environment variables, no imports but
+jinja2, little memory and little time.
 
-Run as a script, `python -I -S template_process.py FOLDER...`: the folders hold jinja2 and
-markupsafe, the request comes by stdin and the reply goes to stdout, both JSON.
+Run as `python -I -S template_process.py FOLDER...`, where the folders hold jinja2 and markupsafe.
+The request arrives on stdin and the reply leaves on stdout, both as JSON.
 """
 
 import json
@@ -34,25 +34,27 @@ def main() -> None:
         reply: dict[str, Any] = {"texts": list(_render(environment, **request))}
     except MemoryError:
         reply = {"error": f"it needs more than {MAX_BYTES >> 20} MiB of memory"}
-    except Exception as error:  # whatever a program can raise
+    except Exception as error:  # a template can raise anything
         reply = {"error": f"{error}" or type(error).__name__}
     sys.stdout.buffer.write(json.dumps(reply).encode())
 
 
 def _limit() -> None:
-    with suppress(ImportError):  # Windows has none; the time limit of the caller stands
+    with suppress(ImportError):  # Windows has none; the caller's time limit remains
         import resource
 
-        used = resource.getrusage(resource.RUSAGE_SELF)  # to import, long where a machine is slow
+        used = resource.getrusage(
+            resource.RUSAGE_SELF
+        )  # by the imports, which take long on a slow machine
         cpu_s = math.ceil(used.ru_utime + used.ru_stime) + MAX_CPU_S
         limits = {
             resource.RLIMIT_AS: MAX_BYTES,
             resource.RLIMIT_CPU: cpu_s,
-            resource.RLIMIT_FSIZE: 0,  # no file is written
+            resource.RLIMIT_FSIZE: 0,  # it may write no file
             resource.RLIMIT_CORE: 0,
         }
         for limit, value in limits.items():
-            with suppress(ValueError, OSError):  # macOS knows RLIMIT_AS and refuses it
+            with suppress(ValueError, OSError):  # macOS refuses to set RLIMIT_AS
                 resource.setrlimit(limit, (value, value))
 
 
@@ -79,7 +81,7 @@ def _environment() -> Any:
     import jinja2.sandbox
 
     class Namespace(jinja2.utils.Namespace):
-        """No names that reach into Python."""
+        """Refuses names that reach into Python."""
 
         def __init__(*args: Any, **kwargs: Any) -> None:
             self, *values = args

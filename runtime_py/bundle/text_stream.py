@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, and no thoughts."""
+"""Turn tokens into text as they arrive: whole characters only, without thoughts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,20 +8,20 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """Turns tokens into text as they come, never splitting a character.
+    """Turns tokens into text as they arrive, never splitting a character.
 
-    The pieces, put together, are the text of all tokens decoded at once, thoughts left out. Held
-    back is what later tokens may change: byte tokens until their run ends, because one wrong byte
-    makes the whole run wrong, and a replacement character at the end, which may become a letter.
-    Each token is decoded a bounded number of times, however long a run is.
+    The joined pieces equal the text of all tokens decoded at once, without thoughts. What later
+    tokens may change is held back: a run of byte tokens until it ends, because one wrong byte makes
+    the whole run wrong, and a final replacement character, which may still become a letter.
+    Each token is decoded a bounded number of times, however long the text is.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # tokens already decoded, which the next ones continue
-        self._num_shown = 0  # characters of the context's text already given
-        self._bytes: list[int] = []  # the run of byte tokens that the text ends in
-        self.thinking = False  # whether a thought has begun and not ended
+        self._context: list[int] = []  # the last decoded tokens, which the next ones continue
+        self._num_shown = 0  # characters of the context's text that were returned
+        self._bytes: list[int] = []  # the byte tokens at the end of the text
+        self.thinking = False  # whether a thought has begun and not yet ended
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens add."""
@@ -37,15 +37,15 @@ class TextStream:
         return self._settle(text, len(text) - text.endswith(_REPLACEMENT))
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         text = self._decode(self._bytes)
         self._bytes = []
         return self._settle(text, len(text))
 
     def _spoken(self, token_ids: Sequence[int]) -> Iterator[int]:
-        """All but thoughts, as Gemma 4's own template strips them of what was said before.
+        """All but thoughts, which Gemma 4's own template also removes from earlier turns.
 
-        A thought that is never ended lasts to the end; an end without a beginning is nothing.
+        A thought without an end lasts until the last token; an end without a begin is ignored.
         """
         thought = self._tokenizer.thought
         for token_id in token_ids:

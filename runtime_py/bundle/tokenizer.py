@@ -1,4 +1,4 @@
-"""Text to tokens and back, and conversations to tokens, by the bundle's own files."""
+"""Turn text and conversations into tokens and back, with the bundle's own files."""
 
 import json
 import mmap
@@ -17,12 +17,12 @@ from runtime_py.device import freed_memory
 from runtime_py.errors import RunError
 from runtime_py.terminal.printable import shown
 
-MAX_FILE_BYTES = 256 << 20  # Gemma 4's has 32 MB
-MAX_TOKEN_BYTES = 256  # more than any token of Gemma stands for
-MAX_GROWTH = 64  # as many characters may a normalizer or a decoder make of one
-# Two things that no Gemma has and that end the process inside the library: a normalizer whose first
-# bytes say how much memory to take, and a prefix that is cut off in the middle of a character. No
-# writer of JSON escapes a letter, so nobody hides a name behind an escaped letter.
+MAX_FILE_BYTES = 256 << 20  # Gemma 4's file has 32 MB
+MAX_TOKEN_BYTES = 256  # no token of Gemma stands for more
+MAX_GROWTH = 64  # characters that a normalizer or a decoder may make of one
+# Two features crash the process inside the library, and no Gemma has them: a normalizer whose first
+# bytes say how much memory to allocate, and a prefix that is cut in the middle of a character.
+# Escaped letters, which no JSON writer produces, could hide these names, so they are refused too.
 _PRECOMPILED = b"precompiled_charsmap"
 _PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|5[0-9aAfF]|7[0-9aA])")
@@ -43,10 +43,10 @@ class Tokenizer:
         path: tokenizer.json.
         tokens: of the manifest.
         template: the chat template's text.
-        context_length: tokens; text that is too long for so many is refused unread.
+        context_length: tokens; text that cannot fit is refused before it is tokenized.
 
     Raises:
-        RunError: naming the file that is none.
+        RunError: if the file is not a tokenizer.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token_id for token_id, token in added.items() if token.special}
         special_tokens = tokens.special_tokens
-        if special_tokens is None:  # an older bundle
+        if special_tokens is None:  # some 1.0 bundles
             special_tokens = {"bos_token": self._text_of(self._bos_token_id)}
         self.thought = self._thought(special_tokens)
         self._template = None if template is None else ChatTemplate(template, special_tokens)
 
     @property
     def max_bytes(self) -> int:
-        """Of UTF-8; a longer text cannot fit the context."""
+        """Bytes of UTF-8: a longer text cannot fit the context."""
         return MAX_TOKEN_BYTES * self._context_length
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of plain text, begun with the beginning-of-sequence token.
+        """The tokens of plain text, with the beginning-of-sequence token first.
 
         Raises:
             RunError: for text that is not UTF-8, or too long for the context.
@@ -89,15 +89,15 @@ class Tokenizer:
         return self.encode_chats([list(messages)])[0]
 
     def encode_chats(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """The same of several, which takes hardly longer than of one."""
+        """As `encode_chat`, for several at hardly more cost than one."""
         return [self._encode(text) for text in self.render_chats(conversations)]
 
     def render_chat(self, messages: Iterable[Message]) -> str:
-        """The text of a conversation, with the model's next turn opened."""
+        """The text of a conversation, up to where the model's next turn begins."""
         return self.render_chats([list(messages)])[0]
 
     def render_chats(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
-        """The text of several.
+        """As `render_chat`, for several.
 
         Raises:
             RunError: if the bundle has no chat template, or it refuses these messages.
@@ -110,7 +110,7 @@ class Tokenizer:
         return self._template.render(*conversations)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text, without the control tokens.
+        """The text of tokens, without control tokens.
 
         Raises:
             RunError: if the library fails.
@@ -126,15 +126,15 @@ class Tokenizer:
         return token_id
 
     def is_shown(self, token_id: int) -> bool:
-        """Whether `decode` makes text of it: a token, and no control token."""
+        """Whether `decode` makes text of it: it exists and is no control token."""
         return token_id not in self._special and self._tokenizer.id_to_token(token_id) is not None
 
     def is_byte(self, token_id: int) -> bool:
-        """Whether it stands for one byte, as <0xE2> does: what is no whole character by itself."""
+        """Whether it stands for one byte, such as <0xE2>, which may be part of a character."""
         return _BYTE_TOKEN.fullmatch(self._text_of(token_id)) is not None
 
     def text_after_bos(self, token_ids: Sequence[int]) -> str:
-        """Text with its control tokens written out, but for the first, the beginning."""
+        """Text including control tokens, except a beginning-of-sequence token at the start."""
         kept = token_ids[1:] if token_ids[:1] == [self._bos_token_id] else token_ids
         return str(self._tokenizer.decode(list(kept), skip_special_tokens=False))
 
@@ -146,7 +146,7 @@ class Tokenizer:
         except LibraryError as error:
             raise RunError(f"{path}: not a tokenizer file ({error}); export again") from None
         freed_memory.give_back()
-        # As transformers does: one text at a time is neither padded nor cut.
+        # As in transformers, a single text is neither padded nor truncated.
         tokenizer.no_padding()
         tokenizer.no_truncation()
         for name in ("normalizer", "decoder"):
@@ -198,10 +198,12 @@ class LibraryError(Exception):
 
 @contextmanager
 def no_panic() -> Iterator[None]:
-    """A panic of Rust is no Exception, and writes lines of its own to stderr.
+    """Turn the library's errors into LibraryError and keep its lines off stderr.
+
+    A Rust panic is a BaseException and prints a message of its own.
 
     Raises:
-        LibraryError: whatever the library raises.
+        LibraryError: for whatever the library raises.
     """
     with _closed_stderr():
         try:
@@ -211,8 +213,8 @@ def no_panic() -> Iterator[None]:
 
 
 def _library_error(error: BaseException) -> LibraryError:
-    """The library's own error; what is none of the library's is raised as it is."""
-    # tokenizers raises bare Exception for a bad file.
+    """Wrap the library's error; raise any other, such as KeyboardInterrupt, unchanged."""
+    # tokenizers raises a bare Exception for a bad file.
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
     return LibraryError(shown(error, 300) or type(error).__name__)
@@ -237,10 +239,10 @@ def _closed_stderr() -> Iterator[None]:
 
 
 def refuse_deadly(path: Path) -> None:
-    """Look for what would end the process, before the library reads a tokenizer.json.
+    """Refuse a tokenizer.json that would crash the process inside the library.
 
     Raises:
-        RunError: naming it.
+        RunError: saying why.
     """
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
@@ -255,7 +257,7 @@ def refuse_deadly(path: Path) -> None:
     if deadly:
         raise RunError(
             f"{path}: it has a Precompiled normalizer or a continuing_subword_prefix, which would "
-            "end the process, and which no Gemma has; export again"
+            "crash the process and which no Gemma has; export again"
         )
 
 
@@ -266,18 +268,18 @@ def _is_deadly(data: mmap.mmap) -> bool:
 
 
 def _is_escape(data: mmap.mmap, start: int) -> bool:
-    """Whether a backslash begins an escape: not where a backslash before it does."""
+    """Whether this backslash begins an escape; one before it may escape it instead."""
     before = data[max(0, start - 64) : start]
     return (len(before) - len(before.rstrip(b"\\"))) % 2 == 0
 
 
 def _state(part: Any) -> Any:
-    """A part's JSON; None where the file has no such part."""
+    """A part's JSON; None if the file has no such part."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def _growth(part: Any) -> int:
-    """The most characters that a part makes of one."""
+    """The most characters that a part makes of one character."""
     if not isinstance(part, dict):
         return 1
     growth = max(1, len(part.get("content") or ""), len(part.get("prepend") or ""))

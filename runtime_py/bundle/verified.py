@@ -17,30 +17,30 @@ from runtime_py.errors import RunError
 from runtime_py.formats.strict_json import read_object
 
 Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
-Identity = tuple[int | str, ...]  # of one state of one file, and the checksum it has
+Identity = tuple[int | str, ...]  # a state of a file: inode, size, times; and its checksum
 
-MAX_FILES = 512  # the oldest are forgotten
-_MAX_BYTES = 1 << 20  # of the list of them
+MAX_FILES = 512  # the oldest entries are dropped
+_MAX_BYTES = 1 << 20  # of the list
 _MB = 1_000_000
-_SHOWN_MB = 100  # what takes less is read before a bar could be seen
+_SHOWN_MB = 100  # less is read before a bar would be seen
 
 
 @contextmanager
 def no_bar(_title: str, _total: int, _unit: str) -> Iterator[Callable[[int], None]]:
-    """Shows nothing."""
+    """A bar that shows nothing."""
     yield lambda _done: None
 
 
 def verify_files(
     folder: Path, files: Mapping[str, FileEntry], bar: Bar = no_bar, *, in_full: bool = False
 ) -> None:
-    """Refuse files of a bundle that are not what its manifest says.
+    """Refuse files of a bundle whose checksum is not the manifest's.
 
     Args:
         folder: of the bundle.
-        files: by name; all of them are there.
+        files: by name; all of them exist.
         bar: shows the megabytes read, if they are many.
-        in_full: read every file, also those that are known.
+        in_full: read every file, even those that were compared before and are unchanged.
 
     Raises:
         RunError: naming the first file that differs.
@@ -62,7 +62,7 @@ def verify_files(
             path, entry = bundle_path(folder, name), files[name]
             _compare(path, entry, partial(_tell, progress, done))
             done += entry.size_bytes
-            if _identity(path, entry) == before:  # not written to while it was read
+            if _identity(path, entry) == before:  # unchanged while it was read
                 read[str(path.resolve())] = before
     _remember(read)
 
@@ -97,7 +97,7 @@ def _place() -> Path:
 
 
 def _recall() -> dict[str, Identity]:
-    """By resolved path; empty for whatever `_remember` did not write."""
+    """What `_remember` wrote, by resolved path; empty if there is none or it is damaged."""
     values: dict[str, object] = {}
     if not _place().exists() or private_folder(_place().parent) is None:
         return {}

@@ -1,4 +1,4 @@
-"""Reader of flatbuffers from anywhere: nothing is followed before it is checked.
+"""Reader of untrusted flatbuffers: every offset is checked before it is followed.
 
 Fields are numbered as in the schema of the format, which the callers name.
 """

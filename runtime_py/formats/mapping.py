@@ -1,4 +1,4 @@
-"""A file's bytes without reading them."""
+"""Map a file into memory."""
 
 import mmap
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from runtime_py.errors import RunError
 
 @contextmanager
 def mapped(path: Path) -> Iterator[memoryview]:
-    """The whole file, read only.
+    """The whole file, read-only.
 
-    Unmapped when the last view of it is gone: what a traceback keeps is still valid.
+    It is unmapped with its last view, so views that a traceback keeps stay valid.
     """
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Reader of .npz files from anywhere: what numpy.savez writes of plain arrays, and nothing else.
+"""Reader of untrusted .npz files: the plain arrays that numpy.savez writes, and nothing else.
 
-numpy's own reader believes an array's header: it takes memory for any shape before it looks for
-the numbers, follows the flags of a .zip, and raises whatever those modules raise.
+numpy's own reader trusts an array's header: it allocates any shape before it looks for the numbers,
+obeys every flag of a ZIP, and raises whatever zipfile raises.
 """
 
 import math
@@ -27,12 +27,12 @@ _HEADER = re.compile(
 def read_arrays(
     path: Path, types: Mapping[str, str], optional: Collection[str] = ()
 ) -> dict[str, npt.NDArray[Any]]:
-    """Arrays by name; others in the file are not looked at.
+    """Read arrays by name; the file's other members are ignored.
 
     Args:
         path: of the file.
-        types: numpy's name of the type that each array has, least byte first.
-        optional: those of them that need not be there.
+        types: numpy's name of each array's type, little-endian.
+        optional: the arrays that may be missing.
 
     Raises:
         OSError: if the file cannot be read.
@@ -45,7 +45,7 @@ def read_arrays(
                 name: _array(archive.read(info), name, types[name])
                 for name, info in members.items()
             }
-    # What zipfile raises for damaged, encrypted and unknown members.
+    # zipfile raises these for damaged, encrypted and unknown members.
     except (zipfile.BadZipFile, RuntimeError, EOFError, struct.error, OverflowError) as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
@@ -72,7 +72,7 @@ def _members(
 
 
 def _array(data: bytes, name: str, dtype: str) -> npt.NDArray[Any]:
-    """One .npy of version 1.0 in C order."""
+    """One .npy file, version 1.0, in C order."""
     end = 10 + int.from_bytes(data[8:10], "little")
     header = _HEADER.fullmatch(data[10:end])
     if data[:8] != _MAGIC or header is None or header[1].decode("latin-1") != dtype:

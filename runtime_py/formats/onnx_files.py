@@ -1,7 +1,7 @@
-"""Which files onnxruntime opens besides the first: the other graphs, and the weights of them all.
+"""Which files onnxruntime opens for a model: the graphs, and the files with their weights.
 
-Field numbers are those of onnx.proto. A field that should stand once may stand several times, and
-readers differ in which they believe: all of them count here.
+Field numbers are those of onnx.proto. A field that should occur once may occur several times, and
+readers differ in which one they use; here all of them count.
 """
 
 from collections.abc import Iterator
@@ -30,10 +30,10 @@ def sibling(path: Path, graph: str) -> Path:
 
 
 def onnx_files(fill: Path) -> set[str]:
-    """The names of the files, all beside the first.
+    """The names of the files, all in one folder.
 
     Raises:
-        RunError: if a file cannot be read or is no .onnx, or if it names files elsewhere.
+        RunError: if a file is unreadable, is no .onnx, or names a file in another folder.
     """
     draft = sibling(fill, DRAFT)
     graphs = [fill, sibling(fill, FINISH), *([draft] if draft.exists() else [])]
@@ -47,7 +47,7 @@ def onnx_files(fill: Path) -> set[str]:
 
 
 def _weight_files(path: Path) -> set[str]:
-    """As the tensors spell them."""
+    """The external weight files, as the tensors name them."""
     try:
         with mapped(path) as view:
             return _of_model(view)

@@ -1,4 +1,4 @@
-"""Reader of protobuf messages from anywhere: nothing is believed before it is checked.
+"""Reader of untrusted protobuf messages: every length is checked before it is followed.
 
 Fields are numbered as in the .proto file of the format, which the callers name.
 """
@@ -15,7 +15,7 @@ class ProtobufError(Exception):
 
 
 class Message:
-    """One message, read once: its fields in order, not their content."""
+    """One message: its fields in order; their content is not read."""
 
     def __init__(self, data: memoryview) -> None:
         self._numbers: dict[int, list[int]] = {}
@@ -46,7 +46,7 @@ class Message:
         return value - 2 * _SIGN if value >= _SIGN else value
 
     def numbers(self, field: int) -> tuple[int, ...]:
-        """Of a repeated int64 field, packed or not; none of them negative."""
+        """The values of a repeated int64 field, packed or not; negative ones are refused."""
         values = list(self._numbers.get(field, ()))
         for piece in self._pieces.get(field, ()):
             position = 0
@@ -68,11 +68,11 @@ class Message:
         return bytes(pieces[-1]) if pieces else b""
 
     def size_bytes(self, field: int) -> int:
-        """Of a bytes field."""
+        """The total size of all values of a bytes field."""
         return sum(map(len, self._pieces.get(field, ())))
 
     def message(self, field: int) -> "Message":
-        """Empty when absent."""
+        """The last value of a message field, empty when absent."""
         pieces = self._pieces.get(field)
         return Message(pieces[-1] if pieces else memoryview(b""))
 
@@ -82,7 +82,7 @@ class Message:
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """(value, position behind it)."""
+    """A varint: (value, position after it)."""
     value = 0
     for index in range(_MAX_VARINT_BYTES):
         if position + index >= len(data):

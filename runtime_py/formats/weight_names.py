@@ -1,7 +1,7 @@
-"""Which matrix of the checkpoint is which in a .pte: the exporter's word, tied to the bytes.
+"""The checkpoint's names of the matrices in a .pte, which XNNPACK does not keep.
 
-XNNPACK keeps no names. The exporter stores, under KEY in the program's named data, the name of
-every matrix by the fingerprint of the bytes that are stored for it.
+Under KEY in the program's named data, the exporter stores each matrix's name by the fingerprint of
+its stored bytes.
 """
 
 import hashlib
@@ -11,22 +11,22 @@ from collections.abc import Mapping
 from runtime_py.formats.strict_json import read_object
 
 KEY = "gemma_export.weight_names"
-PREFIX_BYTES = 1 << 16  # telling two matrices apart needs no more, whatever their size
+PREFIX_BYTES = 1 << 16  # enough to tell any two matrices apart
 _MAX_BYTES = 4 << 20
 
 
 def fingerprint(data: bytes | memoryview) -> str:
-    """Of a matrix as it is stored."""
+    """The key of a matrix: the SHA-256 of its first stored bytes."""
     return hashlib.sha256(data[:PREFIX_BYTES]).hexdigest()
 
 
 def write_names(names: Mapping[str, str]) -> bytes:
-    """fingerprint -> name, as `read_names` reads it."""
+    """Serialize fingerprint -> name, for `read_names`."""
     return json.dumps(dict(names), sort_keys=True).encode()
 
 
 def read_names(data: bytes | memoryview) -> dict[str, str]:
-    """fingerprint -> name; empty if this is no such list."""
+    """fingerprint -> name; empty if the data is damaged."""
     try:
         values = read_object(bytes(data), _MAX_BYTES)
     except ValueError:

@@ -81,13 +81,13 @@ def load_library() -> ctypes.CDLL:
         step = _next_step(install_command("executorch"))
         raise RunError(f"this bundle needs ExecuTorch; {step}")
     try:
-        # By full path and first: what the shim and the later ones need is then found by name.
+        # By full path, before the shim: its dependencies are then found by name.
         for name in LIBRARIES:
             if name != _QUANTIZED:
                 ctypes.CDLL(str(executorch.lib / name))
         shim = ctypes.CDLL(str(_shim_path(executorch)))
         _declare(shim)
-        # A process that exports has these kernels already, and none may be registered twice.
+        # An exporting process has these kernels already, and registering one twice is an error.
         if not shim.gx_has_operator(_QUANTIZED_OPERATOR):
             ctypes.CDLL(str(executorch.lib / _QUANTIZED))
     except (OSError, AttributeError) as error:
@@ -106,7 +106,7 @@ def _declare(shim: ctypes.CDLL) -> None:
 
 
 def _next_step(way: str) -> str:
-    """What the user can do: `way` on a machine that ExecuTorch has wheels for."""
+    """The next step: `way` on a machine that ExecuTorch has wheels for."""
     if has_wheels():
         return f"{way}, or {_ANOTHER}"
     needed = f"64-bit Linux with glibc on {' or '.join(ARCHITECTURES)}"

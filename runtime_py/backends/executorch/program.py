@@ -1,4 +1,4 @@
-"""One .pte: its methods, run on arrays."""
+"""Run the methods of one .pte on arrays."""
 
 import ctypes
 import math
@@ -35,8 +35,8 @@ class Program:
     """A .pte whose methods share one set of memory arenas. Its file is mapped, not read.
 
     Args:
-        num_threads: of the process's one thread pool, which keeps its number as long as any
-            program is loaded.
+        num_threads: of the process's only thread pool, which keeps its size while any program is
+            loaded.
 
     Raises:
         RunError: if the runtime is not installed, or the file is damaged or needs an operator
@@ -64,11 +64,11 @@ class Program:
         """Run a method on contiguous arrays.
 
         Returns:
-            its outputs, in memory that the next run of any method overwrites and close() frees.
+            the outputs, in memory that the next run of any method overwrites and close() frees.
 
         Raises:
-            RunError: if there is no such method, or the inputs are not of its dtypes and within
-                its bounds.
+            RunError: if there is no such method, or an input has a wrong dtype or exceeds its
+                bound.
         """
         spec = self.methods.get(name)
         if spec is None or self._handle is None:
@@ -90,7 +90,7 @@ class Program:
         return [_view(result) for result in results]
 
     def find_buffer(self, method: str, name: str) -> Array | None:
-        """A buffer that a method writes to, in place until close(); None if it has no such one."""
+        """A buffer that a method writes, in place, valid until close(); None if there is none."""
         spec, tensor = self.methods.get(method), Tensor()
         if spec is None or self._handle is None:
             return None
@@ -98,7 +98,7 @@ class Program:
         return None if status or tensor.dtype not in _DTYPES else _view(tensor)
 
     def close(self) -> None:
-        """Free everything; arrays that run() returned must no longer be read."""
+        """Free everything; arrays that run() returned become invalid."""
         handle, self._handle = self._handle, None
         self._library.gx_unload(handle)
 

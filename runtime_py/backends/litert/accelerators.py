@@ -1,13 +1,13 @@
-"""Keep LiteRT from loading the GPU accelerator of its wheel: the graphs run on the CPU.
+"""Keep LiteRT from loading the GPU accelerator in its wheel: the graphs run on the CPU.
 
 ai_edge_litert 2.3.0 loads libLiteRtWebGpuAccelerator.so with every model, whatever accelerators the
-model is compiled for: an environment is given a folder to look in, but the one that LiteRT makes
-for itself asks for the bare name, which the loader finds beside LiteRT. That library is compiled
-with LSE atomics and ends the process on a processor without them: a Raspberry Pi 4.
+model is compiled for. That library uses LSE atomics (ARMv8.1 instructions), which a Raspberry Pi 4
+lacks; it crashes the process. The folder that an environment may name does not help: LiteRT's own
+environment asks for the bare file name, which the loader finds beside LiteRT.
 
-The loader does not search for a name that a loaded library has. So an empty one of that name is
-loaded first; LiteRT finds nothing in it and goes on without. To be removed when LiteRT loads only
-the accelerators that it was asked for.
+The loader does not search for a name that is loaded already. So an empty library of that name is
+loaded first; LiteRT finds nothing in it and continues. Remove this when LiteRT loads only the
+accelerators that it was asked for.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ _PAGE_BYTES = 1 << 16  # the largest of any Linux on these machines
 
 @functools.cache
 def hide_accelerator() -> None:
-    """Load the empty library, once per process; where it does not load, all is as it would be."""
+    """Load the empty library, once per process. If it does not load, nothing changes."""
     if sys.platform == "linux" and platform.machine() in _MACHINES:
         with contextlib.suppress(OSError):
             load_in_memory(empty_library(ACCELERATOR, _MACHINES[platform.machine()]))
 
 
 def load_in_memory(content: bytes) -> None:
-    """Load a library that is in no folder."""
+    """Load a library from memory."""
     descriptor = os.memfd_create(ACCELERATOR)
     try:
         with open(descriptor, "wb", closefd=False) as file:
@@ -50,7 +50,7 @@ def empty_library(name: str, machine: int) -> bytes:
     """A 64-bit ELF shared library of that name with nothing in it.
 
     Args:
-        name: what the loader knows it by (DT_SONAME).
+        name: by which the loader knows it (DT_SONAME).
         machine: ELF's number of the architecture (e_machine).
     """
     strings = b"\0" + name.encode() + b"\0"
@@ -82,7 +82,7 @@ def empty_library(name: str, machine: int) -> bytes:
 
 
 def _segment(kind: int, start: int, num_bytes: int) -> bytes:
-    # Writable, because the loader notes the library's address in the dynamic segment.
+    # Writable, because the loader writes the library's address into the dynamic segment.
     alignment = _PAGE_BYTES if kind == _LOAD else 8
     places = (start, start, start, num_bytes, num_bytes, alignment)
     return struct.pack("<IIQQQQQQ", kind, _READ | _WRITE, *places)

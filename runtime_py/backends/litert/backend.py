@@ -1,4 +1,4 @@
-"""The LiteRT backend: the four graphs of one .litertlm over one shared KV buffer."""
+"""Run the models of one .litertlm over one shared KV buffer."""
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ from runtime_py.device.caches import private_folder, user_cache
 from runtime_py.errors import RunError
 from runtime_py.formats.litertlm import find_model, read_metadata, read_sections
 
-# What the official runtime writes: far below any score, and two of them still add up to a float32.
+# The official runtime's value: far below any score, and the sum of two is still a float32.
 _HIDDEN = np.float32(-0.7 * np.finfo(np.float32).max)
 
 
@@ -49,9 +49,9 @@ class LiteRTBackend:
     Args:
         path: the .litertlm file; its weights stay in it and are not copied.
         num_threads: CPU threads; default: the available cores, at most 4.
-        cache_dir: where repacked weights are kept between runs; default: the user's cache
-            directory. A file about as large as the model; safe to delete. Where others can write
-            to it, the weights stay in memory.
+        cache_dir: where repacked weights are kept between runs, in a file about as large as the
+            model that may be deleted; default: the user's cache directory. If other users can
+            write to it, the weights stay in memory.
 
     Raises:
         RunError: if LiteRT is not installed, or the file is damaged or not of the contract.
@@ -75,7 +75,7 @@ class LiteRTBackend:
             with native_messages_hidden():
                 self._load()
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # they refer to models and buffers
+            traceback.clear_frames(error.__traceback__)  # its frames refer to models and buffers
             self.close()
             raise
 
@@ -176,7 +176,7 @@ class LiteRTBackend:
         return _Lookup(model.bind(check_embedder(model.signatures, shape), {}))
 
     def _prefill_plan(self, num_tokens: int, position: int) -> Iterator[tuple["_TargetStep", int]]:
-        """Steps and how many tokens each takes."""
+        """The steps of a prefill, and how many tokens each takes."""
         while num_tokens:
             step = self._prefill_step(num_tokens, self.cache_length - position)
             taken = min(step.width, num_tokens)
@@ -185,11 +185,11 @@ class LiteRTBackend:
             position += taken
 
     def _prefill_step(self, num_tokens: int, room: int) -> "_TargetStep":
-        """The widest prefill graph that is filled; at the end, a padded one if a quarter is used.
+        """The widest prefill graph that the tokens fill, else one that they fill to a quarter.
 
-        A prefill graph skips the head and the layers that own no KV, so it costs less than half of
-        a verify graph of its width. Whatever runs writes all its rows, and past the end of the
-        cache LiteRT would move them down over committed ones: width <= room.
+        A prefill graph skips the head and the layers that own no KV rows, so it costs less than
+        half of a verify graph of its width. A graph writes all its rows, and LiteRT would shift
+        rows past the end of the cache down over committed ones; so width <= room.
         """
         prefill = [step for width, step in self._prefill.items() if width <= room]
         filled = [step for step in prefill if step.width <= num_tokens]
@@ -204,7 +204,7 @@ class LiteRTBackend:
     def _verify_in_parts(
         self, token_ids: Sequence[int], position: int
     ) -> tuple[FloatArray, FloatArray]:
-        """Near the end of the cache, where no graph that is wide enough has room for its rows."""
+        """Near the end of the cache, no graph that is wide enough has room for its rows."""
         logits, hidden, done = [], [], 0
         while done < len(token_ids):
             room = min(self.cache_length - position, len(token_ids)) - done
@@ -216,25 +216,25 @@ class LiteRTBackend:
         return np.concatenate(logits), np.concatenate(hidden)
 
 
-# What is written for every token goes through memoryviews: numpy takes five times as long to set a
-# number or to copy a row, most of it to find out how.
+# Per-token writes go through memoryviews: numpy takes five times as long to set a number or copy a
+# row, most of it on dispatch.
 
 
 def _integers(array: Array) -> "memoryview[int]":
-    """All of an int32 array, one after the other."""
+    """An int32 array as a flat view."""
     return array.data.cast("B").cast("i")
 
 
 def _floats(array: Array) -> "memoryview[float]":
-    """All of a float32 array, one after the other."""
+    """A float32 array as a flat view."""
     return array.data.cast("B").cast("f")
 
 
 class _Lookup:
-    """An embedding table: one row per call, as the official graphs have it.
+    """An embedding table that gives one row per call, as in the official graphs.
 
-    The rows of the last tokens are kept: what was drafted is looked up again when it is verified,
-    and a text repeats itself.
+    The last rows are cached: a drafted token is looked up again when it is verified, and text
+    repeats itself.
     """
 
     _NUM_KEPT = 64  # rows: 2.7 MB of E2B's two tables
@@ -243,7 +243,7 @@ class _Lookup:
         self._signature = signature
         (token_ids,), (rows,) = signature.inputs.values(), signature.outputs.values()
         self._token_id, self._row = _integers(token_ids), _floats(rows)
-        self._kept: dict[int, memoryview[float]] = {}  # by token, first the one added first
+        self._kept: dict[int, memoryview[float]] = {}  # by token, oldest first
 
     def into(self, token_id: int, destination: "memoryview[float]") -> None:
         row = self._kept.get(token_id)
@@ -262,7 +262,7 @@ class _Lookup:
 
 
 class _CausalMask:
-    """An additive mask [1, 1, T, C] in which only what changed is rewritten."""
+    """An additive mask [1, 1, T, C]; only the columns that changed are rewritten."""
 
     _FEW = 16  # columns
 
@@ -290,9 +290,9 @@ class _CausalMask:
 
 
 class _TargetStep:
-    """The target at one width T; its buffers are made when it first runs.
+    """The target at one width T; its buffers are allocated when it first runs.
 
-    Those of a wide prefill, 60 MB in E2B, are never made where prompts are short.
+    Short prompts never need those of a wide prefill, 60 MB in E2B.
     """
 
     def __init__(
@@ -304,14 +304,14 @@ class _TargetStep:
         self._bound: _BoundTarget | None = None
 
     def run(self, token_ids: Sequence[int], position: int) -> tuple[FloatArray, FloatArray]:
-        """Logits and hidden states of the given tokens; the rows behind them become stale."""
+        """Logits and hidden states of the given tokens; later rows become stale."""
         if self._bound is None:
             self._bound = _BoundTarget(self._bind(), self.width, self._lookups)
         return self._bound.run(token_ids, position)
 
 
 class _BoundTarget:
-    """A target's signature and what is kept from one call to the next."""
+    """A target's signature, with the mask and positions of its last call."""
 
     def __init__(self, signature: BoundSignature, width: int, lookups: dict[str, _Lookup]) -> None:
         self._signature = signature
@@ -341,7 +341,7 @@ class _BoundTarget:
 
 
 class _DraftStep:
-    """The drafter; it sees committed rows only, 0 .. position - 1."""
+    """The drafter, which sees only the committed rows 0 .. position - 1."""
 
     def __init__(self, signature: BoundSignature, embedder: _Lookup) -> None:
         self._signature = signature

@@ -1,4 +1,4 @@
-"""The official signature contract: what the graphs of a .litertlm must look like, checked.
+"""Check the official signature contract: the names and shapes of a .litertlm's tensors.
 
 Source: the bundles that LiteRT-LM 0.18.1 runs.
 """
@@ -23,7 +23,7 @@ _KV_TYPES = ("float32", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class SignatureSpec:
-    """Names and shapes, in the order the model wants its buffers."""
+    """A signature's tensors, in the order of the model's buffers."""
 
     name: str
     index: int
@@ -33,7 +33,7 @@ class SignatureSpec:
 
 @dataclass(frozen=True)
 class Signatures:
-    """Those of one model, by name."""
+    """The signatures of one model, by name."""
 
     where: str  # file and section, for messages
     specs: dict[str, SignatureSpec]
@@ -52,7 +52,7 @@ class Signatures:
         return next(iter(self.specs.values()))
 
     def expect(self, spec: SignatureSpec, name: str, found: TensorSpec | None, need: str) -> None:
-        """RunError unless tensor `name` of a signature is there and looks as needed."""
+        """Raises RunError unless tensor `name` of a signature exists and is as needed."""
         shown = "missing" if found is None else str(found)
         if shown != need:
             raise RunError(
@@ -62,7 +62,7 @@ class Signatures:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetContract:
-    """The target's signatures by width, ascending, and the sizes that they agree on."""
+    """The target's signatures by width, ascending, and the sizes they share."""
 
     prefill: dict[int, SignatureSpec]  # KV only
     verify: dict[int, SignatureSpec]  # KV, logits and hidden states; width 1 is decode
@@ -74,10 +74,10 @@ class TargetContract:
 
     @property
     def kv_layers(self) -> set[int]:
-        """Those that own rows."""
+        """The layers that own KV rows."""
         return {int(name.rpartition("_")[2]) for name in self.kv}
 
-    # Kept, because they are asked for in every call.
+    # Cached, because every call asks for them.
     @cached_property
     def cache_length(self) -> int:
         return self.decode.inputs["mask"].shape[-1]
@@ -92,7 +92,7 @@ class TargetContract:
 
     @property
     def embeddings_shape(self) -> tuple[int, ...]:
-        """Of one token."""
+        """[D]: the embedding of one token."""
         return (self.hidden_size,)
 
     @property
@@ -103,9 +103,9 @@ class TargetContract:
 
 
 def read_target(model: Signatures) -> TargetContract:
-    """Raises RunError if the signatures are not those of a target, or do not fit together."""
+    """Raises RunError if the signatures are not a target's, or disagree with each other."""
     decode = model.named("decode")
-    # Of rank and rough form only; that they agree is what _check_step says below.
+    # Only the ranks; _check_step compares the sizes.
     for name, rank in (("embeddings", 3), ("mask", 4), ("logits", 3)):
         tensor = (decode.inputs | decode.outputs).get(name)
         if tensor is None or len(tensor.shape) != rank:
@@ -127,7 +127,7 @@ def read_target(model: Signatures) -> TargetContract:
 
 
 def check_embedder(model: Signatures, row_shape: tuple[int, ...]) -> SignatureSpec:
-    """token_ids [1, 1] -> one row of that shape. Raises RunError otherwise."""
+    """Raises RunError unless the signature maps token_ids [1, 1] to one row of that shape."""
     spec = model.only()
     inputs = {"token_ids": TensorSpec("int32", (1, 1))}
     outputs = {"embeddings": TensorSpec("float32", (1, 1, *row_shape))}
@@ -136,7 +136,7 @@ def check_embedder(model: Signatures, row_shape: tuple[int, ...]) -> SignatureSp
 
 
 def check_drafter(model: Signatures, target: TargetContract) -> SignatureSpec:
-    """Raises RunError if the drafter does not fit the target, or reads KV rows it has not."""
+    """Raises RunError if the drafter does not fit the target, or reads KV rows it lacks."""
     spec = model.only()
     kv = [name for name in spec.inputs if _KV_NAME.fullmatch(name)]
     for name in kv:
@@ -164,7 +164,7 @@ def _steps(contract: TargetContract) -> Iterator[tuple[int, SignatureSpec]]:
 
 
 def _width(model: Signatures, spec: SignatureSpec) -> int:
-    """Tokens per call, by the shape; a number in the name must agree."""
+    """Tokens per call, from the shape; a number in the name must agree."""
     positions = spec.inputs.get("input_pos")
     width = positions.shape[0] if positions and len(positions.shape) == 1 else 0
     stated = re.search(r"\d+", spec.name)

@@ -1,4 +1,4 @@
-"""The KV rows of a .litertlm: what of their memory can be given back."""
+"""Which KV rows of a .litertlm can be released."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ _ROWS_DIM = 2
 
 
 def kv_pages(kv: Mapping[str, Array], cache_length: int, sliding: SlidingEntry | None) -> KvPages:
-    """Of kv_cache_k_{i} and kv_cache_v_{i}, [1, G, C, E] where the layer slides."""
+    """For kv_cache_k_{i} and kv_cache_v_{i}; those of a sliding layer are [1, G, C, E]."""
     layers = map(str, sliding.layers) if sliding else ()
     names = {f"kv_cache_{part}_{layer}" for layer in layers for part in "kv"}
     buffers = [_buffer(rows, cache_length, name in names) for name, rows in kv.items()]

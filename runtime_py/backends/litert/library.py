@@ -1,8 +1,8 @@
-"""LiteRT's C API (libLiteRt, in the wheel of ai_edge_litert), as far as graphs on the CPU need it.
+"""The part of LiteRT's C API (libLiteRt in ai_edge_litert's wheel) that graphs on the CPU need.
 
-Instead of the wheel's Python classes: they copy every input, take a model as `bytes` only, build
-lists of buffers for every call, and do not say where a buffer lies. Here every tensor is an array
-of ours, and a call is one call. The C API may change with any release, so one is asked for.
+The wheel's Python classes copy every input, accept a model as `bytes` only, build lists of buffers
+for every call and do not tell where a buffer lies. Here every tensor is one of our arrays, and a
+run is one call. The C API may change with any release, so only one release is accepted.
 
 Source: litert/c/*.h of google-ai-edge/LiteRT; the structures' sizes are asserted there.
 """
@@ -26,7 +26,7 @@ from runtime_py.errors import RunError
 Array = npt.NDArray[Any]
 
 PACKAGE = "ai-edge-litert"
-RELEASE = "2.3."  # whose headers this file was written by
+RELEASE = "2.3."  # whose headers this file follows
 _NAMES = {"darwin": "libLiteRt.dylib", "win32": "libLiteRt.dll"}
 _CPU = 1  # kLiteRtHwAcceleratorCpu
 _ELEMENT_TYPES = {np.dtype(np.float32): 1, np.dtype(np.int32): 2, np.dtype(np.int8): 9}
@@ -51,7 +51,7 @@ class LiteRtError(Exception):
 
 class _Layout(ctypes.Structure):
     _fields_ = (
-        ("rank", ctypes.c_uint32),  # 7 bits of it, and one that says whether there are strides
+        ("rank", ctypes.c_uint32),  # 7 bits, and one bit for whether there are strides
         ("dimensions", ctypes.c_int32 * _MAX_RANK),
         ("strides", ctypes.c_uint32 * _MAX_RANK),
     )
@@ -118,7 +118,7 @@ def load_library() -> ctypes.CDLL:
 
 
 class Environment:
-    """What LiteRT wants one of in a process; lives until it ends."""
+    """LiteRT's environment: one per process, never freed."""
 
     def __init__(self) -> None:
         self.library = load_library()
@@ -133,7 +133,7 @@ def environment() -> Environment:
 
 @dataclass(frozen=True)
 class Signature:
-    """The names of a signature's tensors, in the order in which a call takes them."""
+    """The names of a signature's tensors, in the order of a call's arrays."""
 
     index: int
     inputs: tuple[str, ...]
@@ -178,7 +178,7 @@ class CompiledModel:
             raise
 
     def signatures(self) -> dict[str, Signature]:
-        """By name."""
+        """The signatures, by name."""
         library, found = self._library, {}
         for index in range(_number(library.LiteRtGetNumModelSignatures, self._model)):
             entry = _created(library.LiteRtGetModelSignature, self._model, index)
@@ -193,7 +193,7 @@ class CompiledModel:
         return found
 
     def call(self, index: int, inputs: Sequence[Array], outputs: Sequence[Array]) -> "Call":
-        """A call of signature `index` on these arrays, some of which may be both.
+        """Make a call of signature `index` on these arrays; inputs and outputs may share some.
 
         They must be aligned(): LiteRT reads and writes where they lie.
         """
@@ -210,7 +210,7 @@ class CompiledModel:
 
 
 class Call:
-    """One signature with all its arrays, ready to run again and again without allocating.
+    """A signature bound to its arrays; it runs any number of times without allocating.
 
     Attributes:
         run: returns a status; where it is not 0, reason() says what went wrong.
@@ -225,7 +225,7 @@ class Call:
         outputs: Sequence[Array],
     ) -> None:
         self._library = environment().library
-        self._kept = (model, *inputs, *outputs)  # LiteRT has only their addresses
+        self._kept = (model, *inputs, *outputs)  # keeps them alive: LiteRT has only their addresses
         by_address = {array.ctypes.data: array for array in (*inputs, *outputs)}
         self._buffers = {
             address: _tensor_buffer(self._library, array) for address, array in by_address.items()
@@ -240,8 +240,8 @@ class Call:
             *(len(inputs), ctypes.addressof(groups[0])),
             *(len(outputs), ctypes.addressof(groups[1])),
         )
-        # Converted here, not at every call: a function that is looked up by index is another one,
-        # which converts nothing.
+        # The arguments are converted once, not at every call: library["name"] gives a function
+        # object of its own, without the argument types that would convert them again.
         kinds = _FUNCTIONS[_RUN]
         converted = (kind(given) for kind, given in zip(kinds, arguments, strict=True))
         self.run: Callable[[], int] = functools.partial(self._library[_RUN], *converted)
@@ -252,7 +252,7 @@ class Call:
 
 
 def aligned(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
-    """A zeroed array at an address that LiteRT accepts, with room behind it to read past the end.
+    """A zeroed array, aligned for LiteRT and padded, since kernels may read past its end.
 
     Raises:
         RunError: if there is no such room in memory.
@@ -268,7 +268,7 @@ def aligned(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
 
 
 def _cpu_options(library: ctypes.CDLL, num_threads: int, weight_cache_path: str) -> ctypes.c_void_p:
-    # What LrtGetOpaqueCpuOptionsData makes of its options, which this library does not export.
+    # The format of LrtGetOpaqueCpuOptionsData, which this library does not export.
     text = f"num_threads = {num_threads}\n"
     if weight_cache_path:
         text += f'weight_cache_file_path = "{weight_cache_path}"\n'
@@ -320,5 +320,5 @@ def _check(status: int) -> None:
 
 
 def reason(status: int) -> str:
-    """Of a status that is not 0."""
+    """The text for a status that is not 0."""
     return f"LiteRT reports {_STATUS.get(status, 'an error')} (status {status})"

@@ -1,4 +1,4 @@
-"""A byte range of a file as memory that takes none: its pages stay in the file."""
+"""Map a byte range of a file; its pages stay in the file and take no anonymous memory."""
 
 import contextlib
 import mmap
@@ -28,12 +28,12 @@ class MappedRange:
         )
 
     def release(self) -> None:
-        """Let the pages of the file be read again when they are needed, as if never read."""
+        """Drop the pages from memory; they are read again when needed."""
         if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Unmap, unless somebody still refers to `data`; then it stays mapped as long as that."""
+        """Unmap now, or when the last reference to `data` is gone."""
         mapping, self._mapping = self._mapping, None
         self.data = np.zeros(0, np.uint8)
         if mapping is not None:

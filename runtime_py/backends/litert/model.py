@@ -1,4 +1,4 @@
-"""One .tflite section of a .litertlm, loaded in place, and its signatures with bound buffers."""
+"""One .tflite section of a .litertlm, loaded in place, and its signatures bound to arrays."""
 
 import contextlib
 import logging
@@ -39,7 +39,7 @@ class LoadedModel:
     """A compiled model over a mapped section.
 
     Raises:
-        RunError: if LiteRT is not there, if the section is damaged, or if LiteRT refuses it.
+        RunError: if LiteRT is missing, the section is damaged, or LiteRT refuses it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LoadedModel:
         weight_cache: Callable[[], WeightCache] | None = None,
     ) -> None:
         where = f"{bundle}: {section.model_type}"
-        environment()  # says what is missing before anything is read
+        environment()  # reports a missing LiteRT before the file is read
         self._model: CompiledModel | None = None
         self._cache: WeightCache | None = None
         try:
@@ -67,8 +67,8 @@ class LoadedModel:
             self._model = CompiledModel(self._range.data, num_threads, cache.path if cache else "")
             specs = {spec.name: spec for spec in self._read_signatures(self._model, tflite)}
             if cache is not None and (packed := cache.commit()):
-                # XNNPACK packs in a buffer as large as the largest weight, and keeps it: 0.2 GB
-                # for E2B's head. What was packed is there at once.
+                # While packing, XNNPACK allocates a buffer as large as the largest weight and keeps
+                # it: 0.2 GB for E2B's head. Loading again from the packed file avoids that.
                 self._model.close()
                 self._model = CompiledModel(self._range.data, num_threads, packed)
         except BaseException as error:
@@ -83,16 +83,16 @@ class LoadedModel:
         self.signatures = Signatures(where, specs)
 
     def bind(self, spec: SignatureSpec, shared: Mapping[str, Array]) -> "BoundSignature":
-        """`shared` has the arrays of tensors that are not the signature's own, by name."""
+        """`shared`: arrays, by name, for tensors that several signatures use."""
         assert self._model is not None
         return BoundSignature(self._model, self.signatures.where, spec, shared)
 
     def release(self) -> None:
-        """Give back the memory of what was read of the file, which may be read again."""
+        """Drop the file's pages from memory; they are read again when needed."""
         self._range.release()
 
     def close(self) -> None:
-        """Free the model. Signatures bound to it must have been let go of."""
+        """Free the model. Nothing may use signatures bound to it afterwards."""
         if self._model is not None:
             self._model.close()
         self._model = None
@@ -120,11 +120,11 @@ class LoadedModel:
 
 
 class BoundSignature:
-    """A signature with all its arrays, ready to run again and again without allocating.
+    """A signature bound to its arrays; it runs any number of times without allocating.
 
     Attributes:
-        inputs: arrays to fill in place before run(). Shared ones are not among them.
-        outputs: arrays that run() fills in place.
+        inputs: arrays to fill before run(), without the shared ones.
+        outputs: arrays that run() fills, without the shared ones.
     """
 
     def __init__(
@@ -152,15 +152,15 @@ class BoundSignature:
 
 
 def zeros(tensor: TensorSpec) -> Array:
-    """An array for a tensor that LiteRT reads or writes in place."""
+    """An aligned array that LiteRT can read or write in place."""
     return aligned(tensor.shape, _DTYPES[tensor.dtype])
 
 
 @contextlib.contextmanager
 def native_messages_hidden() -> Iterator[None]:
-    """Silence descriptor 2, unless debugging: LiteRT writes some twenty lines there per model.
+    """Silence descriptor 2, unless debugging: LiteRT writes about twenty lines there per model.
 
-    Nothing in 2.3.0 sets its log level from Python. Two lines at the exit of the process remain.
+    Release 2.3.0 offers Python no log level. Two lines at the exit of the process remain.
     """
     if _logger.isEnabledFor(logging.DEBUG):
         yield

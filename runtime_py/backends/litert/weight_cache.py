@@ -1,9 +1,9 @@
-"""Where XNNPACK keeps the weights it repacked for this processor.
+"""Where XNNPACK keeps the weights that it repacked for this processor.
 
-Without a cache every signature repacks all the weights into memory of its own; with one they are
-packed once, into a file that is mapped. XNNPACK believes such a file by the index of a weight, not
-by its content, so the file's name carries a digest of the model, and its checksum is kept beside
-it; and it aborts the process when the disk fills while it writes, so room is checked before. The
+Without a cache, every signature repacks all weights into its own memory; with one, they are packed
+once into a file that is mapped. XNNPACK finds a weight in the file by its index and does not check
+the content, so the file's name contains a digest of the model, and a checksum lies beside it.
+XNNPACK aborts the process if the disk fills while it writes, so free space is checked first. The
 files can be deleted at any time.
 """
 
@@ -27,7 +27,7 @@ if sys.platform != "win32":
     import fcntl
 
 _logger = logging.getLogger(__name__)
-# XNNPACK's name for an anonymous file: shared by the signatures, not kept, never to be read again.
+# XNNPACK's name for an anonymous file, which the signatures share and nothing else can read.
 UNNAMED = ":memory"
 _SPARE_BYTES = 64 << 20
 _STALE_S = 24 * 3600.0
@@ -38,26 +38,26 @@ _SAMPLE_BYTES = 4096
 
 @dataclass
 class WeightCache:
-    """A value for CpuOptions.xnnpack_weight_cache_path, and what to do after loading."""
+    """A value for CpuOptions.xnnpack_weight_cache_path, and the steps before and after loading."""
 
     path: str
-    final: Path | None = None  # set while the file is being written under a temporary name
-    descriptor: int | None = None  # of the anonymous file that the path leads to, or of a lock
+    final: Path | None = None  # set while the file has a temporary name
+    descriptor: int | None = None  # of the anonymous file at `path`, or of a lock
 
     def begin(self) -> None:
-        """Make the empty file for XNNPACK to write, locked for as long as the model is loaded."""
-        if self.final is None or sys.platform == "win32":  # where no open file can be renamed
+        """Make the empty file that XNNPACK writes, locked while the model is loaded."""
+        if self.final is None or sys.platform == "win32":  # Windows cannot rename an open file
             return
         with contextlib.suppress(OSError):  # some network file systems have no locks
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
 
     def commit(self) -> str | None:
-        """Give a freshly written file its name and checksum, and remove the ones it replaces.
+        """Give a freshly written file its name and checksum, and remove those that it replaces.
 
         Returns:
-            Where the weights can be read that were packed just now; None: they were packed before,
-            or they are where only the model that packed them has them.
+            The path of weights that were packed just now; None if they were packed before, or only
+            the model that packed them can read them.
         """
         if self.final is None:
             return None if self.descriptor is None else self.path
@@ -71,7 +71,7 @@ class WeightCache:
             publish(written, self.final)
         except OSError:
             self.discard()
-            return None  # the model keeps the file it has open; the next load packs again
+            return None  # the model keeps its open file; the next load packs again
         place = self.final.name.rpartition("-")[0]
         for other in self.final.parent.glob(f"{place}-*.xnnpack"):
             if other != self.final:
@@ -79,19 +79,19 @@ class WeightCache:
         return self.final.as_posix()
 
     def close(self) -> None:
-        """When the model is closed."""
+        """Call this when the model is closed."""
         if self.descriptor is not None:
             os.close(self.descriptor)
 
     def discard(self) -> None:
-        """What was written for a model that did not load."""
+        """Remove what was written for a model that did not load."""
         if self.final is not None:
             _remove(Path(self.path))
             discard(self.final)
 
 
 def in_memory() -> WeightCache:
-    """Weights that are packed once and not kept."""
+    """A cache that lasts as long as the model."""
     if hasattr(os, "memfd_create"):  # Linux
         with contextlib.suppress(OSError):
             descriptor = os.memfd_create("packed weights")
@@ -103,12 +103,12 @@ def in_memory() -> WeightCache:
 
 
 def weight_cache(directory: Path | None, bundle: Path, section: Section) -> WeightCache:
-    """The cache of one model section: an existing file, a new one, or memory for want of room.
+    """The cache of one model section: an existing file, a new one, or memory if there is no room.
 
     Args:
-        directory: None keeps the weights in memory.
+        directory: None: in memory.
         bundle: the .litertlm.
-        section: of it.
+        section: the model's.
     """
     if directory is None:
         return in_memory()
@@ -133,7 +133,7 @@ def weight_cache(directory: Path | None, bundle: Path, section: Section) -> Weig
 
 
 def _fits_toml(path: str) -> bool:
-    """LiteRT reads the path from TOML that nothing is escaped in, in UTF-8."""
+    """LiteRT puts the path into UTF-8 TOML without escaping it."""
     return one_line(path) == path and not set('"\\') & set(path)
 
 
@@ -164,7 +164,7 @@ def _remove_abandoned(directory: Path) -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether the process that writes it is alive."""
+    """Whether the process that writes it is still alive."""
     if sys.platform == "win32":
         return True
     with open_own(path) as file:

@@ -29,12 +29,12 @@ from runtime_py.backends.onnx.graph import CPU, Array, Call, Graph, Runtime, zer
 from runtime_py.bundle.manifest import SlidingEntry
 from runtime_py.formats.onnx_files import DRAFT, FILL, FINISH, sibling
 
-ROW_MULTIPLE = 16  # views of the KV rows begin and end on a multiple of it
+ROW_MULTIPLE = 16  # the graphs' views of the KV rows begin and end at multiples of it
 
 
 @dataclass(frozen=True)
 class _Verify:
-    """One target call over a fixed number of tokens, with its arrays."""
+    """A target call over a fixed number of tokens, and its arrays."""
 
     fill: Call
     finish: Call
@@ -45,7 +45,7 @@ class _Verify:
 
 @dataclass(frozen=True)
 class _Draft:
-    """One draft step, with its arrays."""
+    """A draft step, and its arrays."""
 
     call: Call
     token_id: Array
@@ -178,7 +178,7 @@ class _Graphs:
 
 
 def _buffer(name: str, rows: Array, sliding: SlidingEntry | None) -> KvBuffer:
-    """Of {i}.key or {i}.value, [1, G, C, E]."""
+    """Where {i}.key or {i}.value lies, [1, G, C, E]."""
     _, num_heads, num_rows, size = rows.shape
     layers = map(str, sliding.layers if sliding else ())
     return KvBuffer(

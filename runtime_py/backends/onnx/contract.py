@@ -21,7 +21,7 @@ def read_numbers(graph: Graph) -> dict[str, int]:
     """The numbers in the metadata.
 
     Raises:
-        RunError: if one is missing or makes no sense, or the format is another one.
+        RunError: if one is missing or out of range, or the format version is another.
     """
     numbers = {}
     for name in NAMES:
@@ -34,13 +34,13 @@ def read_numbers(graph: Graph) -> dict[str, int]:
 
 
 class Contract:
-    """The contract of one bundle, as far as fill's own tensors decide it.
+    """The contract of one bundle, derived from fill's tensors.
 
     Attributes:
-        numbers: of its metadata.
+        numbers: all of NAMES.
         kv: {i}.key and {i}.value -> G and E of the KV rows.
-        kv_dtype: of all of them.
-        between: what fill hands to finish, by name -> the sizes after [1, T].
+        kv_dtype: of all KV rows.
+        between: what fill hands to finish, name -> sizes after [1, T].
         sliding: the layers whose rows behind the window may be released; None: no layer's.
 
     Raises:
@@ -88,7 +88,7 @@ class Contract:
                 )
 
     def _common(self, graph: Graph) -> dict[str, TensorSpec]:
-        """position, and those KV rows of fill's that the graph reads."""
+        """position, and the KV rows that the graph reads."""
         past = {f"{PAST}{name}": self._rows(name) for name in self.kv}
         return {
             "position": _POSITION,
@@ -121,7 +121,7 @@ def _sliding(fill: Graph, kv: Iterable[str]) -> SlidingEntry | None:
 
 
 def _kv_dtype(fill: Graph) -> str:
-    """int8 where the rows are: _check refuses every other tensor that is not of that type."""
+    """int8 if any row is; _check then refuses rows of another type."""
     dtypes = {spec.dtype for name, spec in fill.inputs.items() if name.startswith(PAST)}
     return "int8" if "int8" in dtypes else "float32"
 

@@ -1,4 +1,4 @@
-"""One .onnx file: an onnxruntime session and calls whose tensors are bound to our own memory."""
+"""One .onnx file: an onnxruntime session, and calls bound to our own arrays."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from runtime_py.formats.tensor_spec import FREE, TensorSpec
 Array = npt.NDArray[Any]
 
 CPU = "CPUExecutionProvider"
-_SILENT = 4  # only what ends the process; every other error is raised as well
+_SILENT = 4  # log fatal errors only; all others are raised as well
 _DTYPES: dict[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
     "tensor(int64)": np.int64,
@@ -24,7 +24,7 @@ _DTYPES: dict[str, npt.DTypeLike] = {
 
 
 class Runtime:
-    """What the graphs of one bundle share: onnxruntime and the options of its sessions.
+    """onnxruntime and the session options that the graphs of one bundle share.
 
     Raises:
         RunError: if onnxruntime is not installed, or lacks a provider.
@@ -51,9 +51,9 @@ class Runtime:
         self._options.log_severity_level = _SILENT
         self._options.intra_op_num_threads = num_threads
         self._options.inter_op_num_threads = 1
-        # The sizes of the tensors change with every token: there is no pattern to remember.
+        # Tensor sizes change with every token, so a memory pattern would never be reused.
         self._options.enable_mem_pattern = False
-        # Every session has threads of its own: those that wait must not keep the others' cores.
+        # Every session has its own threads; waiting ones must not occupy the others' cores.
         self._options.add_session_config_entry("session.force_spinning_stop", "1")
 
     def load(self, path: Path) -> "Graph":
@@ -67,7 +67,7 @@ class Runtime:
             session = self.library.InferenceSession(
                 str(path), sess_options=self._options, providers=self._providers
             )
-        except Exception as error:  # its classes have no base of their own
+        except Exception as error:  # onnxruntime's errors share no base class
             reason = _first_line(error)
             raise RunError(f"{path}: does not load: {reason}; copy the file again") from error
         return Graph(self.library, path, session)
@@ -78,7 +78,7 @@ class Graph:
 
     Attributes:
         inputs, outputs: by name, in the file's order.
-        numbers: what the file says about itself.
+        numbers: the metadata, as text.
     """
 
     def __init__(self, library: Any, path: Path, session: Any) -> None:
@@ -90,21 +90,24 @@ class Graph:
         self.numbers: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "Call":
-        """A call that reads and writes these arrays, which may be the same memory.
+        """Make a call that reads and writes these arrays, which may share memory.
 
-        Outputs that are left out are computed, but not handed over.
+        Outputs that are left out are computed, but not returned.
         """
         return Call(self, inputs, outputs)
 
 
 class Call:
-    """A graph with its tensors bound, ready to run again and again without allocating."""
+    """A graph bound to its arrays; it runs any number of times without allocating."""
 
     def __init__(
         self, graph: Graph, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
     ) -> None:
         self._graph = graph
-        self._arrays = (*inputs.values(), *outputs.values())  # onnxruntime has only their address
+        self._arrays = (
+            *inputs.values(),
+            *outputs.values(),
+        )  # keeps them alive: onnxruntime has only their addresses
         self._binding = graph.session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_input(name, *_place(array))
@@ -114,7 +117,7 @@ class Call:
     def run(self) -> None:
         try:
             self._graph.session.run_with_iobinding(self._binding)
-        except Exception as error:  # its classes have no base of their own
+        except Exception as error:  # onnxruntime's errors share no base class
             reason = _first_line(error)
             path = self._graph.path
             raise RunError(f"{path}: does not run: {reason}; copy the file again") from error
@@ -136,7 +139,7 @@ def _first_line(error: Exception) -> str:
 
 
 def zeros(shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
-    """Raises RunError where there is no such room."""
+    """Raises RunError if there is not enough memory."""
     try:
         return np.zeros(shape, dtype)
     except (MemoryError, ValueError) as error:

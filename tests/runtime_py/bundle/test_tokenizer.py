@@ -205,7 +205,7 @@ def test_what_would_end_the_process_is_refused_unread(tmp_path, name):
     path.write_text(good.replace(*DEADLY[name]))
     assert path.read_text() != good
     tokens = TokenEntry(tokenizer="t", chat_template=None, bos_token_id=None, stop_token_ids=())
-    with pytest.raises(RunError, match="would end the process"):
+    with pytest.raises(RunError, match="would crash the process"):
         Tokenizer(path, tokens, None, 512)
     library = like_gemma()
     library.add_tokens([r"\u0070 \\\u0070"])

@@ -27,7 +27,7 @@ _WHEEL_PYTHON = "3.11"  # any that executorch has a wheel for: the headers are t
 
 
 def build(folder: Path) -> None:
-    """Write the shims of all architectures, and from what they are made, into a folder.
+    """Write the shims of all architectures, and a record of their sources, into a folder.
 
     Raises:
         BuildError: if executorch or a compiler is missing, or a wheel cannot be downloaded.

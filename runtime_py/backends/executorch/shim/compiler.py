@@ -1,4 +1,4 @@
-"""How the shim is compiled: everywhere the same, so that its bytes depend on nothing else."""
+"""Compile the shim, reproducibly: the same sources and flags give the same bytes."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from runtime_py.backends.executorch.shim.installed import Installed
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-s")
 _LINKER_FLAGS = ("-Wl,--build-id=none", "-lexecutorch", "-lexecutorch_threadpool")
-# What EXECUTORCH_COMPILE_DEFINITIONS of the wheel's CMake configuration says.
+# EXECUTORCH_COMPILE_DEFINITIONS in the wheel's CMake configuration.
 DEFINITIONS = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "ET_USE_THREADPOOL")
 
 
@@ -24,7 +24,7 @@ def source_files() -> list[Path]:
 
 
 def source_digest() -> str:
-    """Changes with the sources and with the flags they are compiled with."""
+    """A digest of the sources and the compiler flags."""
     digest = hashlib.sha256(repr((_FLAGS, _LINKER_FLAGS, DEFINITIONS)).encode())
     for path in sorted(_SOURCES.iterdir()):
         if path.suffix in (".cpp", ".h"):
@@ -52,7 +52,7 @@ def compile_shim(executorch: Installed, output: Path, compiler: str = "g++") -> 
         compiler,
         *_FLAGS,
         *(f"-D{name}" for name in DEFINITIONS),
-        # Headers name themselves in their messages; the name must not depend on where they lie.
+        # Error messages contain the headers' paths, which must not depend on the folder.
         f"-ffile-prefix-map={executorch.include}=include",
         f"-ffile-prefix-map={_SOURCES}=shim",
         *include_flags(executorch),

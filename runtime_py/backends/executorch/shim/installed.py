@@ -1,4 +1,4 @@
-"""The executorch package as it lies on the disk; it is never imported, which would import torch."""
+"""Find the installed executorch package without importing it, which would import torch."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 PINNED_VERSION = "1.5.1"  # the shim's sources are written for exactly this release
-# In the order in which they are loaded. None of them links torch.
+# In loading order; none of them links torch.
 LIBRARIES = (
     "libexecutorch.so",
     "libexecutorch_threadpool.so",
@@ -31,8 +31,8 @@ class Installed:
 
 
 def find_executorch() -> Installed | None:
-    """The executorch of this environment, if it brings the C++ libraries."""
-    spec = importlib.util.find_spec("executorch")  # does not import a package at the top
+    """The installed executorch, if it has the C++ libraries."""
+    spec = importlib.util.find_spec("executorch")  # does not import a top-level package
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         found = Path(folder)
         if (found / "lib" / LIBRARIES[0]).is_file():

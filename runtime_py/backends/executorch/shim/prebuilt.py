@@ -1,4 +1,4 @@
-"""The compiled shims that the package brings, one per architecture, and from what they are made."""
+"""The package's compiled shims, one per architecture, and a record of their sources."""
 
 import hashlib
 import platform
@@ -10,9 +10,9 @@ from runtime_py.backends.executorch.shim.compiler import source_digest
 
 ARCHITECTURES = ("aarch64", "x86_64")
 FOLDER = Path(__file__).parent / "prebuilt"
-# A 32-bit Raspberry Pi OS calls its processor aarch64 nevertheless.
+# A 32-bit Raspberry Pi OS also reports aarch64.
 _NUM_BITS = 8 * struct.calcsize("P")
-_MADE_FROM = "made_from.txt"  # lines of a key and a value
+_MADE_FROM = "made_from.txt"  # each line a key and a value
 
 
 def shim_name(architecture: str) -> str:
@@ -20,7 +20,7 @@ def shim_name(architecture: str) -> str:
 
 
 def has_wheels() -> bool:
-    """Whether this machine is one that ExecuTorch's Linux wheels and our shims are for."""
+    """Whether ExecuTorch's Linux wheels and our shims support this machine."""
     is_glibc = platform.libc_ver()[0] == "glibc"
     is_known = platform.machine() in ARCHITECTURES and _NUM_BITS == 64
     return sys.platform == "linux" and is_glibc and is_known
@@ -32,7 +32,7 @@ def describe_machine() -> str:
 
 
 def find_prebuilt(executorch_version: str, folder: Path = FOLDER) -> Path | None:
-    """The shim for this machine and that release; None unless it is made from these sources."""
+    """The shim for this machine and release; None unless it was built from these sources."""
     if not has_wheels():
         return None
     path = folder / shim_name(platform.machine())
@@ -55,7 +55,7 @@ def read_made_from(folder: Path = FOLDER) -> dict[str, str]:
 
 
 def write_made_from(folder: Path, executorch_version: str) -> None:
-    """Says of the shims in a folder what they are made from, and what their bytes are."""
+    """Record the sources and the digests of the shims in a folder."""
     made_from = what_it_is_made_from(executorch_version)
     for architecture in ARCHITECTURES:
         path = folder / shim_name(architecture)
