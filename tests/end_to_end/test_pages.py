@@ -1,19 +1,14 @@
-"""What README and docs show of gemma-run and of Python works on an exported bundle.
+"""What README and docs show of gemma-run works on an exported bundle.
 
-test_run.py runs check and bench in full, test_official_commands.py LiteRT-LM's commands and lines,
-tests/runtime_py/model/test_public.py the blocks of docs/python-api.md.
+test_run.py runs check, bench in full and the pages' Python; test_official_commands.py runs
+LiteRT-LM's commands and lines.
 """
-
-import os
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
 
 from runtime_py.cli.commands import main
-from tests.end_to_end.conftest import ROOT
-from tests.pages import README, blocks, commands
+from tests.pages import commands
 
 BUNDLE = "gemma4-tiny-raspberry-pi"
 PHONE = ("--adb",)
@@ -37,21 +32,3 @@ def test_a_shown_command_runs(home, monkeypatch, words):
     arguments = [*words, *SHORTER.get(words[0], ())]
     done = CliRunner().invoke(main, arguments, input="/quit\n", prog_name="gemma-run")
     assert done.exit_code == 0, done.output
-
-
-def test_the_python_lines_of_the_readme_answer(home):
-    (lines,) = [
-        block.text
-        for block in blocks(README)
-        if block.language == "python" and "runtime_py" in block.text
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", lines],
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
