@@ -1,6 +1,7 @@
 """The Python API on a scripted bundle: what a program asks, gets, stops and is refused."""
 
 import threading
+import time
 
 import pytest
 
@@ -60,8 +61,8 @@ def test_a_result_has_text_tokens_a_reason_and_figures(model):
 
 
 def test_a_stream_is_the_same_in_pieces(model):
-    whole = model.generate("hi", max_new_tokens=NUM_TOKENS, temperature=1.0, seed=7)
-    stream = model.stream("hi", max_new_tokens=NUM_TOKENS, temperature=1.0, seed=7)
+    whole = model.generate(PROMPT_IDS, max_new_tokens=NUM_TOKENS, temperature=1.0, seed=7)
+    stream = model.stream(PROMPT_IDS, max_new_tokens=NUM_TOKENS, temperature=1.0, seed=7)
     pieces = list(stream)
     assert "".join(piece.text for piece in pieces) == whole.text == stream.result.text
     assert [token for piece in pieces for token in piece.token_ids] == list(whole.token_ids)
@@ -161,6 +162,7 @@ def test_calls_of_two_threads_never_meet_in_the_backend(model, backend, monkeypa
     def alone(*arguments):
         assert inside.acquire(blocking=False), "two calls at once"
         try:
+            time.sleep(0.001)  # lets the other threads run
             return verify(*arguments)
         finally:
             inside.release()
