@@ -110,8 +110,7 @@ class Stream(Iterator[Piece]):
             self._clock(time.perf_counter() - start)
             self._done.append(step)
             yield self._piece(self._decoder.push(step.token_ids), step)
-        if not stopped:
-            self._finish_reason = self._reason()
+        self._finish_reason = self._reason(stopped)
         yield self._piece(self._decoder.finish(), Step((), 0, 0), self._finish_reason)
 
     def _clock(self, elapsed_s: float) -> None:
@@ -133,8 +132,10 @@ class Stream(Iterator[Piece]):
     def _token_ids(self) -> tuple[int, ...]:
         return tuple(token_id for step in self._done for token_id in step.token_ids)
 
-    def _reason(self) -> FinishReason:
+    def _reason(self, stopped: bool) -> FinishReason:
         token_ids = self._token_ids()
         if token_ids and token_ids[-1] in self._stops.token_ids:
             return "stop"
-        return "length" if len(token_ids) == self._stops.max_new_tokens else "context"
+        if len(token_ids) == self._stops.max_new_tokens:
+            return "length"
+        return "stopped" if stopped else "context"

@@ -148,6 +148,14 @@ def test_another_thread_stops_a_generation_between_rounds(model):
     assert model.generate(PROMPT_IDS, max_new_tokens=60).token_ids == whole
 
 
+def test_who_stops_it_when_it_has_ended_changes_nothing(model):
+    tokens = []
+    stream = model.stream(PROMPT_IDS, max_new_tokens=9, should_stop=lambda: len(tokens) == 9)
+    for piece in stream:
+        tokens += piece.token_ids
+    assert (len(tokens), stream.result.finish_reason) == (9, "length")
+
+
 def test_one_that_is_stopped_before_it_begins_runs_nothing(model, backend):
     stream = model.stream(PROMPT_IDS, should_stop=lambda: True)
     assert [piece.finish_reason for piece in stream] == ["stopped"]

@@ -11,6 +11,7 @@ import pytest
 
 import runtime_py
 from runtime_py.backends.load import BACKENDS
+from runtime_py.model.model import DEFAULT_MAX_NEW_TOKENS
 from tests.runtime_py.bundles import VOCAB_SIZE, write_fake_bundle
 from tests.runtime_py.scripted_backend import ScriptedBackend
 
@@ -115,3 +116,11 @@ def test_the_guide_names_everything_public():
     methods = {name for name in vars(runtime_py.Model) if not name.startswith("_")}
     for name in {*fields, *methods}:
         assert f"`{name}" in text or f".{name}" in text, name
+
+
+def test_the_guide_gives_the_defaults():
+    text = GUIDE.read_text(encoding="utf-8")
+    sampling = runtime_py.SamplingParams()
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        assert re.search(rf"^\| `{name}` .*\| {getattr(sampling, name):g} \|$", text, re.M), name
+    assert f"max_new_tokens={DEFAULT_MAX_NEW_TOKENS}," in text
