@@ -64,7 +64,7 @@ def main() -> None:
     gemma-run generate BUNDLE --prompt "Write a haiku"
     gemma-run chat BUNDLE
     gemma-run bench BUNDLE       how fast, by draft length; what to use here
-    gemma-run inspect BUNDLE     what is in it: types, sizes, signatures, memory
+    gemma-run inspect BUNDLE     what is in it: sizes, memory, types
     gemma-run doctor [BUNDLE]    what this device has, what loads, what fits
     """
 
@@ -166,12 +166,17 @@ main.add_command(bench)
     type=Choice(RUNTIMES),
     help="Only this runtime's files.  [default: all in the bundle]",
 )
-@click.option("--all", "show_all", is_flag=True, help="A line for every tensor, nothing folded.")
+@click.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help="Also list every matrix, constant, signature and section.",
+)
 @json_option
 def inspect(bundle: Path, runtime: str | None, show_all: bool, as_json: bool) -> None:
-    """List every weight's type as the made files have it, and sizes, signatures and memory.
+    """Show sizes, memory and types of the model files.
 
-    Read from the files themselves: neither the runtime nor the checkpoint is needed.
+    They are read from the files themselves, without a runtime or the checkpoint.
     """
     opened = Bundle.open(bundle, render.progress)
     names = list(opened.manifest.runtimes) if runtime is None else [opened.made_for(runtime)]

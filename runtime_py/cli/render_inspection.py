@@ -1,8 +1,6 @@
 """What gemma-run inspect shows a person."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
@@ -10,58 +8,78 @@ from runtime_py.inspection import Findings
 from runtime_py.inspection.findings import DRAFTER_PREFIX, Constant, Signature, Value, Weight
 from runtime_py.inspection.memory import memory_text
 from runtime_py.terminal.console import Screen, new_table
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_KV_VALUE = re.compile(r"(kv_cache_[kv]_|past_key_values\.|present\.)\d+(\.key|\.value)?")
+from runtime_py.terminal.printable import one_line
 
 
 def print_findings(found: Findings, title: str, show_all: bool) -> None:
-    """Tables of weights, sizes, signatures and memory; `show_all` folds nothing."""
+    """Sizes, memory and types; with `show_all`, also every tensor, signature and section."""
     # Names come from the files: they are no markup.
     console = Screen()
-    console.print(_weights(found, title, show_all))
-    console.print(_parts(found))
-    console.print(_signatures(found.signatures, show_all))
-    console.print(_sections(found))
+    for line in (title, *summary(found)):
+        console.print(one_line(line), soft_wrap=True)
     console.print(_memory(found))
-    console.print(
-        f"KV: {', '.join(found.kv_types)}, {found.kv_bytes_per_token} bytes per token, "
-        f"{_megabytes(found.kv_bytes)} MB for the whole context, at most "
-        f"{_megabytes(found.kv_resident_bytes)} MB of it in memory",
-        soft_wrap=True,
-    )
+    console.print(_parts(found))
     if show_all:
+        console.print(_weights(found.weights))
         console.print(_constants(found.constants))
+        console.print(_signatures(found.signatures))
+        console.print(_sections(found))
     for note in found.notes:
         console.print(f"note: {note}", soft_wrap=True)
+    if not show_all:
+        console.print("--all lists every matrix, constant, signature and section", soft_wrap=True)
 
 
-@dataclass
-class _Fold:
-    """Matrices that differ in nothing but the number of their layer."""
+def summary(found: Findings) -> list[str]:
+    """What a device has to hold, one line each."""
+    files = (f"{name} {_megabytes(size_bytes)} MB" for name, size_bytes in found.files.items())
+    resident = ""
+    if found.kv_resident_bytes < found.kv_bytes:
+        resident = f", of which at most {_megabytes(found.kv_resident_bytes)} MB are in memory"
+    return [
+        f"on disk: {_megabytes(found.size_bytes)} MB ({', '.join(files)})",
+        f"memory while it generates: {memory_text(found.memory_bytes)}",
+        f"KV rows: {', '.join(found.kv_types)}, {found.kv_bytes_per_token} bytes per token; "
+        f"{_megabytes(found.kv_bytes)} MB for the whole context{resident}",
+        f"graphs: {', '.join(signature.name for signature in found.signatures)}",
+    ]
 
-    first: Weight
-    layers: list[int] = field(default_factory=list)
-    count: int = 0
-    size_bytes: int = 0
+
+def _parts(found: Findings) -> Table:
+    table = new_table("files by part and type")
+    table.add_column("part")
+    table.add_column("type")
+    for column in ("matrices", "MB", "share"):
+        table.add_column(column, justify="right")
+    for part, size_bytes in found.parts.items():
+        weights = [weight for weight in found.weights if weight.part == part]
+        for kind in sorted({type_name(weight) for weight in weights}):
+            alike = [weight for weight in weights if type_name(weight) == kind]
+            stored = sum(weight.size_bytes for weight in alike)
+            table.add_row(part, kind, str(len(alike)), *_size(stored, found))
+        if not weights:
+            table.add_row(part, "", "", *_size(size_bytes, found))
+    return table
 
 
-def _weights(found: Findings, title: str, show_all: bool) -> Table:
-    table = new_table(title)
+def _size(size_bytes: int, found: Findings) -> tuple[str, str]:
+    return _megabytes(size_bytes), f"{size_bytes / found.size_bytes:.1%}"
+
+
+def _weights(weights: Iterable[Weight]) -> Table:
+    table = new_table("matrices")
     table.add_column("matrix", overflow="fold")
     table.add_column("type")
     table.add_column("shape")
     table.add_column("MB", justify="right")
     table.add_column("read by", overflow="fold")
-    for fold in _folded(sorted(found.weights, key=_order), show_all):
-        weight = fold.first
-        readers = weight.used_by if show_all else weight.uses
+    for weight in sorted(weights, key=_order):
         table.add_row(
-            _NUMBER.sub(lambda _: _ranges(fold.layers), weight.name, count=1),  # noqa: B023
+            weight.name,
             type_name(weight),
             " x ".join(map(str, weight.shape)),
-            _megabytes(fold.size_bytes),
-            ", ".join(readers),
+            _megabytes(weight.size_bytes),
+            ", ".join(weight.used_by),
         )
     return table
 
@@ -78,55 +96,17 @@ def _order(weight: Weight) -> tuple[bool, bool, list[str]]:
     return weight.name.startswith(DRAFTER_PREFIX), "layers." in weight.name, parts
 
 
-def _folded(weights: Iterable[Weight], show_all: bool) -> Iterator[_Fold]:
-    folds: dict[object, _Fold] = {}
-    for weight in weights:
-        alike = (_NUMBER.sub("*", weight.name, count=1), type_name(weight), weight.shape)
-        key = (weight.name, len(folds)) if show_all else (*alike, weight.uses)
-        fold = folds.setdefault(key, _Fold(weight))
-        fold.layers += [int(number) for number in _NUMBER.findall(weight.name)[:1]]
-        fold.size_bytes += weight.size_bytes
-    yield from folds.values()
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """0-3,7 of [0, 1, 2, 3, 7]."""
-    parts: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
-
-
-def _parts(found: Findings) -> Table:
-    table = new_table(f"{_megabytes(found.size_bytes)} MB by part")
-    table.add_column("part")
-    table.add_column("MB", justify="right")
-    table.add_column("share", justify="right")
-    for part, size_bytes in found.parts.items():
-        table.add_row(part, _megabytes(size_bytes), f"{size_bytes / found.size_bytes:.1%}")
-    return table
-
-
-def _signatures(signatures: Sequence[Signature], show_all: bool) -> Table:
+def _signatures(signatures: Sequence[Signature]) -> Table:
     table = new_table("signatures")
     for column in ("name", "inputs", "outputs"):
         table.add_column(column, overflow="fold")
     for signature in signatures:
-        table.add_row(
-            signature.name,
-            _values(signature.inputs, show_all),
-            _values(signature.outputs, show_all),
-        )
+        table.add_row(signature.name, _values(signature.inputs), _values(signature.outputs))
     return table
 
 
-def _values(values: Sequence[Value], show_all: bool) -> str:
-    kv = [] if show_all else [value for value in values if _KV_VALUE.fullmatch(value.name)]
-    lines = [f"{value.name} {value.dtype} {_shape(value)}" for value in values if value not in kv]
-    return "\n".join((*lines, f"{len(kv)} KV buffers") if kv else lines)
+def _values(values: Sequence[Value]) -> str:
+    return "\n".join(f"{value.name} {value.dtype} {_shape(value)}" for value in values)
 
 
 def _shape(value: Value) -> str:
@@ -134,7 +114,7 @@ def _shape(value: Value) -> str:
 
 
 def _memory(found: Findings) -> Table:
-    table = new_table(f"{memory_text(found.memory_bytes)} of memory while it generates")
+    table = new_table("memory while it generates")
     table.add_column("what")
     table.add_column("MB", justify="right")
     table.add_column("held")

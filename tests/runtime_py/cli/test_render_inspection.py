@@ -74,11 +74,32 @@ def shown(found: Findings, capsys, show_all=False) -> str:
     return capsys.readouterr().out
 
 
-def test_layers_that_are_alike_are_one_line(capsys):
-    names = [f"layers.{index}.mlp.up_proj.weight" for index in (0, 1, 2, 4, 11)]
-    text = shown(findings(*map(weight, names)), capsys)
-    assert "layers.0-2,4,11.mlp.up_proj.weight" in text
-    assert "layers.11.mlp.up_proj.weight" in shown(findings(*map(weight, names)), capsys, True)
+def test_sizes_and_memory_come_first(capsys):
+    lines = shown(findings(weight("lm_head.weight")), capsys).splitlines()
+    assert lines[0] == "title"
+    assert [line.split(":")[0] for line in lines[1:5]] == [
+        "on disk",
+        "memory while it generates",
+        "KV rows",
+        "graphs",
+    ]
+    assert "0.00 MB (model 0.00 MB)" in lines[1]
+    assert "float32, 8 bytes per token" in lines[3]
+    assert lines[4] == "graphs: decode"
+    assert findings().kv_bytes == 80
+
+
+def test_types_are_folded_and_every_matrix_is_listed_on_request(capsys):
+    names = [f"layers.{index}.mlp.up_proj.weight" for index in range(12)]
+    found = findings(*map(weight, names))
+    text = shown(found, capsys)
+    (line,) = (line.split() for line in text.splitlines() if "MLP" in line)
+    assert line[1::2][:3] == ["MLP", "int8", "12"]
+    assert "up_proj" not in text
+    text = shown(found, capsys, True)
+    assert all(name in text for name in names)
+    assert "x float32 [1, ?]" in text
+    assert "kv_cache_k_0 float32 [1, 2]" in text
 
 
 def test_another_type_is_another_line(capsys):
@@ -87,18 +108,8 @@ def test_another_type_is_another_line(capsys):
         weight("layers.1.mlp.up_proj.weight", "int4", 32),
         weight("layers.2.mlp.up_proj.weight", "int2"),
     )
-    text = shown(found, capsys)
-    for name, kind in (("layers.0.", "int8"), ("layers.1.", "int4 / 32"), ("layers.2.", "int2")):
-        (line,) = (line for line in text.splitlines() if name in line)
-        assert kind in line
-
-
-def test_sizes_and_kv(capsys):
-    text = shown(findings(weight("lm_head.weight")), capsys)
-    assert "x float32 [1, ?]" in text
-    assert "1 KV buffers" in text
-    assert "KV: float32, 8 bytes per token" in text
-    assert findings().kv_bytes == 80
+    lines = [line for line in shown(found, capsys).splitlines() if "MLP" in line]
+    assert [kind in line for kind, line in zip(("int2", "int4 / 32", "int8"), lines, strict=True)]
 
 
 def test_of_a_layer_that_slides_only_the_rows_near_its_window_are_in_memory(capsys):
@@ -111,7 +122,9 @@ def test_of_a_layer_that_slides_only_the_rows_near_its_window_are_in_memory(caps
     rows = 15 + 1 + MARGIN + STEP
     assert (told.kv_bytes, told.kv_resident_bytes) == (3_000_000, 1_000_000 + 2 * 100 * rows)
     assert found.memory_bytes - told.memory_bytes == 3_000_000 - told.kv_resident_bytes
-    assert "3.00 MB for the whole context, at most 1.08 MB of it in memory" in shown(told, capsys)
+    assert "3.00 MB for the whole context, of which at most 1.08 MB are in memory" in shown(
+        told, capsys
+    )
 
 
 def test_the_memory_table_adds_up_to_the_one_figure(capsys):
@@ -120,7 +133,7 @@ def test_the_memory_table_adds_up_to_the_one_figure(capsys):
 
 
 def test_a_name_from_a_file_is_no_markup(capsys):
-    text = shown(findings(weight("[red]up[/nonsense]")), capsys)
+    text = shown(findings(weight("[red]up[/nonsense]")), capsys, True)
     assert "[red]up[/nonsense]" in text
 
 
@@ -134,7 +147,7 @@ def test_one_object_on_stdout(toy):
 
 
 def test_tables_on_stdout(toy):
-    done = CliRunner().invoke(main, ["inspect", str(toy)], env={"COLUMNS": "120"})
+    done = CliRunner().invoke(main, ["inspect", str(toy), "--all"], env={"COLUMNS": "120"})
     assert done.exit_code == 0
     assert "scripted on litert, recipe float32" in done.stdout
     assert "tf_lite_prefill_decode" in done.stdout

@@ -145,5 +145,5 @@ def test_a_closed_stream_is_no_place_for_other_files(tmp_path):
 
 
 def test_a_reader_that_has_gone_is_no_error(bundle):
-    done = gemma_run("inspect", bundle, "--all", redirected="| head -c 1", text=True)
-    assert (done.stdout, done.stderr) == (" ", "")
+    done = gemma_run("inspect", bundle, "--all", redirected="| head -c 3", text=True)
+    assert (done.stdout, done.stderr) == (REPLACEMENT, "")
