@@ -119,7 +119,7 @@ def _repacked(name: str, stack: Cells, cells: Cells) -> dict[str, float]:
     found: dict[str, float] = {}
     for recipe, size in packed.items():
         kinds = dict(stack_work(recipe).multiplied_bytes)
-        known = sum(found[kind] * size for kind, size in kinds.items() if kind in found) / 1e6
+        known = sum(found[kind] * stored for kind, stored in kinds.items() if kind in found) / 1e6
         [new] = set(kinds) - set(found)
         found[new] = (size - beside - known) / (kinds[new] / 1e6)
     return found
