@@ -105,22 +105,22 @@ class Contest:
         return self.official[False].generate(prompt, num_tokens).num_tokens == num_tokens
 
     def race(self, num_repeats: int) -> Raw:
-        """Tokens per second over all prompts, by contestant; one repeat more, to warm up."""
-        contestants = (*OFFICIAL, *OURS)
-        raw: Raw = {self._key(who): [] for who in contestants}
+        """Tokens per second over all prompts, by candidate; one repeat more, to warm up."""
+        candidates = (*OFFICIAL, *OURS)
+        raw: Raw = {self._key(who): [] for who in candidates}
         shuffle = random.Random(0)
         for repeat in range(num_repeats + 1):
             num_tokens: Counter[str] = Counter()
-            seconds = dict.fromkeys(contestants, 0.0)
+            seconds = dict.fromkeys(candidates, 0.0)
             for prompt in self.prompts:
-                for who in shuffle.sample(contestants, len(contestants)):
+                for who in shuffle.sample(candidates, len(candidates)):
                     if self.event.num_threads > 1:
                         time.sleep(REST_S)
                     num, taken_s = self._generate(who, prompt)
                     num_tokens[who] += num
                     seconds[who] += taken_s
             if repeat:
-                for who in contestants:
+                for who in candidates:
                     raw[self._key(who)].append(num_tokens[who] / seconds[who])
         return raw
 
@@ -142,7 +142,7 @@ class Contest:
         return made.num_timed, made.seconds
 
     def clock(self) -> Raw:
-        """Percent of the time that ours passes outside the graphs, by contestant."""
+        """Percent of the time that ours passes outside the graphs, by candidate."""
         outside: Raw = {}
         options = SessionOptions(self.event.num_threads)
         with closing(load_backend(self.bundle, "litert", options)) as backend:

@@ -38,7 +38,7 @@ MakePolicy = Callable[[], DraftLength]
 
 
 def fixed(draft_length: int) -> str:
-    """The name of the contestant."""
+    """The name of the candidate."""
     return f"K = {draft_length}" if draft_length else PLAIN
 
 
@@ -60,7 +60,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Generation:
-    """What one contestant made of one prompt, timed from its first token on."""
+    """What one candidate made of one prompt, timed from its first token on."""
 
     token_ids: list[int]
     num_timed: int
@@ -139,7 +139,7 @@ def empty_user_cache(work: Work) -> None:
 def policies(
     bundle: Bundle, runtime: RuntimeName, backend: Backend, options: SessionOptions, fixed_at: Any
 ) -> dict[str, MakePolicy]:
-    """By contestant, what decides in a new generation; `auto` as the command line has it.
+    """By candidate, what decides in a new generation; `auto` as the command line has it.
 
     Its costs are measured by the first call and read from the cache by all others.
     """
@@ -147,7 +147,7 @@ def policies(
         fixed(length): partial(FixedDraftLength, length) for length in (0, *fixed_at)
     }
     auto = partial(auto_draft_length, bundle, runtime, backend, options)
-    auto()  # now, not between two contestants
+    auto()  # now, not between two candidates
     return makers | {AUTO: auto}
 
 
@@ -172,7 +172,7 @@ def hold(contest: Contest, repeats: Repeats) -> Found:
 class _Race:
     """What came of the turns."""
 
-    speeds: Raw = field(default_factory=dict)  # tokens/s of each repeat, by contestant
+    speeds: Raw = field(default_factory=dict)  # tokens/s of each repeat, by candidate
     rounds: Counter[str] = field(default_factory=Counter)  # of auto
     others: set[str] = field(default_factory=set)  # had another text than plain decoding
 
@@ -220,7 +220,7 @@ def _take_turns(
 def generate(
     backend: Backend, prompt: Sequence[int], policy: DraftLength, num_tokens: int
 ) -> Generation:
-    """All at once, by one contestant."""
+    """All at once, by one candidate."""
     running = _Generating(backend, prompt, policy, num_tokens)
     running.go_on(num_tokens)
     return running.made()

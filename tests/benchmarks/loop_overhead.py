@@ -10,7 +10,7 @@ from runtime_py.bench.measure import TimedBackend
 from runtime_py.decoding.sampling import SamplingParams
 from runtime_py.decoding.session import Session, Stops
 from tests.benchmarks.backends import open_backend
-from tests.benchmarks.contestants import ROUTES, STACK_LAYERS, TINY_ROWS
+from tests.benchmarks.candidates import ROUTES, STACK_LAYERS, TINY_ROWS
 from tests.benchmarks.graph_clock import GraphClock
 from tests.benchmarks.inputs import TINY, Graphs, Work, num_threads
 from tests.benchmarks.record import Raw, Result, alternate, command

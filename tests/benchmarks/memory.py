@@ -26,7 +26,7 @@ from exporter.estimate.work import Work, measure_work
 from exporter.quantize import load_recipe
 from runtime_py.bundle.manifest import RuntimeName
 from runtime_py.inspection.memory import FACTORS_FILE
-from tests.benchmarks.contestants import ROUTES, STACK_LAYERS, STACK_ROWS
+from tests.benchmarks.candidates import ROUTES, STACK_LAYERS, STACK_ROWS
 from tests.benchmarks.inputs import Graphs, num_threads, run_module
 from tests.benchmarks.inputs import Work as Folder
 from tests.benchmarks.record import RESULTS, TOOLS, commit, describe_machine, versions

@@ -14,7 +14,7 @@ from runtime_py.backends import SessionOptions
 from runtime_py.backends.load import load_backend
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.decoding.policy import FixedDraftLength
-from tests.benchmarks.contestants import NAMES
+from tests.benchmarks.candidates import NAMES
 from tests.benchmarks.draft_contest import (
     LEAST_OF_BEST,
     LEAST_OF_PLAIN,
@@ -42,7 +42,7 @@ SETTINGS = {
     "auto": "as gemma-run has it: costs measured once at load, then read from the cache, where "
     "each generation leaves what it learnt; a new policy for each, so that learning takes part "
     "of the time",
-    "order": "heats of all contestants find the best fixed length, where the drafter is real; then "
+    "order": "heats of all candidates find the best fixed length, where the drafter is real; then "
     f"plain decoding, the best and auto; at each prompt in turns of {TURN} tokens, in an order "
     "drawn anew, before which, not timed, each writes the last KV rows anew",
     "wrong": "runs every real draft, then proposes the token after the one that the target is "
@@ -62,7 +62,7 @@ def measure(bundle: Bundle, name: str, repeats: Repeats) -> Found:
         drafter = PlayedDrafter(backend)
         scripts = [Script(_plain_text(drafter, prompt), None) for prompt in prompts]
         lengths = range(1, backend.verify_widths[-1])
-        contestants = policies(bundle, runtime, backend, options, lengths)
+        candidates = policies(bundle, runtime, backend, options, lengths)
 
         def play_wrong(index: int) -> None:
             drafter.script = scripts[index]
@@ -73,7 +73,7 @@ def measure(bundle: Bundle, name: str, repeats: Repeats) -> Found:
                 backend=backend if kind == "real" else drafter,
                 prompts=prompts,
                 num_tokens=NUM_TOKENS,
-                policies=contestants,
+                policies=candidates,
                 turn=TURN,
                 play=play_wrong,
                 always_wrong=kind == "wrong",

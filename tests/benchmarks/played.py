@@ -39,7 +39,7 @@ def draw_hits(stretches: Sequence[Stretch], num_tokens: int, longest: int, seed:
     """[tokens, longest]: would draft k after token t be right, had those before it been?
 
     The stretches follow each other again and again. Whatever the draft length, the same drafts are
-    right, so that all contestants meet the same luck.
+    right, so that all candidates meet the same luck.
     """
     rows = []
     while len(rows) < num_tokens:

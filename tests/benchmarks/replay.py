@@ -17,7 +17,7 @@ from runtime_py.backends import Backend, SessionOptions
 from runtime_py.backends.load import load_backend, pick_runtime
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.bundle.reference import Reference
-from tests.benchmarks.contestants import NAMES, STACK_LAYERS
+from tests.benchmarks.candidates import NAMES, STACK_LAYERS
 from tests.benchmarks.draft_contest import (
     LEAST_OF_BEST,
     LEAST_OF_PLAIN,
@@ -68,7 +68,7 @@ SETTINGS = {
     "auto": "as gemma-run has it: costs measured once at load, then read from the cache, where "
     "each generation leaves what it learnt; a new policy for each; its prior at first is E2B's "
     "profile, which a bundle of E2B's would bring",
-    "order": "heats of all contestants find the best fixed length, where drafts may be right; then "
+    "order": "heats of all candidates find the best fixed length, where drafts may be right; then "
     f"plain decoding, the best and auto; in turns of {TURN} tokens, in an order drawn anew",
     "rounds of auto": "decided after the first token; compared: drafted, and not verified",
     "bounds": {"auto / plain, wrong": LEAST_OF_PLAIN, "auto / best fixed, others": LEAST_OF_BEST},
@@ -110,7 +110,7 @@ def measure(bundle: Bundle, runtime: str, effort: Effort) -> Found:
     found = Found()
     with closing(load_backend(bundle, key, options)) as backend:
         fixed_at = effort.lengths or range(1, backend.verify_widths[-1])
-        contestants = policies(bundle, key, backend, options, fixed_at)
+        candidates = policies(bundle, key, backend, options, fixed_at)
         target = PlayedTarget(backend)
         drafter = PlayedDrafter(target)
         target.text = text = _text(bundle, PROMPT_LENGTH + effort.num_tokens, backend)
@@ -122,7 +122,7 @@ def measure(bundle: Bundle, runtime: str, effort: Effort) -> Found:
                 backend=drafter,
                 prompts=[text[:PROMPT_LENGTH]],
                 num_tokens=effort.num_tokens,
-                policies=contestants,
+                policies=candidates,
                 always_wrong=name == WRONG,
                 turn=TURN,
                 recall=False,

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from runtime_py.backends import Backend
-from tests.benchmarks.contestants import NAMES, PAIRS, STACK_ROWS, Contestant, stack, tiny
+from tests.benchmarks.candidates import NAMES, PAIRS, STACK_ROWS, Candidate, stack, tiny
 from tests.benchmarks.graph_clock import GraphClock
 from tests.benchmarks.inputs import Work, num_threads
 from tests.benchmarks.record import Raw, Result, alternate, command, ratio
@@ -22,7 +22,7 @@ CONTEXT_CONTESTANTS = ("LiteRT int8", "ExecuTorch int8", "ONNX int8")
 NUM_DECODED = 100  # tokens of a sample, at the positions 1 to 100
 
 Call = Callable[[], object]
-Contestants = Mapping[str, Contestant]
+Candidates = Mapping[str, Candidate]
 
 
 def measure(work: Work, num_repeats: int) -> Result:
@@ -30,8 +30,8 @@ def measure(work: Work, num_repeats: int) -> Result:
     models = {"tiny": tiny(work), "stack": stack(work)}
     raw: Raw = {}
     ratios: dict[str, float] = {}
-    for model, contestants in models.items():
-        times = _call_times(contestants, num_repeats)
+    for model, candidates in models.items():
+        times = _call_times(candidates, num_repeats)
         raw |= {f"{model}, {key}": values for key, values in times.items()}
         ratios |= {f"{model}, {key}": value for key, value in _time_ratios(times).items()}
     contexts = _context_times(work, models["stack"], num_repeats)
@@ -61,9 +61,9 @@ def measure(work: Work, num_repeats: int) -> Result:
     return Result(settings=settings, raw=raw | contexts | memory, ratios=ratios, found=sizes)
 
 
-def _call_times(contestants: Contestants, num_repeats: int) -> Raw:
-    """Every call of every contestant in turn, all in this process."""
-    backends = {name: one.open() for name, one in contestants.items()}
+def _call_times(candidates: Candidates, num_repeats: int) -> Raw:
+    """Every call of every candidate in turn, all in this process."""
+    backends = {name: one.open() for name, one in candidates.items()}
     clocks = {name: GraphClock(backend) for name, backend in backends.items()}
     calls: dict[str, Callable[[], float]] = {}
     outside: Raw = {}
@@ -103,13 +103,13 @@ def _sample(call: Call, clock: GraphClock, outside: list[float]) -> float:
     return 1000 * elapsed / num_calls
 
 
-def _context_times(work: Work, contestants: Contestants, num_repeats: int) -> Raw:
+def _context_times(work: Work, candidates: Candidates, num_repeats: int) -> Raw:
     """The same first tokens in bundles for short and for long contexts."""
     longer = stack(work, CONTEXT_CONTESTANTS, MANY_ROWS)
     backends = {
         _context_key(name, rows): one.open()
         for name in CONTEXT_CONTESTANTS
-        for rows, one in ((STACK_ROWS, contestants[name]), (MANY_ROWS, longer[name]))
+        for rows, one in ((STACK_ROWS, candidates[name]), (MANY_ROWS, longer[name]))
     }
     raw = alternate({key: partial(_decode, one) for key, one in backends.items()}, num_repeats)
     for backend in backends.values():
@@ -129,10 +129,10 @@ def _decode(backend: Backend) -> float:
     return 1000 * (time.perf_counter() - start) / NUM_DECODED
 
 
-def _memory(contestants: Contestants, num_repeats: int) -> Raw:
+def _memory(candidates: Candidates, num_repeats: int) -> Raw:
     raw: Raw = {}
     for _ in range(num_repeats):
-        for name, one in contestants.items():
+        for name, one in candidates.items():
             found = resident(one.model, one.num_threads, one.weight_caches)
             raw.setdefault(f"{name}: anonymous MB", []).append(found.anonymous)
             raw.setdefault(f"{name}: mapped MB", []).append(found.mapped)
@@ -169,10 +169,10 @@ def _context_ratios(raw: Raw) -> dict[str, float]:
     }
 
 
-def _size_ratios(contestants: Contestants, memory: Raw) -> dict[str, float]:
+def _size_ratios(candidates: Candidates, memory: Raw) -> dict[str, float]:
     ratios: dict[str, float] = {}
     kinds = ("anonymous MB", "resident MB")
-    for name, one in contestants.items():
+    for name, one in candidates.items():
         weights = one.sizes_mb["weights"]
         ratios[f"{name}: model file / weights"] = one.sizes_mb["model file"] / weights
         for kind in kinds:
@@ -180,7 +180,7 @@ def _size_ratios(contestants: Contestants, memory: Raw) -> dict[str, float]:
             against = {"memory": values, "weights": [weights] * len(values)}
             ratios[f"{name}: {kind} / weights"] = ratio(against, "memory", "weights")
     for above, below in PAIRS:
-        files = [contestants[name].sizes_mb["model file"] for name in (above, below)]
+        files = [candidates[name].sizes_mb["model file"] for name in (above, below)]
         ratios[f"{above} / {below}: model file"] = files[0] / files[1]
         for kind in kinds:
             keys = (f"{above}: {kind}", f"{below}: {kind}")

@@ -87,7 +87,7 @@ def test_the_script_of_a_prompt_is_played_before_its_generations():
     assert played == 4 * [0, 1]
 
 
-def test_contestants_take_turns_within_a_prompt():
+def test_candidates_take_turns_within_a_prompt():
     """With drafts that are wrong, a round makes one token: nobody is ahead by more than a turn."""
     turn, ahead, num_rounds = 5, [0], Counter()
 

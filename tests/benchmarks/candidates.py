@@ -29,7 +29,7 @@ PAIRS = (  # (one, the one it is compared with)
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """One runtime with one recipe: a model file, and what its runtime adds to it."""
 
     name: str
@@ -54,22 +54,22 @@ class Contestant:
         }
 
 
-def tiny(work: Work) -> Mapping[str, Contestant]:
+def tiny(work: Work) -> Mapping[str, Candidate]:
     """The tiny model, which one thread runs fastest."""
     graphs = {name: Graphs(recipe=_recipe(name), route=_route(name), cache_length=TINY_ROWS)
               for name in NAMES}  # fmt: skip
-    return {name: Contestant(name, work.model(TINY, one), 1) for name, one in graphs.items()}
+    return {name: Candidate(name, work.model(TINY, one), 1) for name, one in graphs.items()}
 
 
 def stack(
     work: Work, names: tuple[str, ...] = NAMES, cache_length: int = STACK_ROWS
-) -> Mapping[str, Contestant]:
+) -> Mapping[str, Candidate]:
     """The stack of E2B's widths."""
     folder = work.stack(STACK_LAYERS)
     graphs = {name: Graphs(recipe=_recipe(name), route=_route(name), cache_length=cache_length)
               for name in names}  # fmt: skip
     return {
-        name: Contestant(name, work.model(folder, one), num_threads())
+        name: Candidate(name, work.model(folder, one), num_threads())
         for name, one in graphs.items()
     }
 
