@@ -21,7 +21,7 @@ def test_every_size_has_its_rows():
         ("26b-a4b", "litert", "int4", "experts are chosen while it runs"),
         ("26b-a4b", "executorch", "int4", "experts are chosen while it runs"),
         ("e2b", "litert", "int4-groups", "one scale for every 32 weights"),
-        ("31b", "executorch", "mobile", "XNNPACK in ExecuTorch"),
+        ("31b", "executorch", "mobile", "ExecuTorch's XNNPACK"),
     ],
 )
 def test_a_refusal_is_the_runtimes_own(size, runtime, recipe, reason):

@@ -165,8 +165,8 @@ def test_an_unknown_recipe(checkpoint):
 @pytest.mark.parametrize(
     ("recipe", "runtime", "said"),
     [
-        ("mobile", "executorch", "2 bits, XNNPACK in ExecuTorch"),
-        ("float16", "executorch", "16 bits, XNNPACK in ExecuTorch"),
+        ("mobile", "executorch", "2 bits, ExecuTorch's XNNPACK"),
+        ("float16", "executorch", "16 bits, ExecuTorch's XNNPACK"),
         ("int4-groups", "litert", "LiteRT graphs have one per row"),
     ],
 )
