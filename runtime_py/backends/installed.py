@@ -25,6 +25,10 @@ DISTRIBUTIONS = {
     "onnx": "onnxruntime",
     OFFICIAL: "litert-lm-api",
 }
+# Releases that the tests run with. LiteRT's C API and ExecuTorch's libraries may change with any
+# other, so it is refused. onnxruntime's API is stable, but our graphs rely on the order in which it
+# adds numbers: another release gets a warning.
+TESTED: dict[RuntimeName, str] = {"litert": "2.3.", "executorch": "1.5.1", "onnx": "1.32."}
 # Its dependencies are torch's, and gemma-run needs none of them.
 _ALONE = ("executorch",)
 

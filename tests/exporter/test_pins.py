@@ -14,6 +14,7 @@ from exporter.lower.executorch import vendor as executorch_vendor
 from exporter.lower.litert import vendor as litert_vendor
 from exporter.lower.onnx import vendor as onnx_vendor
 from exporter.original import vendor as transformers_vendor
+from runtime_py.backends.installed import TESTED
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 VENDORS = (transformers_vendor, litert_vendor, executorch_vendor, onnx_vendor)
@@ -47,3 +48,10 @@ def test_every_package_behind_a_fence_has_an_upper_bound():
     for vendor in VENDORS:
         for package in vendor.PACKAGES:
             assert bounds[package] & {"==", "<"}, package
+
+
+def test_the_runtimes_that_gemma_run_was_tested_with_are_those_of_the_project():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    for runtime, release in TESTED.items():
+        (pin,) = [Requirement(line) for line in extras[runtime]]
+        assert f"{next(iter(pin.specifier)).version}.".startswith(release)

@@ -11,10 +11,12 @@ Field numbers are those of schema.fbs of LiteRT and of litertlm_header_schema.fb
 import mmap
 import struct
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from runtime_py.formats.flatbuffer import Table
+from runtime_py.formats.tflite import read_model, read_tensors
 
 EMBEDDER, DECODER = "tf_lite_embedder", "tf_lite_prefill_decode"
 HEADER_START = 32  # of a .litertlm; the 8 bytes before say where the header ends
@@ -56,7 +58,7 @@ def attach(bundle: Path, tied: TiedTable) -> None:
         decoder_begin, decoder_end_position = ends[DECODER]
         decoder_end = _read_number(file, decoder_end_position)
         file.seek(begin)
-        model = Table.root(file.read(tied.embedder.stat().st_size))
+        model = read_model(file.read(tied.embedder.stat().st_size))
         position = begin + list(model.tables(4))[tied.buffer].position(1)
         _write_number(file, position, decoder_begin + tied.decoder_offset - begin)
         _write_number(file, end_position, decoder_end)
@@ -79,15 +81,14 @@ class _Mapped:
 
 def _weights(data: Any) -> dict[tuple[str, int], _Weight]:
     """(name, type) -> the weights that lie behind the flatbuffer."""
-    model = Table.root(data)
+    model = read_model(data)
     buffers = list(model.tables(4))
     found = {}
-    for graph in model.tables(2):
-        for tensor in graph.tables(0):
-            number = tensor.number(2, "<I")
-            offset, size = buffers[number].number(1, "<Q"), buffers[number].number(2, "<Q")
-            if offset:
-                found[tensor.string(3), tensor.number(1, "<b")] = _Weight(number, offset, size)
+    for tensor in chain.from_iterable(read_tensors(model)):
+        number = tensor.number(2, "<I")
+        offset, size = buffers[number].number(1, "<Q"), buffers[number].number(2, "<Q")
+        if offset:
+            found[tensor.string(3), tensor.number(1, "<b")] = _Weight(number, offset, size)
     return found
 
 

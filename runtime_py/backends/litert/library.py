@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime_py.backends.installed import install_command, is_installed, version
+from runtime_py.backends.installed import TESTED, install_command, is_installed, version
 from runtime_py.backends.litert.accelerators import hide_accelerator
 from runtime_py.errors import RunError
 
 Array = npt.NDArray[Any]
 
 PACKAGE = "ai-edge-litert"
-RELEASE = "2.3."  # whose headers this file follows
+RELEASE = TESTED["litert"]  # whose headers this file follows
 _NAMES = {"darwin": "libLiteRt.dylib", "win32": "libLiteRt.dll"}
 _CPU = 1  # kLiteRtHwAcceleratorCpu
 _ELEMENT_TYPES = {np.dtype(np.float32): 1, np.dtype(np.int32): 2, np.dtype(np.int8): 9}

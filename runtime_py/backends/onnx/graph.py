@@ -1,5 +1,7 @@
 """One .onnx file: an onnxruntime session, and calls bound to our own arrays."""
 
+import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,19 +10,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime_py.backends.installed import install_command
+from runtime_py.backends.installed import TESTED, install_command
 from runtime_py.errors import RunError
 from runtime_py.formats.tensor_spec import FREE, TensorSpec
 
 Array = npt.NDArray[Any]
 
 CPU = "CPUExecutionProvider"
+_logger = logging.getLogger(__name__)
 _SILENT = 4  # log fatal errors only; all others are raised as well
 _DTYPES: dict[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
     "tensor(int64)": np.int64,
     "tensor(int8)": np.int8,
 }
+
+
+@functools.cache
+def _warn_of_untested(release: str) -> None:
+    if not release.startswith(TESTED["onnx"]):
+        _logger.warning(
+            "onnxruntime %s was not tested, %sx was: tokens may differ from the original's; try "
+            "`gemma-run check`, or pip install 'onnxruntime==%s*'",
+            *(release, TESTED["onnx"], TESTED["onnx"]),
+        )
 
 
 class Runtime:
@@ -37,6 +50,7 @@ class Runtime:
             raise RunError(
                 f"this bundle needs onnxruntime ({error}); {install_command('onnx')}"
             ) from error
+        _warn_of_untested(onnxruntime.__version__)
         known = onnxruntime.get_available_providers()
         for name in providers:
             if name not in known:

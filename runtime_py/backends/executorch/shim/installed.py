@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-PINNED_VERSION = "1.5.1"  # the shim's sources are written for exactly this release
+from runtime_py.backends.installed import TESTED
+
+PINNED_VERSION = TESTED["executorch"]  # the shim's sources are written for exactly this release
 # In loading order; none of them links torch.
 LIBRARIES = (
     "libexecutorch.so",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -122,7 +123,18 @@ def test_the_parts_of_the_file_do_not_overlap(written):
     assert sum(section.size_bytes for section in found.sections) <= written.once.stat().st_size
 
 
-def test_another_layout_of_the_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(one_copy, "find_twins", lambda _program, _data: {1: KEY})
+@dataclass(frozen=True)
+class OtherLayout:
+    """Has the constants where the data should be."""
+
+    written: Path
+    constants = (bytes(one_copy.WORTH_BYTES),)
+    named: ClassVar = {KEY: constants[0]}
+
+    def write_without(self, _constants, _first, file) -> None:
+        file.write(self.written.read_bytes())
+
+
+def test_another_layout_of_the_file_is_refused(written, tmp_path):
     with pytest.raises(ExportError, match="is not where it was put"):
-        write("int8", tmp_path / "model.pte", tied=True)
+        one_copy.write_once(OtherLayout(written.twice), tmp_path / "model.pte")

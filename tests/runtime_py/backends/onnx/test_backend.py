@@ -10,6 +10,7 @@ import pytest
 from runtime_py.backends.onnx import contract as onnx_contract
 from runtime_py.backends.onnx.backend import open_onnx
 from runtime_py.backends.onnx.contract import Contract
+from runtime_py.backends.onnx.graph import CPU, Runtime
 from runtime_py.errors import RunError
 from runtime_py.formats.tensor_spec import FREE, TensorSpec
 from tests.runtime_py.backends.toys import ONNX
@@ -222,3 +223,13 @@ def test_a_step_costs_the_rows_present_and_not_the_capacity(monkeypatch):
     long, num_bytes = fastest(1 << 20)
     assert num_bytes > 100e6
     assert long < short + 2e-3
+
+
+@pytest.mark.parametrize(("release", "warnings"), [("1.32.7", 0), ("1.33.0", 1)])
+def test_a_release_that_was_not_tested_is_warned_of_once(monkeypatch, caplog, release, warnings):
+    monkeypatch.setattr("onnxruntime.__version__", release)
+    for _ in range(2):
+        Runtime(1, [CPU])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == warnings
+    assert all(f"onnxruntime {release} was not tested" in line for line in said)
