@@ -1,1 +1,1 @@
-"""The bundle folder: may its place be taken, what goes in, and the one step that publishes it."""
+"""Make a bundle: check its place, fill it, and publish it in one step."""

@@ -1,4 +1,4 @@
-"""Whether a bundle may go where the user wants it, decided before any work is done."""
+"""Decide, before any work is done, whether a bundle may go where the user wants it."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,25 +10,25 @@ from runtime_py.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from runtime_py.errors import RunError
 from runtime_py.terminal.printable import shown
 
-MAX_NAME_BYTES = 200  # most file systems allow 255, and the folder it is made in has a longer name
-# What others make in a bundle's folder, and make again when it is gone: npm the library that the
-# page of --target web loads (config.LITERT_JS), LiteRT-LM what it keeps beside a model.
+MAX_NAME_BYTES = 200  # most file systems allow 255; the staging folder's name is longer
+# Files that other tools put into a bundle's folder and can make again: npm the library of --target
+# web's page (config.LITERT_JS), LiteRT-LM a cache beside the model.
 _LIBRARY_FILE, _LIBRARY = Path("node_modules/.package-lock.json"), Path("node_modules/@litertjs")
 _PACKED = ".xnnpack_cache"
 _MOUNTS = Path("/proc/self/mountinfo")
-_NAMED = 3  # files of the user's that a message names
+_NAMED = 3  # the most user files that a message names
 
 
 def check_output(output: Path, overwrite: bool, sources: Sequence[Path]) -> Path:
-    """The folder that the bundle takes the place of: `output`, links followed.
+    """The folder that the bundle will be: `output` with links resolved.
 
     Args:
         output: as the user gave it.
-        overwrite: whether a bundle that is there may go.
+        overwrite: whether an existing bundle may be replaced.
         sources: files and folders that the bundle is made from.
 
     Raises:
-        ExportError: if something else than a bundle would be lost, or there can be no folder.
+        ExportError: if anything but a bundle would be lost, or the folder cannot be made.
     """
     try:
         place = Path(os.path.realpath(output))
@@ -64,7 +64,7 @@ def _refuse_place(output: Path, place: Path) -> None:
 
 
 def _is_mount(place: Path) -> bool:
-    """Python sees other file systems only; Linux also mounts folders of the same one."""
+    """Also a folder mounted from the same file system, which Path.is_mount does not see."""
     name = str(place)
     for char in "\\ \t\n":
         name = name.replace(char, f"\\{ord(char):03o}")
@@ -76,7 +76,10 @@ def _is_mount(place: Path) -> bool:
 
 
 def _refuse_unreadable(source: Path) -> None:
-    """Such as a name longer than the system's; whoever reads it says what else is wrong with it."""
+    """Refuse a path that the system rejects, such as one with too long a name.
+
+    Whoever reads a missing file says so.
+    """
     try:
         source.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -86,10 +89,10 @@ def _refuse_unreadable(source: Path) -> None:
 
 
 def _refuse_overlap(output: Path, place: Path, source: Path) -> None:
-    """Nothing that is read may lie in what is replaced, nor the new bundle in what is read."""
+    """Refuse sources inside the replaced folder, and a bundle inside a source."""
     if _lies_in(place, source):
         raise ExportError(f"{output}: lies in {source}, which is read; choose another --output")
-    parts = sorted(source.iterdir()) if source.is_dir() else []  # a part may be a link
+    parts = sorted(source.iterdir()) if source.is_dir() else []  # an entry may be a link
     for path in (source, *parts):
         if _lies_in(Path(os.path.realpath(path)), place):
             raise ExportError(
@@ -98,7 +101,7 @@ def _refuse_overlap(output: Path, place: Path, source: Path) -> None:
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether they are one, or the path goes through the folder, by whatever name."""
+    """Whether a path is a folder or lies in it, by whatever name."""
     if not folder.is_dir():
         return False
     return any(part.exists() and part.samefile(folder) for part in (path, *path.parents))
@@ -136,7 +139,7 @@ def _refuse_loss(output: Path, place: Path, overwrite: bool) -> None:
 
 
 def _others(place: Path, manifest: Manifest) -> Iterator[str]:
-    """What lies in a bundle's folder and was not made with it, in the order of names."""
+    """The files in a bundle's folder that are not the bundle's, by name."""
     web = manifest.device == "web"
     files = {Path(name) for name in (MANIFEST_NAME, *manifest.files)}
     files |= {_LIBRARY_FILE} if web else set()

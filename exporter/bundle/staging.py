@@ -1,8 +1,8 @@
-"""Make a bundle beside its place and let it take the place in one step.
+"""Make a bundle beside its final place and move it there in one step.
 
-Whatever ends the export, at the place there is the old bundle or the new one, whole. What is left
-beside it is locked as long as its export lives: the kernel gives the lock back when that dies,
-and the next export to the same folder removes what nobody holds.
+However the export ends, the place holds the old bundle or the new one, complete. The staging folder
+beside it is locked while its export lives. When the export dies, the kernel releases the lock, and
+the next export to the same place removes the folder.
 """
 
 import ctypes
@@ -23,21 +23,21 @@ _NO_ROOM_BYTES = 1 << 20
 _LEFT = re.compile(
     r"(?P<stem>\.(?P<name>.+)\.gemma-export-\d+-[0-9a-f]{8})\.(partial|old)", re.DOTALL
 )
-_NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # of what a file system has not
+_NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # the file system lacks a feature
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
 
 
 @contextmanager
 def staged(output: Path, overwrite: bool, sources: Sequence[Path] = ()) -> Iterator[Path]:
-    """A folder beside `output` that takes its place when the block ends; no trace if it fails.
+    """A folder beside `output` that replaces it when the block ends, or vanishes if it fails.
 
     Args:
         output: the bundle to make; missing parents are made too.
-        overwrite: whether a bundle that is there is replaced.
+        overwrite: whether an existing bundle is replaced.
         sources: files and folders that the block reads.
 
     Raises:
-        ExportError: as check_output does, or if the disk is full or refuses.
+        ExportError: as check_output does, or if the disk is full or fails.
     """
     remove_left(output)
     place = check_output(output, overwrite, sources)
@@ -62,7 +62,7 @@ def staged(output: Path, overwrite: bool, sources: Sequence[Path] = ()) -> Itera
         except ExportError:
             raise
         except Exception as error:
-            # Tools that meet a full disk do not all say so: some die of the file they could not
+            # Not every tool reports a full disk: some fail later, on the file that they could not
             # write.
             if full := _full(stage, output, error):
                 raise full from error
@@ -74,7 +74,7 @@ def staged(output: Path, overwrite: bool, sources: Sequence[Path] = ()) -> Itera
 
 
 def remove_left(output: Path) -> None:
-    """Remove what dead exports to the same folder left; bring back what they had put aside."""
+    """Remove what dead exports to the same place left; restore a bundle that they had put aside."""
     with suppress(OSError):
         parent = Path(os.path.realpath(output)).parent
         found = [match for name in os.listdir(parent) if (match := _LEFT.fullmatch(name))]
@@ -85,20 +85,20 @@ def remove_left(output: Path) -> None:
 def _remove_dead(folder: Path, place: Path) -> None:
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:  # its export died when the new bundle was at its place already
+    except FileNotFoundError:  # its export died after the new bundle was in place
         _settle(folder, place)
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _settle(folder, place)
     except OSError:
-        pass  # it lives, or its file system has no locks and nobody can tell
+        pass  # it lives, or its file system has no locks to tell
     finally:
         os.close(lock)
 
 
 class _Stage:
-    """The folder in which a bundle is made.
+    """A folder in which a bundle is made.
 
     Args:
         place: where the bundle goes.
@@ -114,17 +114,17 @@ class _Stage:
     def create(self) -> None:
         """Make the folder, locked."""
         self.place.parent.mkdir(parents=True, exist_ok=True)
-        while True:  # another export may have taken it for a dead one's before it was locked
+        while True:  # before it is locked, another export may remove it as a dead one's
             self.folder.mkdir()
             with suppress(FileNotFoundError):
                 self._lock = os.open(self.folder, os.O_RDONLY)
-                with suppress(OSError):  # no locks here: then nobody takes it for a dead one's
+                with suppress(OSError):  # without locks, nobody takes it for a dead one's
                     fcntl.flock(self._lock, fcntl.LOCK_EX)
                 if self.folder.exists():
                     return
 
     def publish(self) -> None:
-        """Put the new bundle at its place, and what was there into the folder."""
+        """Put the new bundle in place, and the old one into the staging folder."""
         if not self.place.exists():
             self.folder.rename(self.place)
         elif not _exchange(self.folder, self.place):
@@ -133,7 +133,7 @@ class _Stage:
         _sync(self.place.parent)
 
     def settle(self) -> None:
-        """Remove all but the bundle at its place, old or new."""
+        """Remove everything but the bundle in place, old or new."""
         _settle(self.folder, self.place)
         for folder in self._new_parents:
             with suppress(OSError):  # not empty: the bundle is there
@@ -156,7 +156,7 @@ def _settle(folder: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change their names in one step; False where the system cannot."""
+    """Swap two folders' names in one step; False if the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -176,7 +176,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _flush(folder: Path) -> None:
-    """Let all of it reach the disk, so that a bundle at its place is whole after a power cut."""
+    """Flush everything to the disk, so that a published bundle survives a power cut."""
     for where, _, names in os.walk(folder, topdown=False):
         for name in names:
             _sync(Path(where) / name)
@@ -188,7 +188,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(opened)
     except OSError as error:
-        if error.errno not in _NOT_HERE:  # some file systems know it of files only
+        if error.errno not in _NOT_HERE:  # some file systems sync files only
             raise
     finally:
         os.close(opened)

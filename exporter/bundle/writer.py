@@ -1,4 +1,4 @@
-"""Put together what a bundle holds besides the runtimes' graphs, its manifest last."""
+"""Write a bundle's files besides the runtimes' graphs; the manifest comes last."""
 
 import logging
 import shutil
@@ -22,13 +22,13 @@ from runtime_py.bundle.reference import Reference, write_reference
 
 logger = logging.getLogger(__name__)
 
-PAGE = Path(__file__).parents[1] / "webpage"  # index.html, and web/ with what it loads
+PAGE = Path(__file__).parents[1] / "webpage"  # index.html, and web/ with its modules
 _TOOLS = ("gemma-export", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleContents:
-    """Everything in a bundle besides the runtimes' own files, which lie in the folder already."""
+    """Everything in a bundle besides the graphs, which are in the folder already."""
 
     name: str
     device: str
@@ -38,16 +38,16 @@ class BundleContents:
     draft_length: int
     runtimes: Mapping[RuntimeName, RuntimeEntry]
     reference: Reference
-    sources: Mapping[str, str]  # of what was downloaded
+    sources: Mapping[str, str]  # of downloaded models
 
 
 def add_page(folder: Path) -> None:
-    """Put the page that runs the bundle's LiteRT graphs in a browser into its folder."""
+    """Add the page that runs the bundle's LiteRT graphs in a browser."""
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
 
 
 def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
-    """Add tokenizer, chat template, reference and manifest to a folder that holds the graphs."""
+    """Add tokenizer, chat template, reference and manifest to the folder with the graphs."""
     shutil.copyfile(contents.text.tokenizer, folder / "tokenizer.json")
     template = contents.text.chat_template
     if template is not None:
@@ -80,5 +80,5 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
 def _version(tool: str) -> str:
     try:
         return metadata.version(tool)
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         return "source"

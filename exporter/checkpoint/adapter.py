@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter over a checkpoint: merged as rows are read, never a whole matrix of it.
+"""A PEFT LoRA adapter, merged into a checkpoint row by row as it is read.
 
 The arithmetic is PEFT's merge_and_unload in float32, bit for bit: row + (B's row @ A) * scaling.
 """
@@ -23,12 +23,12 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 
-# With fewer rows, BLAS takes kernels that add in another order (MKL: seen below 16).
+# With fewer rows, BLAS uses kernels that sum in another order (MKL: seen below 16).
 MIN_ROWS = 32
 
-MAX_NUMBER = 10**6  # of a rank and of lora_alpha
+MAX_NUMBER = 10**6  # largest rank and lora_alpha
 
-# Options of LoRA that leave the merged weight what it is; any other that is set is refused by name.
+# LoRA options that do not change the merged weight; any other that is set is refused by name.
 HARMLESS = {
     "alpha_pattern",
     "auto_mapping",
@@ -59,8 +59,8 @@ HARMLESS = {
     "unsloth_version",
     "use_rslora",
 }
-# Ways to begin a training that leave the base model's weights as they are. PiSSA, OLoRA, CorDA and
-# LoftQ do not: their adapters are no change to the base that the user has.
+# Initializations that leave the base model's weights unchanged. PiSSA, OLoRA, CorDA and LoftQ
+# change them, so their adapters do not apply to the base model that the user has.
 PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _PREFIX = "base_model.model."
@@ -73,10 +73,10 @@ MERGE_FIRST = (
 
 @dataclass(frozen=True)
 class Delta:
-    """What the adapter adds to one matrix: scaling * B @ A, of an embedding its transpose."""
+    """What the adapter adds to one matrix: scaling * B @ A; to an embedding, the transpose."""
 
-    a: StoredTensor  # [r, I], of an embedding [r, O]
-    b: StoredTensor  # [O, r], of an embedding [I, r]
+    a: StoredTensor  # [r, I]; for an embedding [r, O]
+    b: StoredTensor  # [O, r]; for an embedding [I, r]
     scaling: float
     of_embedding: bool
 
@@ -100,7 +100,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A stored matrix with what an adapter adds to it."""
+    """A stored matrix plus an adapter's delta."""
 
     base: Stored
     delta: Delta
@@ -130,11 +130,11 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter; tensors go by the normalised names of those they change."""
+    """An opened adapter; its tensors have the normalised names of those they change."""
 
     folder: Path
-    base_name: str | None  # the model it says it was trained on
-    keeps_tie: bool  # trained so that embedding and head stay one tensor
+    base_name: str | None  # the model that it says it was trained on
+    keeps_tie: bool  # whether embedding and head stay one tensor
     replaced: Mapping[str, StoredTensor]  # whole tensors (modules_to_save)
     deltas: Mapping[str, Delta]
     ignored: tuple[str, ...]  # modules of other modalities
@@ -144,10 +144,10 @@ class Adapter:
         return {*self.replaced, *self.deltas}
 
     def merged(self, name: str, base: Stored) -> Stored:
-        """The tensor `name` with this adapter in it.
+        """The tensor `name` with this adapter merged in.
 
         Raises:
-            ExportError: if it has another shape than the adapter's.
+            ExportError: if its shape is not the adapter's.
         """
         changed = self.replaced.get(name, base)
         delta = self.deltas.get(name)
@@ -166,7 +166,7 @@ def read_adapter(folder: Path) -> Adapter:
     """Open the adapter in a folder.
 
     Raises:
-        ExportError: if it is no plain LoRA adapter; the message says what it is and what to do.
+        ExportError: if it is not a plain LoRA adapter, saying what it is and what to do.
     """
     config = read_adapter_config(folder)
     weights = folder / WEIGHTS_FILE
@@ -204,13 +204,13 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _plain(name: str) -> str:
-    """The name without what only a model in memory has: peft's wrapper and the adapter's name."""
+    """The name without peft's wrapper and the adapter's name, which models in memory have."""
     plain = _OF_DEFAULT.sub(r"\1", name.removeprefix(_PREFIX))
     return plain.replace(".modules_to_save.", ".")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Its adapter_config.json, if it is that of a plain LoRA adapter.
+    """Read adapter_config.json, which must be a plain LoRA adapter's.
 
     Raises:
         ExportError: as read_adapter.
@@ -287,8 +287,8 @@ _LINEAR_NAMES = ("lora_A.weight", "lora_B.weight")
 
 
 def _by_pattern(config: Mapping[str, Any], rest: str, key: str, module: str, folder: Path) -> float:
-    """What PEFT takes: that of the first pattern to match the end of the module's name, or else
-    what holds for the rest."""
+    """The value that PEFT uses: that of the first pattern that matches the end of the module's
+    name, or else the one for all other modules."""
     found = config.get(rest)
     patterns = config.get(key) or {}
     where = f"{folder / CONFIG_FILE}: {rest} and {key}"
@@ -311,7 +311,7 @@ def _by_pattern(config: Mapping[str, Any], rest: str, key: str, module: str, fol
 
 
 def _matches(pattern: str, module: str, where: str) -> bool:
-    # A repeated group can keep the matcher busy for ever, and the pattern is a stranger's.
+    # The pattern is untrusted, and a repeated group can make matching take forever.
     if len(pattern) > 500 or re.search(r"\)[*+{]", pattern):
         raise ExportError(f"{where}: pattern {shown(pattern)} is too complex; {MERGE_FIRST}")
     try:

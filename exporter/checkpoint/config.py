@@ -1,4 +1,4 @@
-"""config.json -> spec. Refuses by name whatever would change the result and is not built here."""
+"""config.json -> spec. Refuses, by name, settings that change the result and are not supported."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ DRAFTER_TYPES = {
 }
 TEXT_TYPES = frozenset(TARGET_TYPES.values())
 
-# Keys and transformers' defaults of the tokens in whose places another modality is put.
+# Keys of the placeholder tokens of other modalities, with transformers' defaults.
 PLACEHOLDERS = {"image_token_id": 258_880, "audio_token_id": 258_881, "video_token_id": 258_884}
 
 MAX_LAYERS = 512
@@ -43,7 +43,7 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Fields:
-    """Typed access to one JSON object; every complaint names the file and the key."""
+    """Typed access to one JSON object; every error names the file and the key."""
 
     values: Mapping[str, Any]
     where: str
@@ -68,7 +68,7 @@ class Fields:
         return value
 
     def optional(self, key: str) -> bool:
-        """Whether the key is there with a value."""
+        """Whether the key exists and is not null."""
         return self.values.get(key) is not None
 
     def fields(self, key: str) -> "Fields":
@@ -78,7 +78,7 @@ class Fields:
         return Fields(value, f"{self.where}: {key}")
 
     def refuse(self, key: str, allowed: tuple[Any, ...], reason: str) -> None:
-        """Refuse every value but the allowed ones; an absent key is fine."""
+        """Refuse every value but the allowed ones; the key may be missing."""
         if key in self.values and self.values[key] not in allowed:
             raise ExportError(
                 f"{self.where}: {key} is {shown(repr(self.values[key]))}, {reason}; supported: "
@@ -140,7 +140,7 @@ def parse_target(config: Mapping[str, Any], where: str) -> TargetSpec:
 
 
 def max_context_length(config: Mapping[str, Any], where: str) -> int | None:
-    """Tokens that a target was made for, if its config.json says so."""
+    """The context length that a target was trained for, if its config.json says so."""
     text = config.get("text_config")
     fields = Fields(text if isinstance(text, dict) else config, where)
     if not fields.optional("max_position_embeddings"):
@@ -149,13 +149,13 @@ def max_context_length(config: Mapping[str, Any], where: str) -> int | None:
 
 
 def _placeholders(config: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """Of a multimodal checkpoint; a text one embeds every token as itself."""
+    """The placeholder tokens of a multimodal checkpoint; a text-only one has none."""
     ids = [config.get(key, default) for key, default in PLACEHOLDERS.items()]
     return tuple(item for item in ids if isinstance(item, int) and 0 <= item < vocab_size)
 
 
 def parse_drafter(config: Mapping[str, Any], where: str, target: TargetSpec) -> DrafterSpec:
-    """The spec of a drafter, checked against the target it must have been made for."""
+    """The spec of a drafter, checked against its target."""
     model_type = config.get("model_type")
     if isinstance(model_type, str) and (model_type in TARGET_TYPES or model_type in TEXT_TYPES):
         raise ExportError(
@@ -214,7 +214,7 @@ def _refuse_unbuilt(text: Fields) -> None:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What the configuration says about one layer's attention."""
+    """The configuration of one layer's attention."""
 
     kind: Kind
     head_dim: int
@@ -242,7 +242,7 @@ def _shapes(text: Fields) -> list[_Shape]:
 
 def _kinds(text: Fields, count: int) -> list[Kind]:
     kinds = text.values.get("layer_types")
-    if kinds is None:  # transformers' default: every sixth layer is full
+    if kinds is None:  # transformers' default: every sixth layer has full attention
         kinds = [KINDS[(index + 1) % 6 == 0] for index in range(count)]
     if not isinstance(kinds, list) or len(kinds) != count or any(k not in KINDS for k in kinds):
         raise text.wrong("layer_types", f"{count} times {' or '.join(KINDS)}")
@@ -252,7 +252,7 @@ def _kinds(text: Fields, count: int) -> list[Kind]:
 
 
 def _overrides(text: Fields, kinds: list[Kind]) -> dict[int, dict[str, Any]]:
-    """What differs from the global numbers, by layer."""
+    """By layer, the values that differ from the global ones."""
     if text.optional("per_layer_config"):
         return _explicit_overrides(text.fields("per_layer_config"), len(kinds))
     full = {"head_dim": text.integer("global_head_dim", default=DEFAULT_GLOBAL_HEAD_DIM)}
@@ -390,7 +390,7 @@ def _rope(rope: Fields, head_dim: int) -> RopeSpec:
 
 
 def _centroids(top: Fields, vocab_size: int) -> CentroidSpec | None:
-    # num_centroids alone means nothing: the 12B's drafter carries it and has a dense head.
+    # num_centroids alone means nothing: the 12B's drafter has it and a dense head.
     if not top.flag("use_ordered_embeddings", False):
         return None
     num_centroids = top.integer("num_centroids", high=vocab_size)

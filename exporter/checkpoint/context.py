@@ -1,4 +1,4 @@
-"""How many tokens of prompt and answer a bundle holds: no more than the model was made for."""
+"""Choose the context length: at most what the model was trained for."""
 
 import logging
 from dataclasses import replace
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def fit_context(config: ExportConfig, target: TargetCheckpoint) -> ExportConfig:
-    """The configuration with a context that the model was made for.
+    """The configuration with a context that the model supports.
 
     Raises:
         ExportError: if the user asked for a longer one.

@@ -1,4 +1,4 @@
-"""Reads safetensors files, mapped and checked: nothing in them is trusted, nothing is unpickled."""
+"""Map and check safetensors files: nothing in them is trusted, nothing is unpickled."""
 
 import math
 import mmap
@@ -32,10 +32,10 @@ TYPES = FLOAT_TYPES | INTEGER_TYPES
 
 
 class Stored(Protocol):
-    """A tensor of a checkpoint, whatever its rows are made from."""
+    """A tensor of a checkpoint, whatever its rows are computed from."""
 
     @property
-    def path(self) -> Path: ...  # the file to name in a complaint
+    def path(self) -> Path: ...  # the file to name in an error
     @property
     def type_name(self) -> str: ...
     @property
@@ -48,17 +48,17 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a mapped file; its bytes are read when its rows are."""
+    """One tensor of a mapped file; only requested rows are read."""
 
     path: Path
     mapped: mmap.mmap
-    type_name: str  # the name in the file, which may be one we do not read
+    type_name: str  # as in the file; may be a type that we do not read
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
 
     @property
     def num_rows(self) -> int:
-        """A stack of matrices is one matrix below the other; a vector has rows of one number."""
+        """A stack of matrices counts as one tall matrix; each number of a vector as a row."""
         return math.prod(self.shape[:-1]) if len(self.shape) > 2 else self.shape[0]
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -80,21 +80,21 @@ class StoredTensor:
         return flat.reshape(stop - start, *tail)
 
     def release(self, start: int, stop: int) -> None:
-        """Give back the memory of rows that were read; they can be read again.
+        """Drop rows that were read from memory; they can be read again.
 
-        Pages of a mapped file count as memory of this process as long as they are mapped.
+        A mapped file's pages count as this process's memory while they are resident.
         """
         if not hasattr(mmap, "MADV_DONTNEED"):  # not on Windows, where mapped pages are not counted
             return
         row = math.prod(self.shape) // max(1, self.num_rows) * TYPES[self.type_name].itemsize
-        # The kernel maps some neighbours with each page that is read.
+        # With each page that is read, the kernel maps some of its neighbours.
         first = max(0, self.offset + start * row - NEIGHBOURS) // mmap.PAGESIZE * mmap.PAGESIZE
         last = min(len(self.mapped), self.offset + stop * row + NEIGHBOURS)
         self.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+    """Read the JSON object in a file."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ExportError(
@@ -139,10 +139,10 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The shards that their names count, for a folder that lost its index.
+    """The shards of a folder without an index, from the numbers in their names.
 
     Raises:
-        ExportError: if one of them is missing, or if they are of two sets.
+        ExportError: if one is missing, or if they belong to two sets.
     """
     numbered = [_NUMBERED_SHARD.fullmatch(path.name) for path in folder.iterdir()]
     found = {match.string: int(match[2]) for match in numbered if match}
@@ -223,7 +223,7 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def _refuse_overlaps(path: Path, spans: list[tuple[int, int, str]]) -> None:
-    """The format: every byte belongs to one tensor."""
+    """Refuse overlaps and gaps: the format says that every byte belongs to one tensor."""
     end = 0
     for first, last, name in spans:
         if first != end:
@@ -239,7 +239,7 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             size = path.stat().st_size
             if size >= 8:
-                # Copy on write: torch wants a writable buffer, and the file must stay as it is.
+                # Copy on write: torch wants a writable buffer, and the file must not change.
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise ExportError(f"{path}: cannot be opened ({shown(error)})") from error
@@ -247,7 +247,7 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _entry(entry: object, where: str) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    """Type name, shape and data offsets of one header entry, checked against each other."""
+    """One header entry's type name, shape and data offsets, checked against each other."""
     try:
         if not isinstance(entry, dict):
             raise TypeError("not an object")

@@ -1,6 +1,6 @@
-"""generation_config.json: which tokens may follow, and how. Refuses by name what is not built.
+"""Read generation_config.json as transformers' generate() does, and refuse settings we lack.
 
-As transformers' generate() reads it (GenerationConfig and _get_logits_processor of 5.24).
+Source: GenerationConfig and _get_logits_processor of transformers 5.24.
 """
 
 import logging
@@ -14,7 +14,7 @@ from exporter.errors import ExportError, shown
 logger = logging.getLogger(__name__)
 
 FILE = "generation_config.json"
-# What changes greedy text -> the values, besides null, with which it does not.
+# Settings that change greedy text -> the values, besides null, that turn them off.
 NOT_BUILT: Mapping[str, Sequence[Any]] = {
     "bad_words_ids": (),
     "begin_suppress_tokens": ([],),
@@ -39,7 +39,7 @@ NOT_BUILT: Mapping[str, Sequence[Any]] = {
     "token_healing": (False,),
     "watermarking_config": (),
 }
-# What changes sampled text only -> the same.
+# The same for settings that change sampled text only.
 NOT_SAMPLED: Mapping[str, Sequence[Any]] = {
     "epsilon_cutoff": (0, 1),
     "eta_cutoff": (0, 1),
@@ -47,7 +47,7 @@ NOT_SAMPLED: Mapping[str, Sequence[Any]] = {
     "top_h": (),
     "typical_p": (1,),
 }
-# Key -> what a value must be.
+# Key -> what its value must be.
 _SAMPLING = {
     "temperature": "a number above 0 and below 2147483648",
     "top_k": "an integer from 0 (off) to 2147483647",
@@ -56,14 +56,14 @@ _SAMPLING = {
 
 
 def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint that are not null, which for transformers is the default.
+    """A checkpoint's settings, without those that are null, which means the default.
 
     Args:
         folder: of the checkpoint.
-        config: its config.json, where old checkpoints keep what the file would hold.
+        config: its config.json, which holds the settings in old checkpoints.
 
     Raises:
-        ExportError: for a setting that changes greedy text and is not built, or that is malformed.
+        ExportError: for a malformed setting, or one that changes greedy text and is not supported.
     """
     path = folder / FILE
     if path.is_file():
@@ -77,14 +77,14 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         if key in found and found[key] not in harmless:
             raise ExportError(
                 f"{path}: {key} is {shown(repr(found[key]))}, which changes the text and is not "
-                "built here; remove it, and the export says what the model says without it"
+                "supported; remove it to export the model without it"
             )
     _check_sampling(path, found)
     return found
 
 
 def suppressed_ids(generation: Mapping[str, Any], vocab_size: int, folder: Path) -> tuple[int, ...]:
-    """The tokens that are never said (`suppress_tokens`), ascending.
+    """The tokens that must never be generated (`suppress_tokens`), ascending.
 
     Raises:
         ExportError: unless they are different token ids of the vocabulary, and leave one.
@@ -113,7 +113,7 @@ def _check_sampling(path: Path, generation: Mapping[str, Any]) -> None:
 
 
 def report_ignored(generation: Mapping[str, Any], folder: Path) -> None:
-    """Warn of settings that change sampled text and are not built."""
+    """Warn of settings that change sampled text and are not supported."""
     ignored = [
         key
         for key, harmless in NOT_SAMPLED.items()
@@ -121,7 +121,7 @@ def report_ignored(generation: Mapping[str, Any], folder: Path) -> None:
     ]
     if ignored and generation.get("do_sample", False):
         logger.warning(
-            "text        %s: not built here, sampled text is chosen without: %s",
+            "text        %s: not supported and ignored when sampling: %s",
             folder / FILE,
             ", ".join(ignored),
         )
@@ -138,7 +138,7 @@ def _fits(key: str, value: object, samples: bool) -> bool:
         return isinstance(value, int) and 0 <= value < 2**31
     if key == "top_p":
         return 0 <= value <= 1
-    # Without sampling, 0 is how some say that; with it, transformers refuses 0.
+    # Some write 0 for "no sampling"; with sampling, transformers refuses 0.
     return 0 < value < 2**31 or (value == 0 and not samples)
 
 

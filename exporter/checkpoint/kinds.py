@@ -1,4 +1,4 @@
-"""Says what a path is that is no checkpoint: the file or folder of another tool, and what to do."""
+"""Recognize a path that is no checkpoint but another tool's file or folder, and say what to do."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,17 +23,17 @@ BY_ENDING = {
     ".safetensors": ("a file of weights", "give the folder that it is in"),
 }
 
-# git-lfs leaves such a text in the place of each file that it did not download.
+# git-lfs leaves such a text in place of a file that it did not download.
 POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_POINTER_BYTES = 1024
 READ = ("*.json", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse what is no checkpoint before anything is read or downloaded.
+    """Refuse a path that is no checkpoint, before anything is read or downloaded.
 
     Raises:
-        ExportError: naming what it is and what to give.
+        ExportError: saying what it is and what to give instead.
     """
     if not _exists(folder):
         raise ExportError(f"{shown(folder, 300)}: no such folder; {NEEDED}")
@@ -46,7 +46,7 @@ def require_folder(folder: Path) -> None:
 
 
 def refuse_pointers(folder: Path) -> None:
-    """Refuse a folder of which git-lfs downloaded nothing but the names."""
+    """Refuse a folder with git-lfs pointers in place of files."""
     pointers = sorted(
         path.name
         for path in folder.iterdir()
@@ -61,7 +61,7 @@ def refuse_pointers(folder: Path) -> None:
 
 
 def require_safetensors(folder: Path) -> None:
-    """Refuse a checkpoint whose weights are missing, or are no safetensors."""
+    """Refuse a checkpoint whose weights are missing or not safetensors."""
     if (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file() or find_shards(folder):
         return
     names = sorted(path.name for path in folder.iterdir())
@@ -80,7 +80,7 @@ def require_safetensors(folder: Path) -> None:
 def _exists(folder: Path) -> bool:
     try:
         return folder.exists()
-    except (OSError, ValueError):  # a name that can be no path, such as one of 5000 letters
+    except (OSError, ValueError):  # not a possible path, such as a name of 5000 letters
         return False
 
 
@@ -89,7 +89,7 @@ def _is_pointer(path: Path) -> bool:
         return (
             path.is_file() and path.stat().st_size <= MAX_POINTER_BYTES and _begins(path, POINTER)
         )
-    except OSError:  # what cannot be opened is refused where it is read
+    except OSError:  # the reader refuses what cannot be opened
         return False
 
 

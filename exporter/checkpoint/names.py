@@ -1,4 +1,4 @@
-"""Names of tensors: the Hugging Face names without their wrapper, and what may be left aside."""
+"""Normalize tensor names: drop wrappers' prefixes and tensors that the export does not need."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from exporter.errors import ExportError, shown
 from exporter.graph.spec import DrafterSpec, TargetSpec
 
-# A multimodal checkpoint wraps the decoder, a trainer (peft, torch's data parallelism) the model.
-# No tensor of the decoder begins so, so all of them are taken off.
+# Prefixes of multimodal checkpoints, which wrap the decoder, and of trainers (peft, torch's data
+# parallelism), which wrap the model. No decoder tensor's own name begins with one.
 WRAPPERS = ("model.", "language_model.", "base_model.", "module.")
-COMPILED = "_orig_mod."  # by torch.compile, which may wrap single layers too
+COMPILED = "_orig_mod."  # of torch.compile, which may wrap single layers too
 
-# Parts of a multimodal checkpoint a text export has no use for.
+# Parts of a multimodal checkpoint that a text export does not need.
 OTHER_MODALITIES = (
     "vision_tower.",
     "vision_embedder.",
@@ -20,19 +20,19 @@ OTHER_MODALITIES = (
     "embed_audio.",
 )
 
-# What no checkpoint that is read here has -> what it is, and what to do.
+# Names of unsupported checkpoints' tensors -> what they are, and what to do.
 TELLING = {
     r"\.lora_[AB]\.": "an adapter that is not merged; merge it (peft: merge_and_unload, then "
     "save_pretrained) and give that folder",
     r"\.(scales|biases)$": "quantized by MLX; give the checkpoint that it was made from",
 }
 
-# Layers that share another's KV may carry the projections they no longer use.
+# Layers that share another layer's KV rows may still carry their unused projections.
 _KV_PART = re.compile(r"layers\.(\d{1,4})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight")
 
 
 def normalised_names(names: Iterable[str], where: str) -> dict[str, str]:
-    """Normalised name -> name in the file, without other modalities."""
+    """Normalised name -> name in the file; other modalities are left out."""
     known: dict[str, str] = {}
     for name in names:
         short = name.replace(COMPILED, "")
@@ -50,7 +50,7 @@ def normalised_names(names: Iterable[str], where: str) -> dict[str, str]:
 
 
 def is_unused(name: str, spec: TargetSpec | DrafterSpec) -> bool:
-    """Whether the model loads without this tensor and transformers ignores it too."""
+    """Whether the model does not need this tensor, so that transformers ignores it too."""
     match = _KV_PART.fullmatch(name)
     if match is not None:
         index = int(match[1])

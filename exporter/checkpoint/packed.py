@@ -1,6 +1,6 @@
-"""Weights that a checkpoint stores as integers and scales: compressed-tensors, pack-quantized.
+"""Read weights stored as integers and scales: the pack-quantized format of compressed-tensors.
 
-The integers are the result of a training for them (QAT), so they go into the bundle as they are.
+The integers result from quantization-aware training, so the bundle gets them unchanged.
 
 Format: compressed-tensors 0.20, compressors/pack_quantized. Of `x.weight` the file holds
 `x.weight_packed` [O, I * bits / 32] int32, the first value in the lowest bits and 2^(bits - 1)
@@ -21,9 +21,9 @@ from exporter.errors import ExportError, shown
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 PARTS = ("weight_packed", "weight_scale", "weight_shape")
 WORD_BITS = 32
-PACKED_BITS = (2, 4, 8)  # whole values in a byte
+PACKED_BITS = (2, 4, 8)  # whole numbers fit in a byte
 
-# Keys that change nothing of what is said here; any other that is set is refused by name.
+# Keys that do not change how weights are stored; any other that is set is refused by name.
 _HARMLESS = {
     "ignore",
     "quantization_status",
@@ -40,12 +40,12 @@ class PackedType:
     """How one group of matrices is stored."""
 
     bits: int
-    group_size: int  # neighbours in a row that share a scale; 0: the whole row
+    group_size: int  # consecutive numbers in a row that share a scale; 0: the whole row
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A matrix stored as integers with scales; its rows are their products, exact in float32."""
+    """A matrix stored as integers with scales; its rows are their exact products in float32."""
 
     words: Stored
     scale: Stored
@@ -80,21 +80,21 @@ class PackedTensor:
         self.scale.release(start, stop)
 
     def integers(self, start: int, stop: int) -> Tensor:
-        """[R, I] int8."""
+        """The integers [R, I], int8."""
         bits = self.kind.bits
         words = self.words.rows(start, stop)
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        # A word's first byte holds its lowest bits on every machine torch has wheels for.
+        # The first byte holds a word's lowest bits on every machine that torch supports.
         values = (words.view(torch.uint8).unsqueeze(-1) >> shifts) & (2**bits - 1)
         values = values.reshape(stop - start, -1)[:, : self.num_columns]
         signed: Tensor = values.to(torch.int16) - 2 ** (bits - 1)
         return signed.to(torch.int8)
 
     def scales(self, start: int, stop: int) -> Tensor:
-        """[R], for groups [R, I / group size], float32.
+        """The scales [R], or [R, I / group size] for groups, float32.
 
         Raises:
-            ExportError: if one is not a positive number.
+            ExportError: if a scale is not a positive number.
         """
         scales = self.scale.rows(start, stop).to(torch.float32)
         if not bool(((scales > 0) & scales.isfinite()).all()):
@@ -105,10 +105,10 @@ class PackedTensor:
 
 
 def packed_types(config: Mapping[str, Any], where: str) -> tuple[PackedType, ...]:
-    """What the configuration says of stored integers; nothing for an unquantized checkpoint.
+    """How the configuration says integers are stored; empty for an unquantized checkpoint.
 
     Raises:
-        ExportError: for any other way to store them, by name.
+        ExportError: for any other quantization, by name.
     """
     text = config.get("text_config")
     _refuse_mlx(config.get("quantization"), where)
@@ -131,7 +131,7 @@ def packed_types(config: Mapping[str, Any], where: str) -> tuple[PackedType, ...
 
 
 def _refuse_mlx(found: object, where: str) -> None:
-    """MLX writes the same object as quantization and as quantization_config."""
+    """MLX writes the same object under quantization and quantization_config."""
     if isinstance(found, dict) and "quant_method" not in found and "group_size" in found:
         raise ExportError(
             f"{where}: quantized by MLX ({shown(repr(found.get('bits')))} bits in groups of "
@@ -181,10 +181,10 @@ def _refuse_others(where: str, values: Mapping[str, Any], known: set[str]) -> No
 def join_packed(
     tensors: Mapping[str, Stored], types: tuple[PackedType, ...], where: str
 ) -> dict[str, Stored]:
-    """The same tensors with each `x.weight_packed` and what belongs to it as one `x.weight`.
+    """Join each `x.weight_packed` with its scale and shape into one `x.weight`.
 
     Raises:
-        ExportError: if parts are missing or do not fit each other or `types`.
+        ExportError: if parts are missing, or disagree with each other or with `types`.
     """
     if not types:
         return dict(tensors)

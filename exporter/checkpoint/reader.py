@@ -1,6 +1,6 @@
-"""Reads a target or a drafter checkpoint: config.json and lazily mapped safetensors.
+"""Read a target or drafter checkpoint: config.json and lazily mapped safetensors.
 
-A checkpoint is untrusted input: everything is checked before it is used, and nothing is unpickled.
+A checkpoint is untrusted: everything is checked before it is used, and nothing is unpickled.
 """
 
 from collections.abc import Mapping
@@ -39,24 +39,24 @@ Spec = TypeVar("Spec", TargetSpec, DrafterSpec)
 
 @dataclass(frozen=True)
 class Checkpoint(Generic[Spec]):
-    """A checked checkpoint. Tensors go by their normalised names (see checkpoint_names)."""
+    """A checked checkpoint. Tensors have normalised names (see names.py)."""
 
     folder: Path
-    config: Mapping[str, Any]  # config.json as it is
+    config: Mapping[str, Any]  # config.json, unchanged
     spec: Spec
     _tensors: Mapping[str, Stored]
-    keeps_integers: bool = True  # or lets a recipe round what they stand for again
+    keeps_integers: bool = True  # False: a recipe may round their values again
     adapter: Adapter | None = None  # merged into the tensors
 
     def names(self) -> list[str]:
-        """Every tensor the graph needs, once: a tied head is `embed_tokens.weight`."""
+        """Every tensor that the graph needs, once; a tied head is `embed_tokens.weight`."""
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._stored(name).shape
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start .. stop - 1 as float32; only they are read from the file.
+        """Rows start .. stop - 1 as float32; no others are read from the file.
 
         A stack of matrices [N, O, I] has N * O rows.
 
@@ -81,11 +81,11 @@ class Checkpoint(Generic[Spec]):
         return self.rows(name, 0, stored.num_rows).reshape(stored.shape)
 
     def integers(self, name: str) -> Tensor:
-        """The whole of an integer table (token_ordering) as int32."""
+        """An integer table (token_ordering) as int32."""
         return self._stored(name).rows(0, self.shape(name)[0]).to(torch.int32)
 
     def packed(self, name: str) -> PackedTensor | None:
-        """The integers of this matrix, if the checkpoint stores such and they are to be kept."""
+        """This matrix's stored integers, if it has any and they are kept."""
         stored = self._stored(name)
         return stored if self.keeps_integers and isinstance(stored, PackedTensor) else None
 
@@ -115,8 +115,8 @@ def read_checkpoint(
     """Open a target.
 
     Args:
-        folder: with config.json and safetensors, perhaps generation_config.json.
-        adapter: the folder of a LoRA adapter that is merged into it.
+        folder: with config.json, safetensors and perhaps generation_config.json.
+        adapter: the folder of a LoRA adapter to merge into it.
         keep_integers: those that the checkpoint stores go into the bundle as they are.
 
     Raises:
@@ -141,7 +141,7 @@ def _merged(checkpoint: TargetCheckpoint, adapter: Adapter) -> TargetCheckpoint:
     changed = {name for name in adapter.names if not is_unused(name, spec)}
     touched = adapter.names & {EMBEDDING, HEAD}
     if spec.tied_head and touched and not (adapter.keeps_tie and EMBEDDING in touched):
-        # What was trained: a change to one of the two was no change to the other, though PEFT's
+        # In training, a change to one of the two did not change the other, although PEFT's
         # merge_and_unload adds it to both (and warns).
         tensors[HEAD] = tensors[EMBEDDING]
         spec = replace(spec, tied_head=False)
@@ -170,7 +170,7 @@ def read_drafter(folder: Path, target: TargetCheckpoint) -> DrafterCheckpoint:
     """Open the drafter of `target`; its integers are kept if the target's are.
 
     Raises:
-        ExportError: as read_checkpoint, and when the drafter was made for another target.
+        ExportError: as read_checkpoint, or if the drafter was made for another target.
     """
     config = _read_config(folder)
     spec = parse_drafter(config, str(folder / "config.json"), target.spec)
@@ -192,7 +192,7 @@ def _open(
     spec: TargetSpec | DrafterSpec,
     modules: list[nn.Module],
 ) -> dict[str, Stored]:
-    """The tensors the modules need, checked, in the modules' order."""
+    """The tensors that the modules need, checked, in the modules' order."""
     types = packed_types(config, str(folder / "config.json"))
     require_safetensors(folder)
     files = open_tensors(folder)
@@ -208,7 +208,7 @@ def _open(
 
 
 def _resolve_tied_head(tensors: dict[str, Stored], where: str) -> None:
-    """Leave a tied head under the embedding's name, whichever name the file used."""
+    """Put a tied head under the embedding's name, whichever name the file uses."""
     head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
     if head is None:
         return
@@ -249,7 +249,7 @@ def _check_tensor(name: str, stored: Stored, shape: tuple[int, ...]) -> None:
 
 
 def _check_ordering(checkpoint: DrafterCheckpoint) -> None:
-    """A centroid head is only as good as its table, and the runtimes index with it unchecked."""
+    """Check a centroid head's table, with which the runtimes index unchecked."""
     vocab_size = checkpoint.spec.vocab_size
     ordering = checkpoint._stored(TOKEN_ORDERING).rows(0, vocab_size).to(torch.int64)
     if not torch.equal(ordering.sort().values, torch.arange(vocab_size)):
@@ -260,5 +260,5 @@ def _check_ordering(checkpoint: DrafterCheckpoint) -> None:
 
 
 def _is_finite(rows: Tensor) -> bool:
-    """A sum of finite numbers is finite, unless they are huge: then each is looked at."""
+    """Finite numbers have a finite sum unless they are huge; then check each one."""
     return bool(rows.sum().isfinite()) or bool(torch.isfinite(rows).all())

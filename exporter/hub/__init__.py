@@ -1,1 +1,1 @@
-"""Checkpoints from a model hub: listed, downloaded, compared with the hub's checksums."""
+"""List and download checkpoints from a model hub, and verify their checksums."""

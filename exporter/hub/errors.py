@@ -1,4 +1,4 @@
-"""What the hub's refusals mean to a user: one line each, with what to type."""
+"""Turn the hub's errors into one line with the next step."""
 
 import errno
 from http import HTTPStatus
@@ -20,19 +20,19 @@ from exporter.errors import ExportError, shown
 LOG_IN = "log in with `hf auth login` (or set HF_TOKEN)"
 KEPT = "what came is kept, the same command goes on from there"
 
-# What a call of huggingface_hub may end with; a server that is no hub brings out the last three.
+# What a call of huggingface_hub may raise; the last three come from a server that is no hub.
 FAILURES = (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, KeyError, TypeError)
 
 
 def unreachable(error: Exception) -> bool:
-    """Whether the hub said nothing about the model, so that the cache may be asked instead."""
+    """Whether the hub did not answer about the model, so that the cache may serve instead."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500
     return isinstance(error, OfflineModeIsEnabled | httpx2.TransportError)
 
 
 def explained(error: Exception, model: HubModel, endpoint: str) -> ExportError:
-    """The line for `error`, met while fetching `model`."""
+    """The line for an error that occurred while fetching `model`."""
     if isinstance(error, HfHubHTTPError):
         return ExportError(f"{model}: {_refusal(error, model, endpoint)}")
     if unreachable(error):
@@ -46,12 +46,12 @@ def explained(error: Exception, model: HubModel, endpoint: str) -> ExportError:
 
 
 def no_answer(error: Exception, endpoint: str) -> str:
-    """Why the hub could not be asked, and what to do."""
+    """Why the hub could not be reached, and what to do."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it to download"
     if isinstance(error, HfHubHTTPError):
         return f"{endpoint} is out of order ({error.response.status_code}); try again later, {KEPT}"
-    if isinstance(error, httpx2.LocalProtocolError):  # which cites the header, and so the token
+    if isinstance(error, httpx2.LocalProtocolError):  # its message quotes the token
         return "HF_TOKEN, or that of `hf auth login`, cannot be sent; correct it"
     said = shown(error) or type(error).__name__
     return f"{endpoint} cannot be reached ({said}); check the network and try again, {KEPT}"
@@ -71,7 +71,7 @@ def _refusal(error: HfHubHTTPError, model: HubModel, endpoint: str) -> str:
     if isinstance(error, RemoteEntryNotFoundError):
         return "a file of its listing is gone; run the command again"
     if isinstance(error, RepositoryNotFoundError):
-        # The hub does not say which of these it is.
+        # The hub does not tell these cases apart.
         unknown = "private, or your token out of date" if get_token() else "private"
         return (
             f"neither a folder here nor a model at {endpoint}; check the spelling, or if it is "

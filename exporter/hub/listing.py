@@ -1,4 +1,4 @@
-"""What a hub lists of one model, checked: nothing in it is trusted before it names a file."""
+"""Read and check a hub's listing of one model, which is untrusted input."""
 
 import fnmatch
 import re
@@ -19,7 +19,7 @@ from exporter.hub.request import read
 from exporter.hub.transfer import RemoteFile
 from runtime_py.formats.strict_json import read_json
 
-# What an export reads. No code and no pickle ever comes.
+# What an export reads. Code and pickles are never downloaded.
 PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -31,8 +31,8 @@ PATTERNS = (
     "chat_template.jinja",
     "chat_template.json",
 )
-MAX_LISTING_BYTES = 8 << 20  # of a repository of some 30,000 files
-MAX_SMALL_BYTES = 100 << 20  # of a file that git holds itself: text
+MAX_LISTING_BYTES = 8 << 20  # enough for 30,000 files
+MAX_SMALL_BYTES = 100 << 20  # of a file that git itself stores
 MAX_LARGE_BYTES = 1 << 42
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -45,12 +45,12 @@ class Listing:
 
     model: HubModel
     commit: str
-    files: tuple[RemoteFile, ...]  # that an export reads, small ones first
-    tree: Mapping[str, Mapping[str, Any]]  # every file as huggingface_hub's cache notes it
+    files: tuple[RemoteFile, ...]  # those that an export reads, small ones first
+    tree: Mapping[str, Mapping[str, Any]]  # every file, as huggingface_hub's cache records it
 
 
 def read_listing(model: HubModel, endpoint: str, timeout_s: float) -> Listing:
-    """Ask the hub what it has.
+    """Ask the hub for a model's files.
 
     Raises:
         ExportError: the repository is no checkpoint that an export could read.
@@ -66,7 +66,7 @@ def read_listing(model: HubModel, endpoint: str, timeout_s: float) -> Listing:
 
 
 def parse_listing(model: HubModel, content: bytes) -> Listing:
-    """The listing in the hub's answer; raises as read_listing."""
+    """Parse the hub's answer; raises as read_listing does."""
     info = _object(read_json(content, MAX_LISTING_BYTES), "answer")
     commit, rows = info.get("sha"), info.get("siblings")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
@@ -137,7 +137,7 @@ def _tree(names: list[str], rows: list[dict[str, Any]]) -> dict[str, dict[str, A
         try:
             file = _remote_file(name, row)
         except ValueError:
-            continue  # of a file that is not read, so no reason to refuse
+            continue  # this file is not read, so it is no reason to refuse
         if not all(_NAME.fullmatch(part) for part in parts):
             continue
         if isinstance(pointer, str) and COMMIT.fullmatch(pointer):
@@ -147,7 +147,7 @@ def _tree(names: list[str], rows: list[dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def _refuse_useless(model: HubModel, names: list[str], wanted: list[str]) -> None:
-    """Say what a repository is before gigabytes of it come."""
+    """Refuse a repository that is no checkpoint before gigabytes are downloaded."""
     if any(name.endswith(".safetensors") for name in wanted) and "config.json" in wanted:
         return
     if "adapter_config.json" in names:

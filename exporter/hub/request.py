@@ -1,4 +1,4 @@
-"""One request to a hub, bounded in time and bytes: whoever answers is a stranger.
+"""One request to a hub, bounded in time and bytes, because the server is untrusted.
 
 What httpx does by itself has no bound: its time-outs hold for one read of the socket, it reads the
 body of a redirection whole, and it unpacks whatever comes compressed.
@@ -17,25 +17,25 @@ from huggingface_hub import get_session, hf_raise_for_status
 from exporter.errors import shown
 
 TIMEOUT_S = 20.0
-MIN_BYTES = 64 << 10  # in each TIMEOUT_S: a slower hub is taken for a silent one
+MIN_BYTES = 64 << 10  # in each TIMEOUT_S; a slower hub counts as silent
 MAX_REDIRECTS = 10
-WAITING_CHUNKS = 16  # that came and were not asked for yet
-LOOK_S = 0.2  # between two looks whether an answer is still wanted
+WAITING_CHUNKS = 16  # received and not consumed yet
+LOOK_S = 0.2  # between two checks whether the answer is still wanted
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came on one request."""
+    """The answer to one request."""
 
     response: httpx2.Response
-    chunks: Iterator[bytes]  # of the body, as they are sent
+    chunks: Iterator[bytes]  # of the body, as they arrive
 
     @property
     def status(self) -> int:
         return self.response.status_code
 
     def raise_for_status(self) -> None:
-        """Raise huggingface_hub's error for a refusal, whose body nobody reads."""
+        """Raise huggingface_hub's error for an error status, without reading its body."""
         hf_raise_for_status(
             httpx2.Response(
                 self.status,
@@ -51,7 +51,7 @@ class Answer:
 
 @contextmanager
 def ask(url: str, headers: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> Iterator[Answer]:
-    """GET `url`, redirections followed; the token stays with the host that it was meant for.
+    """GET `url`, following redirects; the token is sent to its own host only.
 
     Raises:
         httpx2.HTTPError: nothing comes, or less than MIN_BYTES in `timeout_s`; so may `chunks`.
@@ -86,9 +86,9 @@ def read(url: str, headers: Mapping[str, str], max_bytes: int, timeout_s: float)
 
 @dataclass
 class _Pump:
-    """Reads in a thread of its own, which can be left alone when nothing comes.
+    """Reads in a separate thread, which can be abandoned when nothing arrives.
 
-    No time-out of a socket ends a header, or a chunk's first line, that comes letter by letter.
+    A socket's timeout does not end a header, or a chunk's first line, that arrives byte by byte.
     """
 
     url: str
@@ -108,7 +108,7 @@ class _Pump:
             self._put(None)
         except _UnwantedError:
             pass
-        except Exception as error:  # raised again where it is waited for
+        except Exception as error:  # raised again in the waiting thread
             with suppress(_UnwantedError):
                 self._put(error)
 
@@ -152,7 +152,7 @@ class _Pump:
 
 
 class _UnwantedError(Exception):
-    """Nobody waits for the answer any more."""
+    """The answer is no longer wanted."""
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def _follow(url: str, headers: Mapping[str, str], timeout_s: float) -> Iterator[
                 return
         finally:
             response.close()
-        following = response.next_request  # without the token, if it leads to another host
+        following = response.next_request  # without the token if it goes to another host
         if following.url.scheme not in ("https", request.url.scheme):
             raise ValueError(f"it redirects to {shown(following.url)}")
         request = following

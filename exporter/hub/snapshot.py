@@ -1,4 +1,4 @@
-"""Fetches checkpoints from the hub into the hub's own cache: only what is read, nothing twice."""
+"""Download checkpoints into huggingface_hub's cache: only the files an export reads, each once."""
 
 import json
 import logging
@@ -31,28 +31,28 @@ from runtime_py.terminal.signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
-ELSEWHERE = ["*/*"]  # a pattern's * stands for slashes too
+ELSEWHERE = ["*/*"]  # in a pattern, * also matches slashes
 MB = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """Where the hub is and where its cache: what HF_ENDPOINT and HF_HOME say."""
+    """The hub's address and its cache, from HF_ENDPOINT and HF_HOME."""
 
     endpoint: str = constants.ENDPOINT
     cache: Path = Path(constants.HF_HUB_CACHE)
-    wait_s: float = WAIT_S  # before a broken transfer is gone on with
-    timeout_s: float = TIMEOUT_S  # without an answer, or with next to none
+    wait_s: float = WAIT_S  # before a broken transfer is resumed
+    timeout_s: float = TIMEOUT_S  # without an answer, or with hardly any bytes
 
     def storage(self, model: HubModel) -> Path:
-        """The cache's folder of a repository, as huggingface_hub's documentation lays it out."""
+        """A repository's folder in the cache, as huggingface_hub documents it."""
         return self.cache / _storage_name(model)
 
     def lock(self, model: HubModel, blob_id: str) -> Path:
         return self.cache / ".locks" / _storage_name(model) / f"{blob_id}.lock"
 
     def transfers(self, listing: Listing) -> list[Transfer]:
-        """How the files of a listing come, each checked before it gets its blob's name."""
+        """The transfers of a listing's files; each is verified before it gets its final name."""
         model, headers = listing.model, build_hf_headers()
         return [
             Transfer(
@@ -72,15 +72,15 @@ class Hub:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint that is there in full."""
+    """A complete checkpoint."""
 
     folder: Path
-    commit: str  # which one the asked-for revision was
+    commit: str  # of the requested revision
 
 
 @dataclass(frozen=True)
 class _Listed:
-    """A model that the hub has, and how it comes."""
+    """A model that the hub has, and its transfers."""
 
     listing: Listing
     transfers: list[Transfer]
@@ -108,9 +108,9 @@ def fetch(
     hub: Hub | None = None,
     check: Callable[[Mapping[HubModel, Path]], None] = lambda _: None,
 ) -> dict[HubModel, Snapshot]:
-    """Bring the models into the cache; what is there already is not asked for again.
+    """Download the models into the cache; files that are there already are not requested again.
 
-    Without network, or with HF_HUB_OFFLINE set, they are taken from the cache.
+    Without a network, or with HF_HUB_OFFLINE set, they come from the cache.
 
     Args:
         models: what to bring.
@@ -123,7 +123,7 @@ def fetch(
     """
     hub = hub or Hub()
     with _quiet():
-        # All are looked up before one is downloaded: a refused drafter is known at once.
+        # Look up all before downloading one, so that a wrong drafter is refused at once.
         found = {model: _ask(model, hub) for model in models}
         listed = [part for part in found.values() if isinstance(part, _Listed)]
         _refuse_full_disk(listed, hub)
@@ -187,12 +187,12 @@ def _refuse_full_disk(listed: Sequence[_Listed], hub: Hub) -> None:
 
 
 def _begin(listed: _Listed, hub: Hub) -> Snapshot:
-    """Bring all but the weights."""
+    """Download all files but the weights."""
     storage, commit = hub.storage(listed.model), listed.listing.commit
     folder = storage / "snapshots" / commit
     with _explained(listed.model, hub):
-        # What huggingface_hub knows an incomplete snapshot by (_tree_cache.py; it ignores a format
-        # that it does not know).
+        # By this file, huggingface_hub recognizes an incomplete snapshot (_tree_cache.py, which
+        # ignores a format that it does not know).
         tree = {"format_version": 1, "files": listed.listing.tree}
         _write(storage / "trees" / f"{commit}.json", json.dumps(tree, indent=1))
         for transfer in listed.small:
@@ -254,7 +254,7 @@ def _complete(listed: _Listed, folder: Path, hub: Hub) -> None:
 
 
 def _name(transfer: Transfer, folder: Path) -> None:
-    """Give a blob its name, as huggingface_hub's cache has it."""
+    """Give a blob its file name, as in huggingface_hub's cache."""
     path = folder / transfer.file.name
     if not path.is_file() or path.stat().st_size != transfer.file.size_bytes:
         _link(transfer.blob, path)
@@ -266,20 +266,20 @@ def _link(blob: Path, path: Path) -> None:
     path.unlink(missing_ok=True)
     try:
         path.symlink_to(os.path.relpath(blob, path.parent))
-    except FileExistsError:  # another export was quicker
+    except FileExistsError:  # another export was faster
         return
-    except OSError:  # a disk without links
+    except OSError:  # a file system without links
         shutil.copyfile(blob, path)
 
 
 def _write(path: Path, text: str) -> None:
-    """Other programs read the cache meanwhile."""
+    """Write a file of the cache, which other programs may read meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
 
 
 def _refuse_damaged(path: Path, file: RemoteFile) -> None:
-    """Compare with the listing; of large files the size only, for their bytes were checked."""
+    """Compare with the listing; only the size of large files, whose bytes were checked before."""
     found = path.stat().st_size
     if found != file.size_bytes:
         _remove(path)
@@ -299,7 +299,7 @@ def _refuse_damaged(path: Path, file: RemoteFile) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A file of the cache: its name, and the blob behind it."""
+    """Remove a file of the cache: its name and its blob."""
     Path(os.path.realpath(path)).unlink()
     path.unlink(missing_ok=True)
 
@@ -310,7 +310,7 @@ def _storage_name(model: HubModel) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no advice of huggingface_hub's: the export shows its own progress."""
+    """Silence huggingface_hub's bars and advice: the export shows its own progress."""
     verbosity, bars = hub_logging.get_verbosity(), not are_progress_bars_disabled()
     hub_logging.set_verbosity(logging.ERROR)
     disable_progress_bars()

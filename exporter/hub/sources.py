@@ -1,6 +1,6 @@
-"""Finds what a user named: folders here, and models of a hub, which are downloaded.
+"""Find the models that a user named: local folders, or models of a hub, which are downloaded.
 
-All that can be known without the weights is checked before they come.
+Everything that needs no weights is checked before they are downloaded.
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ from exporter.progress import Bar
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a pair lies."""
+    """Where a target and its drafter lie."""
 
     target: Path
     drafter: Path | None
-    commits: Mapping[str, str]  # "target" and "drafter" -> repository@commit, where downloaded
+    commits: Mapping[str, str]  # "target", "drafter" -> repository@commit, if downloaded
 
 
 def find_folders(source: ModelSource, bar: Bar) -> Folders:
-    """Download what is not here.
+    """Download the models that are not local folders.
 
     Raises:
         ExportError: something named is not there, is no checkpoint, or does not fit the rest.
@@ -59,7 +59,7 @@ def _folder(where: Location, folders: Mapping[HubModel, Path]) -> Path:
 
 
 def _check_pair(source: ModelSource, folders: Mapping[HubModel, Path]) -> None:
-    """Refuse what config.json says is none of ours, or is stored in a way that is not read."""
+    """Refuse models that are not Gemma 4, or are stored in an unsupported way."""
     config, named = _config(source.model, folders)
     spec = parse_target(config, named)
     packed_types(config, named)
@@ -70,7 +70,7 @@ def _check_pair(source: ModelSource, folders: Mapping[HubModel, Path]) -> None:
 
 
 def _config(where: Location, folders: Mapping[HubModel, Path]) -> tuple[dict[str, Any], str]:
-    """The object in config.json, and what a complaint calls it."""
+    """The object in config.json, and its name for errors."""
     path = _folder(where, folders) / "config.json"
     named = f"{where}: config.json" if isinstance(where, HubModel) else str(path)
     return read_json(path), named

@@ -1,4 +1,4 @@
-"""Brings one file from the hub: downloads resume after an interruption.
+"""Download one file from the hub; downloads resume after an interruption.
 
 huggingface_hub 2.4 keeps nothing of a file that did not come whole (file_download.py,
 _download_to_tmp_and_move), and E2B is one file of 10 GB. Of a small file it takes the ETag that the
@@ -27,25 +27,25 @@ from exporter.hub.request import MIN_BYTES, TIMEOUT_S, Answer, ask
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 << 10
-MAX_FAILURES = 5  # requests in a row that bring next to nothing
-WAIT_S = 1.0  # before the second of them; twice as long before each further one
+MAX_FAILURES = 5  # requests in a row that bring hardly any bytes
+WAIT_S = 1.0  # before the second; doubles before each further one
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """What the hub's listing says about one file."""
+    """A file in the hub's listing."""
 
     name: str
     size_bytes: int
-    blob_id: str  # its checksum, and so its name among the cache's blobs
+    blob_id: str  # its checksum, and its name among the cache's blobs
 
     @property
     def is_large(self) -> bool:
-        """Whether it is stored aside, under its sha256; git knows other files by its own sha1."""
+        """Whether it is in large-file storage, under its sha256; git names the others by sha1."""
         return len(self.blob_id) == 64
 
     def new_digest(self) -> "hashlib._Hash":
-        """What `blob_id` is the result of, once all bytes were put in."""
+        """A digest that equals `blob_id` once all bytes were added."""
         if self.is_large:
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size_bytes, usedforsecurity=False)
@@ -64,7 +64,7 @@ class _Partial:
         self.digest = self.new_digest()
 
     def read_back(self) -> None:
-        """Take over what an earlier run left."""
+        """Add the bytes that an earlier run left."""
         self.file.seek(0)
         while chunk := self.file.read(CHUNK_BYTES):
             self.digest.update(chunk)
@@ -83,13 +83,13 @@ class _Partial:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """One file on its way into the cache."""
+    """The download of one file into the cache."""
 
     url: str
     headers: Mapping[str, str]
     file: RemoteFile
-    blob: Path  # where it lies when it is complete and its checksum right
-    lock: Path  # the one that huggingface_hub takes for this blob
+    blob: Path  # its final place, once complete and verified
+    lock: Path  # huggingface_hub's lock for this blob
     wait_s: float = WAIT_S
     timeout_s: float = TIMEOUT_S
 
@@ -99,7 +99,7 @@ class Transfer:
 
     @property
     def bytes_there(self) -> int:
-        """What need not be asked for again."""
+        """The bytes that need not be downloaded again."""
         for path in (self.blob, self.partial):
             if path.is_file():
                 return min(path.stat().st_size, self.file.size_bytes)
@@ -138,7 +138,7 @@ class Transfer:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Another export, or `hf download`, may be at the same file."""
+        """Wait for another export, or `hf download`, that is downloading the same file."""
         lock = FileLock(self.lock)
         try:
             lock.acquire(timeout=0)
@@ -152,7 +152,7 @@ class Transfer:
 
     def _complete(self, partial: _Partial, on_length: Callable[[int], None]) -> None:
         failures, furthest = 0, partial.length
-        while partial.length != self.file.size_bytes:  # which an earlier run may have brought
+        while partial.length != self.file.size_bytes:  # an earlier run may have completed it
             problem: Exception = ExportError(
                 f"{self.file.name}: the hub ends before all {self.file.size_bytes} bytes came; "
                 "run the command again, it goes on from there"
@@ -172,7 +172,7 @@ class Transfer:
                 time.sleep(self.wait_s * 2 ** (failures - 1))
 
     def _stream(self, partial: _Partial, on_length: Callable[[int], None]) -> None:
-        """Append what one request brings."""
+        """Append the bytes of one request."""
         headers = dict(self.headers)
         if partial.length:
             headers["Range"] = f"bytes={partial.length}-"
@@ -184,8 +184,8 @@ class Transfer:
             if answer.status == HTTPStatus.PARTIAL_CONTENT:
                 self._check_range(answer, partial)
             else:
-                partial.restart()  # all of it comes, whatever was asked for
-            for chunk in answer.chunks:  # as it comes: what was gathered would be lost
+                partial.restart()  # the server ignores the range and sends all of it
+            for chunk in answer.chunks:  # written at once, so that an interruption loses nothing
                 partial.write(chunk)
                 on_length(min(partial.length, self.file.size_bytes))
                 if partial.length > self.file.size_bytes:
@@ -200,7 +200,7 @@ class Transfer:
                 f"{self.file.name}: the hub answers with {shown(found)}, needed bytes "
                 f"{partial.length}-{size - 1}/{size}; run the command again, it begins anew"
             )
-            partial.restart()  # without a range the next request cannot be misunderstood
+            partial.restart()  # the next request asks for all of it, without a range
             raise problem
 
     def _refuse_longer(self, partial: _Partial) -> None:
@@ -213,4 +213,4 @@ class Transfer:
 
 
 class _WrongRangeError(ExportError):
-    """Other bytes of the file than those that were asked for."""
+    """The server sent another range than the requested one."""

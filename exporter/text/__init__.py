@@ -1,1 +1,1 @@
-"""A checkpoint's tokenizer and chat template, and the proof that the bundle's agree."""
+"""A checkpoint's tokenizer and chat template, and the proof that the bundle's give equal tokens."""

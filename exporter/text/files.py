@@ -1,4 +1,4 @@
-"""The checkpoint's text side: tokenizer, chat template, where a text begins and where it ends."""
+"""Read a checkpoint's tokenizer, chat template, and beginning and stop tokens."""
 
 import logging
 import re
@@ -16,12 +16,12 @@ from runtime_py.bundle.tokenizer import LibraryError, no_panic
 
 logger = logging.getLogger(__name__)
 
-MAX_STOP_IDS = 64  # as many as a manifest holds
+MAX_STOP_IDS = 64  # the manifest's limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles:
-    """What a runtime needs to turn text into tokens and to know when an answer ends."""
+    """What a runtime needs to tokenize text and to know when an answer ends."""
 
     folder: Path  # where the tokenizer is
     tokenizer: Path  # tokenizer.json
@@ -34,7 +34,7 @@ class TextFiles:
 
 
 def read_text_files(folder: Path, adapter: Path | None = None) -> TextFiles:
-    """Read the text side of a target checkpoint; an adapter's own tokenizer and template win.
+    """Read a target checkpoint's text files; an adapter's own tokenizer and template replace them.
 
     Raises:
         ExportError: if the tokenizer or a token id is missing.
@@ -66,13 +66,13 @@ def read_text_files(folder: Path, adapter: Path | None = None) -> TextFiles:
         stop_token_ids=_stop_ids(folder, config, text_config, generation),
         tokenizer_config=tokenizer_config,
         generation=generation,
-        # Nothing is padded here: one that is no token, as -1, is as good as none.
+        # Nothing is padded here, so an id that is no token, such as -1, counts as none.
         pad_token_id=pad_token_id if _is_token(pad_token_id, text_config) else None,
     )
 
 
 def token_entry(text: TextFiles, special_tokens: Mapping[str, str]) -> TokenEntry:
-    """What the manifest says of the text side; the files' names are the bundle's."""
+    """The manifest's `tokens`, with the file names of the bundle."""
     return TokenEntry(
         tokenizer="tokenizer.json",
         chat_template=None if text.chat_template is None else "chat_template.jinja",
@@ -83,7 +83,7 @@ def token_entry(text: TextFiles, special_tokens: Mapping[str, str]) -> TokenEntr
 
 
 def _text_folder(folder: Path, adapter: Path) -> Path:
-    """Trainers save the tokenizer with the adapter; one without its template is of no use."""
+    """The adapter's folder if it has a tokenizer and a template, which trainers save with it."""
     if not (adapter / "tokenizer.json").is_file():
         return folder
     template = _chat_template(adapter, _read_json(adapter / "tokenizer_config.json"))
@@ -91,7 +91,7 @@ def _text_folder(folder: Path, adapter: Path) -> Path:
 
 
 def _is_token(value: object, text_config: Mapping[str, Any]) -> TypeGuard[int]:
-    """Whether `value` is a token id of the vocabulary that read_checkpoint has checked."""
+    """Whether `value` is a token id of the vocabulary, whose size read_checkpoint checked."""
     vocab_size = text_config.get("vocab_size", 2**31)
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
 
@@ -129,22 +129,22 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | N
         text = tokenizer_config.get("chat_template")
         if isinstance(text, list):
             text = _default_template(text)
-        if text is None:  # where processors of multimodal models had it
+        if text is None:  # old multimodal processors keep it there
             text = _read_json(folder / "chat_template.json").get("chat_template")
     if text is not None and not isinstance(text, str):
         raise ExportError(
             f"{folder}/tokenizer_config.json: chat_template is {shown(repr(text))}, needed is one "
             "text; put it into chat_template.jinja"
         )
-    # The tag marks what to train on, which engines other than transformers' do not know. In its
-    # place stands one that all know, for the white space that its ends trim.
+    # The "generation" tag marks text to train on, and only transformers knows it. Replace it by one
+    # that every engine knows and that trims the same white space.
     for tag, same in (("generation", "if true"), ("endgeneration", "endif")):
         text = text and re.sub(rf"\{{%([-+]?)\s*{tag}\s*([-+]?)%\}}", rf"{{%\1 {same} \2%}}", text)
     return text
 
 
 def _default_template(templates: Sequence[object]) -> object:
-    """Of several by name, the one transformers takes; what is none of them as it is."""
+    """The template named "default", which transformers uses; without one, the list itself."""
     for item in templates:
         if isinstance(item, dict) and item.get("name") == "default":
             return item.get("template")
@@ -152,12 +152,12 @@ def _default_template(templates: Sequence[object]) -> object:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    """Empty if there is no such file."""
+    """The object in a file; empty if there is no such file."""
     return read_json(path) if path.is_file() else {}
 
 
 class OriginalTokenizer:
-    """transformers' tokenizer of a checkpoint: what the bundle's own must equal."""
+    """transformers' tokenizer of a checkpoint, whose tokens the bundle's must equal."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -172,27 +172,27 @@ class OriginalTokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """Name, as "eos_token", -> text: what a chat template may use."""
+        """Name, such as "eos_token", -> text, for the chat template."""
         return {str(name): str(text) for name, text in self._tokenizer.special_tokens_map.items()}
 
     @property
     def added_tokens(self) -> dict[str, int]:
-        """Text -> id of every token beside the vocabulary's own."""
+        """Text -> id of every token that was added to the vocabulary."""
         return {str(text): int(item) for text, item in self._tokenizer.get_added_vocab().items()}
 
     def encode(self, text: str, bos_token_id: int) -> list[int]:
-        """Plain text, begun with the beginning-of-sequence token."""
+        """The tokens of plain text, with the beginning-of-sequence token first."""
         ids = [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
         return ids if ids[:1] == [bos_token_id] else [bos_token_id, *ids]
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], template: str | None = None
     ) -> list[int]:
-        """A conversation, up to where the model's next turn begins.
+        """The tokens of a conversation, up to where the model's next turn begins.
 
         Args:
             messages: role and content of each.
-            template: used where the tokenizer has none of its own, but the checkpoint has.
+            template: used if the tokenizer has none of its own.
         """
         own = self._tokenizer.chat_template
         try:
@@ -204,7 +204,7 @@ class OriginalTokenizer:
                     tokenize=False,
                 )
                 ids = self._tokenizer.encode(rendered, add_special_tokens=False)
-        except LibraryError as error:  # a template is a program, and may fail as one
+        except LibraryError as error:  # a template is a program and can raise anything
             raise ExportError(
                 f"{self._folder}: the chat template fails ({shown(error, 300)}); correct it, or "
                 "remove it"

@@ -1,4 +1,4 @@
-"""The proof that the bundle's text side says what transformers' says: token for token."""
+"""Prove that the bundle tokenizes and renders exactly as transformers does."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,9 @@ from runtime_py.errors import RunError
 logger = logging.getLogger(__name__)
 
 Chat = Sequence[Mapping[str, str]]  # {"role", "content"} of each message
-_ANY_LENGTH = 1 << 24  # tokens: prompts too long for the context are left out later
+_ANY_LENGTH = 1 << 24  # tokens; prompts that are too long for the context are dropped later
 
-# What chat templates treat differently: one turn, several, and white space to be trimmed.
+# Cases that templates treat differently: one turn, several turns, white space to trim.
 CONVERSATIONS = (
     [{"role": "user", "content": "Hello!"}],
     [
@@ -26,7 +26,7 @@ CONVERSATIONS = (
     ],
 )
 
-_AT_ONCE = 100  # conversations that one process renders
+_AT_ONCE = 100  # conversations per process
 _MARK = "qzx"
 _MARKED = (
     {"role": "user", "content": "Hello!"},
@@ -37,15 +37,15 @@ _MARKED = (
 
 @dataclass(frozen=True)
 class ProvenText:
-    """What the bundle's own tokenizer and chat template make, equal to what transformers' do."""
+    """The prompts' tokens, in which the bundle's files and transformers agree."""
 
     prompts: list[tuple[str, list[int]]]  # text and token ids
     special_tokens: Mapping[str, str]  # name, as "eos_token", -> text
-    encode: Callable[[str], list[int]] = field(compare=False)  # other plain text, as transformers
+    encode: Callable[[str], list[int]] = field(compare=False)  # transformers', for plain text
 
 
 def prove_text(text: TextFiles, prompts: Sequence[Prompt], vocab_size: int) -> ProvenText:
-    """Turn every prompt into tokens, as transformers does and as the bundle will.
+    """Tokenize every prompt both as transformers does and as the bundle will.
 
     Raises:
         ExportError: if they differ, or if a text becomes none of the model's tokens: better now
@@ -90,7 +90,7 @@ def prove_text(text: TextFiles, prompts: Sequence[Prompt], vocab_size: int) -> P
 
 
 def _usable(text: TextFiles, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """All prompts; those to be continued only, where no chat template is."""
+    """The prompts that can be used: without a chat template, only those to continue."""
     if text.chat_template is not None:
         return list(prompts)
     plain = [prompt for prompt in prompts if prompt.kind == "text"]
@@ -109,7 +109,7 @@ def _usable(text: TextFiles, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _report_turn_end(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer) -> None:
-    """Warn where turns end with a token at which generation would not stop."""
+    """Warn if turns end with a token that does not stop generation."""
     if text.chat_template is None:
         return
     _, _, rest = ours.render_chat(_MARKED).partition(_MARK)
@@ -126,7 +126,7 @@ def _report_turn_end(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer
 
 
 def _refuse_missing(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer) -> None:
-    """transformers adds what tokenizer_config.json names; a bundle has tokenizer.json only."""
+    """Refuse tokens that only tokenizer_config.json adds: a bundle has tokenizer.json alone."""
     for token, token_id in theirs.added_tokens.items():
         if ours.token_id(token) != token_id:
             raise ExportError(
@@ -139,7 +139,7 @@ def _refuse_missing(text: TextFiles, theirs: OriginalTokenizer, ours: Tokenizer)
 def _encode(
     theirs: OriginalTokenizer, ours: Tokenizer, text: TextFiles, prompt: Prompt
 ) -> list[int]:
-    found = ours.encode(prompt.text)  # first, because it makes one line of the library's panics
+    found = ours.encode(prompt.text)  # first, because it turns the library's panics into one line
     return _refuse_other_tokens(prompt.text, found, theirs.encode(prompt.text, text.bos_token_id))
 
 
@@ -153,7 +153,7 @@ def _encode_chats(
     encoded = []
     for start in range(0, len(chats), _AT_ONCE):
         some = chats[start : start + _AT_ONCE]
-        # Ours first: it is a process of its own, which an endless template does not outlive.
+        # Ours first: it runs in a limited process, which ends an endless template.
         for chat, found in zip(some, ours.encode_chats(some), strict=True):
             said = str([message["content"] for message in chat])
             wanted = theirs.encode_chat(chat, text.chat_template)

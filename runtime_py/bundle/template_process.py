@@ -43,9 +43,8 @@ def _limit() -> None:
     with suppress(ImportError):  # Windows has none; the caller's time limit remains
         import resource
 
-        used = resource.getrusage(
-            resource.RUSAGE_SELF
-        )  # by the imports, which take long on a slow machine
+        # Imports take long on a slow machine and do not count.
+        used = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = math.ceil(used.ru_utime + used.ru_stime) + MAX_CPU_S
         limits = {
             resource.RLIMIT_AS: MAX_BYTES,

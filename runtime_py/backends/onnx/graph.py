@@ -118,10 +118,8 @@ class Call:
         self, graph: Graph, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
     ) -> None:
         self._graph = graph
-        self._arrays = (
-            *inputs.values(),
-            *outputs.values(),
-        )  # keeps them alive: onnxruntime has only their addresses
+        # Keeps the arrays alive: onnxruntime has only their addresses.
+        self._arrays = (*inputs.values(), *outputs.values())
         self._binding = graph.session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_input(name, *_place(array))

@@ -50,7 +50,7 @@ def test_suppressed_tokens_that_are_none(target, ids):
 )
 def test_what_changes_greedy_text_and_is_not_built_is_refused(target, key, value):
     write(target, **{key: value})
-    with pytest.raises(ExportError, match=f"{key} is .* not built here; remove it") as said:
+    with pytest.raises(ExportError, match=f"{key} is .* not supported; remove it") as said:
         read_checkpoint(target)
     assert "\x1b" not in str(said.value)
 
@@ -101,4 +101,4 @@ def test_sampling_that_is_not_built_is_warned_of(target, caplog):
     report_ignored({"min_p": 0, "typical_p": 1.0, "do_sample": True}, target)
     assert not caplog.messages
     report_ignored({"min_p": 0.1, "eta_cutoff": 0.3, "do_sample": True}, target)
-    assert "chosen without: eta_cutoff, min_p" in caplog.text
+    assert "ignored when sampling: eta_cutoff, min_p" in caplog.text
