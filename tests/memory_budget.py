@@ -48,7 +48,9 @@ def count(name: str) -> Size:
         sliding_window=spec.sliding_window,
         graph_layers=works[RECIPES[0]].graph_layers,
         recipes={
-            recipe: Stored(table_bytes=work.looked_up.size_bytes, matrices=work.multiplied_bytes)
+            recipe: Stored(
+                table_bytes=work.looked_up.size_bytes, matrices=work.all_multiplied.by_type
+            )
             for recipe, work in works.items()
         },
     )

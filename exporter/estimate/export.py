@@ -17,7 +17,13 @@ from exporter.original.model import KEPT_BYTES, KEPT_HEAD_BYTES, TOKENS_AT_ONCE,
 from exporter.original.record import ReferenceSize
 from exporter.quantize.arithmetic import CHUNK_BYTES
 from runtime_py.bundle.manifest import RuntimeName
-from runtime_py.inspection.memory import Memory, memory_of, memory_text, total_bytes
+from runtime_py.inspection.memory import (
+    Memory,
+    memory_of,
+    memory_text,
+    packed_bytes,
+    total_bytes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +91,6 @@ ONNX_START_S, ONNX_LAYER_S, ONNX_WEIGHT_S = 12.0, 2.0, 20e-9
 ONNX_START_BYTES, ONNX_LAYER_BYTES = 520 * MB, 2 * MB
 ONNX_GRAPH_BYTES = 60_000
 
-# In a browser.
-PACKED = 1.03  # what XNNPACK adds to the weights for their rows
 PAGE_BYTES = 1 << 31  # the most that @litertjs/core's WebAssembly takes
 
 
@@ -163,8 +167,8 @@ def _executorch_cost(work: Work) -> Cost:
         peak_bytes=EXECUTORCH_START_BYTES
         + _chunk_bytes(work)
         + EXECUTORCH_LAYER_BYTES * num_layers
-        + _unpacked_bytes(work.multiplied + work.drafter_linears)
-        + EXECUTORCH_COPIES * (work.multiplied + work.drafter_linears).size_bytes
+        + _unpacked_bytes(work.all_multiplied)
+        + EXECUTORCH_COPIES * work.all_multiplied.size_bytes
         + 2 * work.looked_up.size_bytes,
         disk_bytes=bundle_bytes,
         bundle_bytes=bundle_bytes,
@@ -253,7 +257,8 @@ def refuse_large_page(work: Work) -> None:
     There every section is copied into memory, and every graph that has logits repacks all that it
     multiplies with: those of prefill, which repack less, and all buffers are left out.
     """
-    needed = work.stored.size_bytes + PACKED * work.num_verifies * work.multiplied.size_bytes
+    packed = packed_bytes("litert", work.multiplied.by_type)
+    needed = work.stored.size_bytes + work.num_verifies * packed
     if needed > PAGE_BYTES:
         raise ExportError(
             f"a browser's WebAssembly holds {PAGE_BYTES / MB:.0f} MB, weights and their repacked "

@@ -1,8 +1,8 @@
 """How much there is to export, in numbers: what an estimate is made of."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from exporter.config import GraphShapes, KvType
@@ -39,14 +39,19 @@ class Matrices:
     """Some matrices together."""
 
     num_weights: int = 0
-    size_bytes: int = 0  # as the recipe stores them, without scales
+    by_type: Mapping[str, int] = field(default_factory=dict)  # type_key -> bytes, without scales
     num_scales: int = 0
-    kind: str = ""  # of one matrix: its type_key
+
+    @property
+    def size_bytes(self) -> int:
+        """As the recipe stores them, without scales."""
+        return sum(self.by_type.values())
 
     def __add__(self, other: "Matrices") -> "Matrices":
+        types = self.by_type.keys() | other.by_type.keys()
         return Matrices(
             self.num_weights + other.num_weights,
-            self.size_bytes + other.size_bytes,
+            {name: self.by_type.get(name, 0) + other.by_type.get(name, 0) for name in types},
             self.num_scales + other.num_scales,
         )
 
@@ -61,7 +66,6 @@ class Work:
     experts: Matrices  # some of them for every token
     drafter_tables: Matrices
     drafter_linears: Matrices
-    multiplied_bytes: Mapping[str, int]  # by type_key: tied, linears, experts, drafter_linears
     vector_bytes: int  # norms and other tensors that stay as they are
     text_bytes: int  # of the tokenizer
     vocab_size: int
@@ -81,6 +85,11 @@ class Work:
         return self.tied + self.linears + self.experts
 
     @property
+    def all_multiplied(self) -> Matrices:
+        """Of both."""
+        return self.multiplied + self.drafter_linears
+
+    @property
     def looked_up(self) -> Matrices:
         """And nothing else; of both."""
         return self.tables + self.drafter_tables
@@ -88,7 +97,7 @@ class Work:
     @property
     def stored(self) -> Matrices:
         """All there are, once."""
-        return self.multiplied + self.looked_up + self.drafter_linears
+        return self.all_multiplied + self.looked_up
 
     @property
     def graph_layers(self) -> Mapping[RuntimeName, int]:
@@ -109,7 +118,7 @@ class Work:
     def contents(self, runtime: RuntimeName) -> Contents:
         """What decides how much memory the bundle will take."""
         return Contents(
-            matrices=self.multiplied_bytes,
+            matrices=self.all_multiplied.by_type,
             table_bytes=self.looked_up.size_bytes,
             kv_bytes=self.kv_bytes,
             widened_bytes=self.widened_bytes,
@@ -137,8 +146,6 @@ def measure_work(
         drafters, more_bytes = _matrices(drafter, recipe, DRAFTER_PREFIX)
         vector_bytes += more_bytes
         drafter_tables = {drafter.spec.head_name} if drafter.spec.centroids else set()
-    multiplied = [matrix for name, matrix in matrices.items() if name not in tables]
-    multiplied += [matrix for name, matrix in drafters.items() if name not in drafter_tables]
     stacks = {name for name in matrices if is_stack(name)}
     return Work(
         tables=_sum(matrices, tables),
@@ -147,7 +154,6 @@ def measure_work(
         experts=_sum(matrices, stacks),
         drafter_tables=_sum(drafters, drafter_tables),
         drafter_linears=_sum(drafters, set(drafters) - drafter_tables),
-        multiplied_bytes=_by_type(multiplied),
         vector_bytes=vector_bytes,
         text_bytes=text_bytes,
         vocab_size=spec.vocab_size,
@@ -179,23 +185,10 @@ def _matrices(source: Any, recipe: Recipe, prefix: str) -> tuple[dict[str, Matri
         if len(shape) < 2:
             vector_bytes += 4 * math.prod(shape)
         else:
-            num_bytes = size_bytes(shape, kind)
             dtype = f"{'int' if kind.is_integer else 'float'}{kind.bits}"
-            matrices[name] = Matrices(
-                num_weights=math.prod(shape),
-                size_bytes=num_bytes,
-                num_scales=_num_scales(shape, kind),
-                kind=type_key(dtype, kind.group_size),
-            )
+            stored = {type_key(dtype, kind.group_size): size_bytes(shape, kind)}
+            matrices[name] = Matrices(math.prod(shape), stored, _num_scales(shape, kind))
     return matrices, vector_bytes
-
-
-def _by_type(matrices: Iterable[Matrices]) -> dict[str, int]:
-    """Bytes by type_key."""
-    sizes: dict[str, int] = {}
-    for matrix in matrices:
-        sizes[matrix.kind] = sizes.get(matrix.kind, 0) + matrix.size_bytes
-    return sizes
 
 
 def _num_scales(shape: Sequence[int], kind: WeightType) -> int:

@@ -68,6 +68,15 @@ def type_key(dtype: str, group_size: int) -> str:
     return f"{dtype} in groups" if group_size else dtype
 
 
+def packed_bytes(runtime: RuntimeName, matrices: Mapping[str, int]) -> int:
+    """Of matrices as the runtime keeps them: type_key -> stored bytes.
+
+    A type that this project never writes counts as it is stored.
+    """
+    repacked = _factors()[0][runtime].repacked
+    return round(sum(size * repacked.get(kind, 1) for kind, size in matrices.items()))
+
+
 def memory_of(runtime: RuntimeName, contents: Contents) -> tuple[Memory, ...]:
     """What is resident while it generates, item by item; `total_bytes` adds them up.
 
@@ -75,8 +84,6 @@ def memory_of(runtime: RuntimeName, contents: Contents) -> tuple[Memory, ...]:
     """
     runtimes, tables_resident, tokenizer_bytes = _factors()
     factors = runtimes[runtime]
-    # A type that no exporter here writes is taken as it is stored.
-    packed = sum(size * factors.repacked.get(kind, 1) for kind, size in contents.matrices.items())
     packing, holding = _PACKED[runtime]
     kv_bytes = contents.kv_bytes + (contents.widened_bytes if runtime == "litert" else 0)
     graphs = factors.base_bytes + factors.graph_layer_bytes * contents.graph_layers
@@ -88,7 +95,7 @@ def memory_of(runtime: RuntimeName, contents: Contents) -> tuple[Memory, ...]:
         Memory("tokenizer", vocabulary, "anonymous", "runtime"),
         Memory("Python, runtime, graphs", graphs, "anonymous", "runtime"),
     )
-    return (Memory(packing, round(packed), holding, "runtime"), *rest)
+    return (Memory(packing, packed_bytes(runtime, contents.matrices), holding, "runtime"), *rest)
 
 
 def total_bytes(memory: tuple[Memory, ...]) -> int:

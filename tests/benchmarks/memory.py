@@ -115,10 +115,12 @@ def _repacked(name: str, stack: Cells, cells: Cells) -> dict[str, float]:
     packed = {recipe: _packed(name, recipe, stack, cells) for recipe in _recipes(name)}
     beside = 0.0
     if name != "LiteRT":
-        beside = packed["float32"] - sum(stack_work("float32").multiplied_bytes.values()) / 1e6
+        beside = (
+            packed["float32"] - sum(stack_work("float32").all_multiplied.by_type.values()) / 1e6
+        )
     found: dict[str, float] = {}
     for recipe, size in packed.items():
-        kinds = dict(stack_work(recipe).multiplied_bytes)
+        kinds = dict(stack_work(recipe).all_multiplied.by_type)
         known = sum(found[kind] * stored for kind, stored in kinds.items() if kind in found) / 1e6
         [new] = set(kinds) - set(found)
         found[new] = (size - beside - known) / (kinds[new] / 1e6)
@@ -178,7 +180,7 @@ def _base(runtime: RuntimeName, repacked: Mapping[str, float], layer: int, cells
 
 
 def _matrices_mb(work: Work, repacked: Mapping[str, float]) -> float:
-    return sum(repacked[kind] * size for kind, size in work.multiplied_bytes.items()) / 1e6
+    return sum(repacked[kind] * size for kind, size in work.all_multiplied.by_type.items()) / 1e6
 
 
 def _tables_resident(repacked: Repacked, full: Cells, cells: Cells) -> float:
