@@ -1,8 +1,8 @@
-"""What an export will take, from the shapes of its tensors, before the work is begun.
+"""What an export will take, computed from the shapes of its tensors before the work begins.
 
-Sizes follow from the recipe and from what the tools add to it, which was measured
-(tests/benchmarks/full_size.py), and so were the seconds: on two cores like those of the project's
-CI, with nothing else to do. The constants below say what each is the price of.
+Sizes follow from the recipe and from what the tools add to it. What they add, and the seconds, were
+measured by tests/benchmarks/full_size.py on two idle cores. Each constant below is the cost of one
+thing that its comment names.
 """
 
 import logging
@@ -43,17 +43,17 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one stage takes."""
+    """What one stage of the export takes."""
 
     seconds: float
     peak_bytes: float  # resident
-    disk_bytes: float = 0.0  # the most that lies in the bundle's folder for it
-    bundle_bytes: float = 0.0  # of it that stays
+    disk_bytes: float = 0.0  # at its peak, in the bundle's folder
+    bundle_bytes: float = 0.0  # the part that stays
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of a whole export."""
+    """What a whole export takes, and its bundle on a device."""
 
     seconds: float
     peak_bytes: float
@@ -63,18 +63,18 @@ class Estimate:
 
 
 START_S, START_BYTES = 8.0, 500 * MB  # Python with torch and transformers
-CHUNK_COPIES = 13  # of the rows that are quantized at once: what the allocator keeps for them
-HASHING_S = 1 / 700e6  # a byte of the bundle, which is written and read again
+CHUNK_COPIES = 13  # memory for quantizing, in chunks: the allocator keeps what it freed
+HASHING_S = 1 / 700e6  # per byte of the bundle, which is written and read again
 
-# Recording the original, for each weight.
+# Recording the original, per weight.
 LENT_S = 1.0e-9  # in a pass that reads it from the checkpoint and widens it
 KEPT_S = 1.5e-9  # in a pass that finds it in memory
-COMPUTED_S = 2.5e-11  # for a token of a text
-EXPERT_S = 2.6e-9  # of an expert, in a pass of several texts: about half of them are read
-PASS_LAYER_S = 0.004  # a layer in a pass, whatever its size
-LOGITS = 42  # copies of all texts' logits: what the allocator keeps for them
+COMPUTED_S = 2.5e-11  # per token
+EXPERT_S = 2.6e-9  # an expert's, in a pass over several texts: they use about half of the experts
+PASS_LAYER_S = 0.004  # per layer in a pass, whatever its size
+LOGITS = 42  # memory for logits, in copies of all texts' logits: the allocator keeps what it freed
 
-# LiteRT: a layer in a graph is traced, converted and written; a weight is quantized and written.
+# LiteRT: per layer in a graph, traced, converted and written; per weight, quantized and written.
 LITERT_START_S, LITERT_LAYER_S, LITERT_WEIGHT_S = 10.0, 1.1, 26e-9
 LITERT_START_BYTES, LITERT_LAYER_BYTES, LITERT_WEIGHT_BYTES = 830 * MB, 2.8 * MB, 0.04
 LITERT_GRAPH_BYTES = 45_000  # of the file, for a layer in a graph
@@ -91,7 +91,7 @@ ONNX_START_S, ONNX_LAYER_S, ONNX_WEIGHT_S = 12.0, 2.0, 20e-9
 ONNX_START_BYTES, ONNX_LAYER_BYTES = 520 * MB, 2 * MB
 ONNX_GRAPH_BYTES = 60_000
 
-PAGE_BYTES = 1 << 31  # the most that @litertjs/core's WebAssembly takes
+PAGE_BYTES = 1 << 31  # limit of @litertjs/core's WebAssembly
 
 
 def _recording_cost(work: Work, passes: Passes) -> Cost:
@@ -125,7 +125,7 @@ def _recording_cost(work: Work, passes: Passes) -> Cost:
 
 
 def _chunk_bytes(work: Work) -> float:
-    """Of quantizing a few rows at a time."""
+    """Memory for quantizing a few rows at a time."""
     return CHUNK_COPIES * min(CHUNK_BYTES, 4 * work.largest_matrix)
 
 
@@ -145,8 +145,8 @@ def _litert_cost(work: Work) -> Cost:
         + _chunk_bytes(work)
         + LITERT_LAYER_BYTES * num_layers
         + LITERT_WEIGHT_BYTES * work.stored.num_weights,
-        # The graphs are written file by file and then packed into one, where the tied table
-        # lies once.
+        # The graphs are written as several files and then packed into one, which holds the tied
+        # table once.
         disk_bytes=2 * bundle_bytes + work.tied.size_bytes,
         bundle_bytes=bundle_bytes,
     )
@@ -176,7 +176,7 @@ def _executorch_cost(work: Work) -> Cost:
 
 
 def _unpacked_bytes(matrices: Matrices) -> int:
-    """XNNPACK's passes want a byte for each value of less."""
+    """XNNPACK's passes unpack values of less than a byte to a byte each."""
     return matrices.num_weights if matrices.size_bytes < matrices.num_weights else 0
 
 
@@ -204,7 +204,7 @@ COSTS: Mapping[RuntimeName, Callable[[Work], Cost]] = {
 
 
 def count_passes(work: Work, size: ReferenceSize, prompt_lengths: Sequence[int]) -> Passes:
-    """As `record_reference` makes them.
+    """Count the passes that `record_reference` will make.
 
     Args:
         work: what is exported.
@@ -226,7 +226,7 @@ def count_passes(work: Work, size: ReferenceSize, prompt_lengths: Sequence[int])
 
 
 def estimate(work: Work, passes: Passes, runtimes: Sequence[RuntimeName]) -> Estimate:
-    """Add up the stages: one after the other, and what one has written stays to the end."""
+    """Add up the stages; they run one after the other, and what each writes stays."""
     first = _recording_cost(work, passes)
     costs = [COSTS[name](work) for name in runtimes]
     bundle_bytes = work.text_bytes + sum(cost.bundle_bytes for cost in costs)
@@ -254,8 +254,8 @@ def refuse_small_disk(found: Estimate, output: Path) -> None:
 def refuse_large_page(work: Work) -> None:
     """Raise ExportError if a browser cannot hold the graphs.
 
-    There every section is copied into memory, and every graph that has logits repacks all that it
-    multiplies with: those of prefill, which repack less, and all buffers are left out.
+    It copies every section into memory, and every graph with logits repacks all its matrices.
+    Prefill's graphs, which repack less, and buffers are not counted: this is a lower bound.
     """
     packed = packed_bytes("litert", work.multiplied.by_type)
     needed = work.stored.size_bytes + work.num_verifies * packed

@@ -1,4 +1,4 @@
-"""How much there is to export, in numbers: what an estimate is made of."""
+"""What there is to export, in numbers: the input of an estimate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ EMBEDDING, PER_LAYER_TABLE = "embed_tokens.weight", "embed_tokens_per_layer.weig
 
 
 class Source(Protocol):
-    """What is needed of a Checkpoint."""
+    """The part of a Checkpoint that an estimate reads."""
 
     def names(self) -> Sequence[str]: ...
     def shape(self, name: str, /) -> Sequence[int]: ...
@@ -60,43 +60,43 @@ class Matrices:
 class Work:
     """What is exported."""
 
-    tables: Matrices  # rows of which are looked up, and nothing else
-    tied: Matrices  # looked up and multiplied with
-    linears: Matrices  # multiplied with, for every token
-    experts: Matrices  # some of them for every token
+    tables: Matrices  # only looked up
+    tied: Matrices  # looked up, and multiplied with as the head
+    linears: Matrices  # every token is multiplied with them
+    experts: Matrices  # every token is multiplied with some of them
     drafter_tables: Matrices
     drafter_linears: Matrices
     vector_bytes: int  # norms and other tensors that stay as they are
     text_bytes: int  # of the tokenizer
     vocab_size: int
-    largest_matrix: int  # weights
-    drafter_head: int  # weights of a dense one, which are among its linears
+    largest_matrix: int  # number of weights
+    drafter_head: int  # number of weights of a dense head, which is among its linears; or 0
     num_layers: int
-    num_filled_layers: int  # of them, up to the last that owns KV rows: prefill ends there
+    num_filled_layers: int  # up to the last that owns KV rows: prefill ends there
     num_drafter_layers: int
-    num_prefills: int  # widths that LiteRT's graphs are made for, one each
-    num_verifies: int  # decode among them
-    kv_bytes: int  # of the rows in memory, at most
+    num_prefills: int  # LiteRT's graphs that prefill, one for each width
+    num_verifies: int  # its graphs that verify or decode, one for each width
+    kv_bytes: int  # the rows in memory when the context is full
     widened_bytes: int  # float32 copies of a layer's int8 rows, by target and drafter; 0: no int8
 
     @property
     def multiplied(self) -> Matrices:
-        """Of the target."""
+        """The target's matrices that tokens are multiplied with."""
         return self.tied + self.linears + self.experts
 
     @property
     def all_multiplied(self) -> Matrices:
-        """Of both."""
+        """The same of target and drafter."""
         return self.multiplied + self.drafter_linears
 
     @property
     def looked_up(self) -> Matrices:
-        """And nothing else; of both."""
+        """Target's and drafter's tables that are only looked up."""
         return self.tables + self.drafter_tables
 
     @property
     def stored(self) -> Matrices:
-        """All there are, once."""
+        """All matrices."""
         return self.all_multiplied + self.looked_up
 
     @property
@@ -135,7 +135,7 @@ def measure_work(
     text_bytes: int,
     kv: KvType = "float32",
 ) -> Work:
-    """Sort the matrices by what is done with them."""
+    """Sort the matrices of target and drafter by what is done with them."""
     spec = target.spec
     tied = {EMBEDDING} & {spec.head_name}
     tables = {PER_LAYER_TABLE, EMBEDDING} - tied
@@ -177,7 +177,7 @@ def _head_weights(drafter: DrafterSource | None, matrices: Mapping[str, Matrices
 
 
 def _matrices(source: Any, recipe: Recipe, prefix: str) -> tuple[dict[str, Matrices], int]:
-    """Every matrix by its name, and the bytes of all vectors."""
+    """(every matrix by its name, bytes of all vectors)."""
     matrices = {}
     vector_bytes = 0
     for name, kind in plan(source, recipe, prefix).items():
@@ -203,7 +203,7 @@ def _sum(matrices: Mapping[str, Matrices], names: set[str]) -> Matrices:
 
 
 def _kv_numbers(layer: LayerSpec, spec: TargetSpec, cache_length: int) -> int:
-    """Of the rows that gemma-run keeps in memory."""
+    """How many numbers gemma-run keeps in memory for a layer's KV rows."""
     num_rows = cache_length
     if layer.kind == "sliding_attention":
         num_rows = resident_rows(spec.sliding_window, cache_length)
@@ -211,11 +211,11 @@ def _kv_numbers(layer: LayerSpec, spec: TargetSpec, cache_length: int) -> int:
 
 
 def _longest_row(spec: TargetSpec) -> int:
-    """Of a layer without a window."""
+    """The longest row of the layers without a window."""
     full = (layer for layer in spec.kv_layers if layer.kind == "full_attention")
     return max((_row_length(layer) for layer in full), default=0)
 
 
 def _row_length(layer: LayerSpec) -> int:
-    """Numbers of one token, keys and values."""
+    """How many numbers a token has in a layer, keys and values."""
     return 2 * layer.num_kv_heads * layer.head_dim

@@ -1,4 +1,4 @@
-"""The user's cache: where its files lie, which of them may be trusted, and how they are written."""
+"""The user's cache: where its files are, which to trust, and how to write them."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 def user_cache(part: str) -> Path:
     """Our folder in the user's cache directory, by the platform's convention.
 
-    Without a home directory, a path at which no folder can be made.
+    Without a home directory, a path where no folder can be made.
     """
     try:
         return _base() / "gemma-export" / part
@@ -89,7 +89,7 @@ def _warn(message: str) -> None:
 
 
 def write_beside(path: Path, text: str) -> None:
-    """Write a file of the cache, if that is possible: without it, only time is lost."""
+    """Write a file of the cache if possible: without the file, only time is lost."""
     if private_folder(path.parent) is not None:
         with contextlib.suppress(OSError):
             write_whole(path, text)

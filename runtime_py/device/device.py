@@ -1,4 +1,4 @@
-"""What this device is: its processor, what the processor can do, and its memory. Linux, mostly."""
+"""This device: its processor, the processor's features, and its memory. Complete on Linux only."""
 
 import functools
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
-# By the number that the processor gives for itself; those of Raspberry Pis, phones and servers.
+# ARM's part numbers of the cores in Raspberry Pis, phones and servers.
 _ARM = 0x41
 _ARM_PARTS = {
     0xD03: "Cortex-A53",
@@ -34,12 +34,12 @@ _ARM_PARTS = {
     0xD81: "Cortex-A720",
     0xD82: "Cortex-X4",
 }
-# The flags that change something here, as the kernel names them, and what they are good for.
+# Processor flags that matter to the runtimes, by the kernel's names, and what each does.
 FEATURES = {
     "aarch64": {
-        "asimddp": "dot product: int8 and int4 several times as fast",
+        "asimddp": "dot product: int8 and int4 run several times as fast",
         "asimdhp": "half-precision arithmetic",
-        "atomics": "LSE atomics: litert-lm-api does not run without",
+        "atomics": "LSE atomics: litert-lm-api needs them",
         "i8mm": "int8 matrix product: faster still",
     },
     "x86_64": {
@@ -55,30 +55,30 @@ LSE = "atomics"
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """This machine, as far as it says so of itself."""
+    """This machine, as far as the system describes it."""
 
-    model: str  # "Raspberry Pi 5 Model B Rev 1.0"; "" where nothing says so
+    model: str  # "Raspberry Pi 5 Model B Rev 1.0"; "": unknown
     architecture: str  # "aarch64"
     processor: str  # "Cortex-A76"
-    num_cores: int  # that this process may use
-    flags: frozenset[str] | None  # of every core; None: unknown
+    num_cores: int  # usable by this process
+    flags: frozenset[str] | None  # that every core has; None: unknown
     memory_bytes: int | None  # None: unknown
-    available_bytes: int | None  # of it, for new programs
+    available_bytes: int | None  # the part that new programs can have; None: unknown
 
     @property
     def name(self) -> str:
-        """Processor and model, for a sentence."""
+        """Processor and model, for use in a sentence."""
         return f"{self.processor}, {self.model}" if self.model else self.processor
 
     @property
     def features(self) -> dict[str, bool]:
-        """The flags of FEATURES, and whether all cores have them; empty where that is unknown."""
+        """Flag of FEATURES -> whether every core has it; empty where the flags are unknown."""
         known = FEATURES.get(self.architecture, {})
         return {} if self.flags is None else {flag: flag in self.flags for flag in known}
 
     @property
     def lacks_lse(self) -> bool:
-        """An ARM processor that says of itself that it has no LSE atomics: a Raspberry Pi 4."""
+        """Whether this is an ARM processor without LSE atomics, as in a Raspberry Pi 4."""
         return self.architecture == "aarch64" and self.features.get(LSE) is False
 
 
@@ -135,14 +135,14 @@ def _keys_and_values(lines: Iterable[str]) -> dict[str, str]:
 
 
 def _common_flags(processors: Iterable[dict[str, str]]) -> frozenset[str] | None:
-    """Those that every processor has: a thread may run on any."""
+    """The flags of every core: a thread may run on any of them."""
     said = [block.get("Features", block.get("flags")) for block in processors]
     flags = [frozenset(line.split()) for line in said if line is not None]
     return frozenset.intersection(*flags) if flags else None
 
 
 def _names(processors: Iterable[dict[str, str]]) -> str:
-    """Each kind of core once, in the order of their numbers."""
+    """Each kind of core once, in the order of the core numbers."""
     return " and ".join(dict.fromkeys(name for block in processors if (name := _name(block))))
 
 

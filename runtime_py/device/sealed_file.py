@@ -1,9 +1,9 @@
-"""Large files of the user's cache that are read only if they hold what was written.
+"""Large files of the user's cache that are used only if they hold what was written.
 
-A checksum lies beside each, with what identified the file when it was last compared: inode, size,
-and the times of its last change. Only where one of these differs is the file read again (about a
-second per gigabyte), so that damage done by any program is found, at no cost for a file that nobody
-touched. Not found is damage to the medium that the system does not report.
+Beside each lies a checksum, with the inode, size and change times of the file when it was last
+compared. It is compared again (about a second per gigabyte) only if one of these differs: damage by
+any program is found, and an untouched file costs nothing. Damage to the medium that the system does
+not report is not found.
 """
 
 import contextlib

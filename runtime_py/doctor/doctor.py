@@ -16,7 +16,7 @@ from runtime_py.inspection import inspect_bundle
 from runtime_py.inspection.sizes import known_sizes
 
 RUNTIMES: tuple[RuntimeName, ...] = ("litert", "executorch", "onnx")
-CONTEXT_LENGTH = 2048  # tokens, to judge a size that is no bundle yet
+CONTEXT_LENGTH = 2048  # tokens; assumed for the published sizes
 
 Verdict = Literal["fits", "tight", "too large"]  # tight: only in memory that other programs hold
 
@@ -29,7 +29,7 @@ class RuntimeState:
     package: str  # what pip calls it
     version: str | None  # None: not installed
     problem: str | None  # why it cannot be used, in one line; None: it loads
-    command: str | None  # that would mend it; None: nothing to mend, or no command does
+    command: str | None  # repairs it; None: nothing to repair, or no command does
 
     @property
     def loads(self) -> bool:
@@ -38,7 +38,7 @@ class RuntimeState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What would run in this memory."""
+    """Whether something fits into this device's memory."""
 
     what: str  # a size and recipe, or a bundle
     runtime: RuntimeName
@@ -48,25 +48,25 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """All that the doctor says."""
+    """What the doctor found."""
 
     device: Device
     system: str
     gemma_run: str  # version
     runtimes: tuple[RuntimeState, ...]
     fits: tuple[Fit, ...]
-    use: RuntimeName | None  # what to run the bundle with, or anything; None: nothing loads
+    use: RuntimeName | None  # the runtime to use, for the bundle if there is one; None: none loads
     bundle: str | None = None
 
     @property
     def loading(self) -> tuple[RuntimeName, ...]:
-        """The runtimes that can be used here."""
+        """The runtimes that load here."""
         loads = {state.name for state in self.runtimes if state.loads}
         return tuple(name for name in RUNTIMES if name in loads)
 
     @property
     def healthy(self) -> bool:
-        """Something loads, and the bundle, if there is one, runs with it and has room."""
+        """A runtime loads; with a bundle: one of the bundle's, and the bundle is not too large."""
         if self.bundle is None:
             return self.use is not None
         chosen = [fit for fit in self.fits if fit.runtime == self.use]
@@ -89,7 +89,7 @@ class Diagnosis:
 
 
 def diagnose(bundle: Bundle | None) -> Diagnosis:
-    """Examine this device, alone or for a bundle."""
+    """Examine this device; with a bundle, whether the bundle runs here."""
     device = this_device()
     states = tuple(examine(name, device) for name in (*RUNTIMES, installed.OFFICIAL))
     loading = [name for name in RUNTIMES if any(s.name == name and s.loads for s in states)]
@@ -111,7 +111,7 @@ def diagnose(bundle: Bundle | None) -> Diagnosis:
 
 
 def examine(name: str, device: Device) -> RuntimeState:
-    """Whether one runtime is there and loads."""
+    """Find out whether one runtime is installed and loads."""
     package = installed.DISTRIBUTIONS[name]
     problem: str | None
     if not installed.is_installed(name):
@@ -128,7 +128,7 @@ def examine(name: str, device: Device) -> RuntimeState:
 
 
 def bundle_fits(bundle: Bundle, device: Device) -> tuple[Fit, ...]:
-    """Each of a bundle's runtimes, in the bundle's order."""
+    """One for each of a bundle's runtimes, in the bundle's order."""
     fits = []
     for runtime in bundle.manifest.runtimes:
         need = inspect_bundle(bundle, runtime).memory_bytes
@@ -137,7 +137,7 @@ def bundle_fits(bundle: Bundle, device: Device) -> tuple[Fit, ...]:
 
 
 def size_fits(device: Device, loading: Sequence[RuntimeName]) -> tuple[Fit, ...]:
-    """Every size and recipe that gemma-export knows, on a runtime that loads, if one can run it."""
+    """One for every published size and recipe, on a loading runtime that can run it, if any."""
     fits = []
     for size in known_sizes():
         for recipe in size.recipes:
@@ -155,7 +155,7 @@ def _fit(what: str, runtime: RuntimeName, need_bytes: int, device: Device) -> Fi
 
 
 def verdict(need_bytes: int, device: Device) -> Verdict | None:
-    """None where the device does not say how much memory it has."""
+    """Compare a need with the device's memory; None where the device does not say how much."""
     if device.memory_bytes is None:
         return None
     available = device.memory_bytes if device.available_bytes is None else device.available_bytes

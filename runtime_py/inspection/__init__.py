@@ -1,4 +1,4 @@
-"""What is in the made files: read from the files themselves, without their runtimes."""
+"""What the exported files hold, read from the files themselves, without their runtimes."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

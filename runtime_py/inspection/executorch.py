@@ -163,7 +163,7 @@ def inspect(path: Path) -> Findings:
             "what XNNPACK needs inside its delegates is decided when the program is loaded",
         ),
     )
-    return found.told(sliding_entry(path, numbers, found.kv_layers) if numbers else None)
+    return found.with_windows(sliding_entry(path, numbers, found.kv_layers) if numbers else None)
 
 
 def _sliding(program: Program) -> list[int]:

@@ -61,7 +61,7 @@ class Weight:
 
     @property
     def part(self) -> str:
-        """A tied table that is stored a second time for the head is the head there."""
+        """What the matrix is for; a tied table's second copy, stored for the head, is "head"."""
         if self.name == TABLE and self.uses == ("matmul",):
             return "head"
         found = (part for pattern, part in PARTS if re.match(pattern, self.name))
@@ -104,7 +104,7 @@ class Signature:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a file that has a place of its own in it."""
+    """A contiguous part of a file."""
 
     file: str
     name: str
@@ -129,7 +129,7 @@ class KvBuffer:
 
     @property
     def resident_bytes(self) -> int:
-        """At most, while it runs."""
+        """In memory when the context is full."""
         rows = resident_rows(self.window, self.num_rows) if self.window else self.num_rows
         return rows * self.row_bytes
 
@@ -164,12 +164,12 @@ class Findings:
 
     @property
     def kv_layers(self) -> set[int]:
-        """Those that own rows."""
+        """The numbers of the layers that own rows."""
         numbers = (_NUMBER.findall(buffer.name)[:1] for buffer in self.kv)
         return {int(number) for found in numbers for number in found}
 
-    def told(self, sliding: SlidingEntry | None) -> "Findings":
-        """The same, with what the file says of layers that slide."""
+    def with_windows(self, sliding: SlidingEntry | None) -> "Findings":
+        """The same, with the windows of the sliding layers that the file lists."""
         if sliding is None:
             return self
         layers = set(map(str, sliding.layers))
@@ -183,7 +183,7 @@ class Findings:
 
     @property
     def kv_types(self) -> tuple[str, ...]:
-        """One, but for files of other exporters."""
+        """The types of the buffers: one, except in files of other exporters."""
         return tuple(sorted({buffer.dtype for buffer in self.kv}))
 
     @property
@@ -192,12 +192,12 @@ class Findings:
 
     @property
     def kv_bytes(self) -> int:
-        """For the whole context."""
+        """Size of all rows, for the whole context."""
         return sum(buffer.size_bytes for buffer in self.kv)
 
     @property
     def kv_resident_bytes(self) -> int:
-        """Of them in memory, at most."""
+        """The part in memory when the context is full."""
         return sum(buffer.resident_bytes for buffer in self.kv)
 
     @property
@@ -262,7 +262,7 @@ class Findings:
 
 
 def size_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """Of packed numbers; 0 for a type this module does not know."""
+    """Size of packed numbers; 0 for an unknown type."""
     return -(-math.prod(shape) * ITEM_BITS.get(dtype, 0) // 8)
 
 

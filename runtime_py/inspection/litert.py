@@ -100,7 +100,7 @@ def inspect(path: Path) -> Findings:
         notes=tuple(_notes(kv)),
     )
     text = read_metadata(path).get(KEY, "")
-    return found.told(read_sliding(path, text, found.kv_layers))
+    return found.with_windows(read_sliding(path, text, found.kv_layers))
 
 
 def _notes(kv: tuple[KvBuffer, ...]) -> Iterator[str]:

@@ -172,7 +172,7 @@ def inspect(path: Path) -> Findings:
         kv=kv,
         notes=("what a graph needs between its operators is decided when onnxruntime runs it",),
     )
-    return found.told(read_sliding(path, said.get(KEY, ""), found.kv_layers))
+    return found.with_windows(read_sliding(path, said.get(KEY, ""), found.kv_layers))
 
 
 def _quantized(matrix: _Stored, scale_bytes: int, attributes: Mapping[str, int]) -> None:

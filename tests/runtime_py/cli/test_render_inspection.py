@@ -118,7 +118,7 @@ def test_of_a_layer_that_slides_only_the_rows_near_its_window_are_in_memory(caps
         for name in ("kv_cache_k_0", "kv_cache_v_0", "kv_cache_k_10")
     )
     found = replace(findings(weight("lm_head.weight")), kv=buffers)
-    told = found.told(SlidingEntry(window=15, layers=(0,)))
+    told = found.with_windows(SlidingEntry(window=15, layers=(0,)))
     rows = 15 + 1 + MARGIN + STEP
     assert (told.kv_bytes, told.kv_resident_bytes) == (3_000_000, 1_000_000 + 2 * 100 * rows)
     assert found.memory_bytes - told.memory_bytes == 3_000_000 - told.kv_resident_bytes

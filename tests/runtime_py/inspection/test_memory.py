@@ -61,7 +61,7 @@ def test_int8_rows_are_widened_for_target_and_drafter_where_no_window_bounds_the
     kv = tuple(replace(buffer, dtype="int8") for buffer in FOUND.kv)
     found = replace(FOUND, kv=kv)
     assert found.contents.widened_bytes == 2 * 4 * 160
-    assert found.told(SlidingEntry(window=4, layers=(0,))).contents.widened_bytes == 0
+    assert found.with_windows(SlidingEntry(window=4, layers=(0,))).contents.widened_bytes == 0
     whole = found.contents
     for runtime, more in (("litert", 2 * 4 * 160), ("executorch", 0), ("onnx", 0)):
         bare = total_bytes(memory_of(runtime, replace(whole, widened_bytes=0)))
