@@ -35,10 +35,6 @@ class GraphShapes:
     verify_widths: tuple[int, ...] = (2, 4, 8)
     cache_length: int = 2048  # KV rows per layer that owns a cache
 
-    @property
-    def max_draft_length(self) -> int:
-        return max(self.verify_widths, default=1) - 1
-
     def within(self, context_length: int) -> "GraphShapes":
         """The same for a context of so many tokens: no call takes more of them."""
         fitting = tuple(length for length in self.prefill_lengths if length <= context_length)

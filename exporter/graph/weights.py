@@ -17,12 +17,7 @@ class TensorSource(Protocol):
         """The whole tensor of an integer table, int32."""
 
 
-Tied = dict[str, nn.Parameter]
-
-
-def load_weights(
-    module: nn.Module, checkpoint: TensorSource, virtual: bool, tied: Tied | None = None
-) -> None:
+def load_weights(module: nn.Module, checkpoint: TensorSource, virtual: bool) -> None:
     """Replace every meta parameter and buffer of `module` by the checkpoint's tensor of its name.
 
     Args:
@@ -30,17 +25,12 @@ def load_weights(
         checkpoint: the target's, or the drafter's for a Drafter.
         virtual: matrices and stacks of matrices take no room: each is one zero expanded to the
             shape, in a storage of its own. Vectors and integer tables are real either way.
-        tied: pass one dict for several modules of one checkpoint, and a name they share (the
-            tied embedding and head) becomes one Parameter.
     """
-    known: Tied = {} if tied is None else tied
     for name, parameter in list(module.named_parameters()):
         if not parameter.is_meta:  # a constant of the graph
             continue
         owner, leaf = _owner(module, name)
-        if name not in known:
-            known[name] = _parameter(parameter, name, checkpoint, virtual)
-        setattr(owner, leaf, known[name])
+        setattr(owner, leaf, _parameter(parameter, name, checkpoint, virtual))
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:
             owner, leaf = _owner(module, name)

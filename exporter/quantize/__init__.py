@@ -1,6 +1,6 @@
 """Weights to integers and scales: the recipe says which, the arithmetic is ai-edge-quantizer's."""
 
-from exporter.quantize.arithmetic import PackedRows, QuantizedRows, quantize, quantize_rows
+from exporter.quantize.arithmetic import RowSource, quantize, quantize_rows
 from exporter.quantize.kv_rows import KV_BYTES, KvRange
 from exporter.quantize.recipe import (
     DRAFTER_PREFIX,
@@ -16,9 +16,8 @@ __all__ = [
     "DRAFTER_PREFIX",
     "KV_BYTES",
     "KvRange",
-    "PackedRows",
-    "QuantizedRows",
     "Recipe",
+    "RowSource",
     "WeightType",
     "load_recipe",
     "plan",

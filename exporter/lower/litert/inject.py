@@ -9,31 +9,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from exporter.errors import ExportError
 from exporter.lower.litert.float16 import widen
 from exporter.lower.litert.gathered_rows import gather_integers
 from exporter.lower.litert.vendor import model_bytes, read_model, schema, shared_quantization
-from exporter.quantize import PackedRows, WeightType, quantize, size_bytes
+from exporter.quantize import RowSource, WeightType, quantize, size_bytes
 
 logger = logging.getLogger(__name__)
 
 ALIGNMENT = 64
 
 OnBytes = Callable[[int], None]  # weight bytes written so far
-
-
-class WeightSource(Protocol):
-    """What `inject` needs of a checkpoint."""
-
-    def shape(self, name: str, /) -> Sequence[int]: ...
-    def rows(self, name: str, start: int, stop: int, /) -> torch.Tensor: ...
-    def packed(self, name: str, /) -> PackedRows | None: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class Weight:
 def inject(
     skeleton: Path,
     names: Sequence[str],
-    source: WeightSource,
+    source: RowSource,
     types: Mapping[str, WeightType],
     out: Path,
     on_bytes: OnBytes | None = None,
@@ -148,7 +139,7 @@ def _check_readers(name: str, readers: set[tuple[int, int]]) -> None:
 
 
 def _place(
-    uses: Mapping[str, list[Any]], source: WeightSource, types: Mapping[str, WeightType]
+    uses: Mapping[str, list[Any]], source: RowSource, types: Mapping[str, WeightType]
 ) -> list[Weight]:
     weights = []
     offset = 0
@@ -192,7 +183,7 @@ def _retype(model: Any, weight: Weight) -> None:
 def _write_weights(
     file: BinaryIO,
     weights: Sequence[Weight],
-    source: WeightSource,
+    source: RowSource,
     first_byte: int,
     scale_buffers: Mapping[bytes, Any],
     on_bytes: OnBytes | None,

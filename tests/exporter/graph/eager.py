@@ -8,11 +8,11 @@ from torch import Tensor
 
 from exporter.checkpoint.reader import read_checkpoint, read_drafter
 from exporter.graph.drafter import Drafter
-from exporter.graph.kv_cache import TensorCache, empty_kv
 from exporter.graph.primitives import DEFAULT, Primitives
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import load_weights
 from exporter.quantize import KvRange
+from tests.exporter.graph.tensor_cache import TensorCache, empty_kv
 
 
 def causal_mask(input_pos: Tensor, cache_length: int, masked: float = -torch.inf) -> Tensor:

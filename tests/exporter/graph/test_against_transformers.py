@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from exporter.graph.kv_cache import key_name, value_name
 from tests.exporter import tiny_models
 from tests.exporter.graph.eager import EagerModel
+from tests.exporter.graph.tensor_cache import key_name, value_name
 from tests.exporter.tiny_models import FULL, SLIDING, Shape
 
 # Largest difference over the largest absolute value of the original. Some random models are

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporter.graph.kv_cache import TensorCache, kv_shapes
 from exporter.graph.primitives import Primitives
-from exporter.graph.target import Embedder, Target
+from exporter.graph.target import Target
 from exporter.graph.weights import expected_tensors, is_virtual, load_weights
 from runtime_py.decoding.sampling import SamplingParams, choose, surviving_tokens
 from tests.exporter import tiny_models
 from tests.exporter.graph.eager import EagerModel, causal_mask
+from tests.exporter.graph.tensor_cache import TensorCache
 
 CACHE = 20
 COMMITTED = 12
@@ -193,15 +193,12 @@ def test_primitives_change_the_spelling_and_not_the_result(folders, model):
 
 
 def test_virtual_weights_take_no_room_and_stay_apart(model):
-    modules = [Embedder(model.spec), Target(model.spec)]
-    tied: dict[str, nn.Parameter] = {}
-    for module in modules:
-        load_weights(module, model.checkpoint, virtual=True, tied=tied)
-    parameters = {name: p for module in modules for name, p in module.named_parameters()}
+    target = Target(model.spec)
+    load_weights(target, model.checkpoint, virtual=True)
+    parameters = dict(target.named_parameters())
     matrices = [p for p in parameters.values() if p.dim() == 2]
     assert all(is_virtual(p) for p in matrices)
     assert len({p.untyped_storage().data_ptr() for p in matrices}) == len(matrices)
-    assert modules[0].embed_tokens.weight is modules[1].embed_tokens.weight
     for name, p in parameters.items():
         assert tuple(p.shape) == model.checkpoint.shape(name)
         if p.dim() < 2:
@@ -211,12 +208,3 @@ def test_virtual_weights_take_no_room_and_stay_apart(model):
 def test_nothing_is_left_on_the_meta_device(model):
     for module in (model.embedder, model.target, model.drafter):
         assert not expected_tensors([module])
-
-
-def test_kv_shapes_follow_the_layers_that_own_rows(model):
-    shapes = kv_shapes(model.spec.layers, CACHE)
-    assert len(shapes) == 2 * len(model.spec.kv_layers)
-    for layer in model.spec.kv_layers:
-        size = layer.head_dim
-        assert shapes[f"kv_cache_k_{layer.index}"] == (1, layer.num_kv_heads, CACHE, size)
-        assert shapes[f"kv_cache_v_{layer.index}"] == (1, layer.num_kv_heads, size, CACHE)

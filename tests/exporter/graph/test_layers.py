@@ -8,10 +8,10 @@ from transformers.models.gemma4.modeling_gemma4 import (
     apply_rotary_pos_emb,
 )
 
-from exporter.graph.kv_cache import grouped_attention
 from exporter.graph.layers import Rope, rotate
 from exporter.graph.primitives import gelu_tanh
 from exporter.graph.spec import KINDS, RopeSpec
+from tests.exporter.graph.tensor_cache import grouped_attention
 
 # The published numbers: head sizes 256 and 512, a quarter of the full layers' frequencies turn.
 ROPES = {

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from exporter.graph.kv_cache import TensorCache
-from exporter.graph.kv_cache import kv_shapes as plain_shapes
 from exporter.graph.masks import drafter_masks, target_masks
 from exporter.graph.spec import LayerSpec
 from exporter.lower.litert.kv_cache import (
@@ -20,6 +18,8 @@ from exporter.lower.litert.kv_cache import (
     target_window,
 )
 from tests.exporter.graph.eager import causal_mask
+from tests.exporter.graph.tensor_cache import TensorCache
+from tests.exporter.graph.tensor_cache import kv_shapes as plain_shapes
 
 WINDOW = 20
 HEADS, SIZE = 4, 6
