@@ -1,4 +1,4 @@
-"""What a user asks for: the sizes graphs are traced with, the defaults of each device and model."""
+"""What a user asks for: target, model, graph sizes, and the defaults of each."""
 
 import re
 import tomllib
@@ -15,7 +15,7 @@ MODELS = Path(__file__).with_name("models").resolve()  # a link to models/ in a 
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 LITERT_JS = "@litertjs/core@2.5.3"  # the npm package that runs graphs in a browser
-MAIN = "main"  # the branch of every repository
+MAIN = "main"  # the branch a repository is read from by default
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
 _SIZE_KEYS = {"name", "target", "drafter", "prompts", "prefill_lengths", "max_context_length"}
@@ -36,24 +36,24 @@ class GraphShapes:
     cache_length: int = 2048  # KV rows per layer that owns a cache
 
     def within(self, context_length: int) -> "GraphShapes":
-        """The same for a context of so many tokens: no call takes more of them."""
+        """The same graphs for a context of so many tokens: longer prefill calls are left out."""
         fitting = tuple(length for length in self.prefill_lengths if length <= context_length)
         return replace(self, prefill_lengths=fitting, cache_length=context_length)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What `--target` chooses, unless the user does."""
+    """The defaults of a `--target`."""
 
     runtimes: tuple[RuntimeName, ...]
     recipe: str
     context_length: int  # tokens of prompt and answer together
     draft_length: int  # tokens drafted per round
     verify_widths: tuple[int, ...] = GraphShapes.verify_widths
-    page: bool = False  # with a page for browsers beside the graphs
+    page: bool = False  # whether a page for browsers is added
 
 
-# int8 keeps the text of any fine-tune; int4 halves the file but wants a checkpoint trained for it.
+# int8 suits any fine-tune; int4 halves the file but needs a checkpoint trained for it.
 DEVICES = {
     "android": Device(runtimes=("litert",), recipe="int8", context_length=4096, draft_length=3),
     "desktop": Device(runtimes=("litert",), recipe="int8", context_length=8192, draft_length=3),
@@ -87,17 +87,17 @@ Location = Path | HubModel
 
 
 def parse_location(text: str) -> Location:
-    """A folder, or organisation/name[@revision] on the hub where there is no such folder.
+    """A folder if there is one of that name, else organisation/name[@revision] on the hub.
 
     Raises:
-        ExportError: if the revision can be none.
+        ExportError: if the revision is malformed.
     """
     repo, at, revision = text.partition("@")
     if not _REPO.fullmatch(repo) or _is_there(Path(text)):
         return Path(text)
     if at and not _REVISION.fullmatch(revision):
         raise ExportError(
-            f"{shown(text)}: {shown(revision)!r} is no revision; give a branch, a tag or a commit"
+            f"{shown(text)}: {shown(revision)!r} is not a revision; give a branch, tag or commit"
         )
     return HubModel(repo, revision or MAIN)
 
@@ -111,7 +111,7 @@ def _is_there(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where a model and what belongs to it lie."""
+    """A model and what belongs to it."""
 
     name: str
     model: Location  # the target's checkpoint
@@ -119,13 +119,13 @@ class ModelSource:
     adapter: Path | None = None  # folder of a LoRA adapter to merge into the target
     prompts: Path = DEFAULT_PROMPTS  # what the reference is recorded on
     prefill_lengths: tuple[int, ...] = GraphShapes.prefill_lengths
-    max_context_length: int | None = None  # None: what the device's default is
-    runtimes: tuple[RuntimeName, ...] = ()  # that can run it; none: what the device's default is
+    max_context_length: int | None = None  # None: the device's default
+    runtimes: tuple[RuntimeName, ...] = ()  # the ones that can run it; (): the device's default
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """One export, every choice made."""
+    """One export, with every choice made."""
 
     source: ModelSource
     output: Path  # the bundle folder to make
@@ -135,14 +135,14 @@ class ExportConfig:
     recipe: str  # a recipe's name, or the path of a recipe file
     shapes: GraphShapes
     draft_length: int
-    requantize: bool = False  # round a checkpoint's own integers again, as the recipe says
+    requantize: bool = False  # quantize a checkpoint's own integers again, by the recipe
     kv: KvType = "float32"
-    context_asked: bool = True  # a default gives way to a model that was made for less
+    context_asked: bool = True  # by the user; a default is lowered to the model's own limit
 
     def __str__(self) -> str:
         """What was chosen, as one line."""
         source = self.source
-        parts = [f"model {source.model}", f"drafter {source.drafter or 'none'}"]
+        parts = [f"model {_short(source.model)}", f"drafter {_short(source.drafter)}"]
         if source.adapter is not None:
             parts.append(f"adapter {source.adapter}")
         parts += [
@@ -165,6 +165,13 @@ class ExportConfig:
         return [path for path in named if isinstance(path, Path)]
 
 
+def _short(location: Location | None) -> str:
+    """Without the folder of the models that come with this tool."""
+    if isinstance(location, Path) and location.is_relative_to(MODELS):
+        return str(location.relative_to(MODELS))
+    return str(location or "none")
+
+
 def known_sizes() -> list[str]:
     """The names `--size` takes: one TOML file each in models/."""
     return sorted(path.stem for path in MODELS.glob("*.toml"))
@@ -176,7 +183,7 @@ def known_recipes() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """One of them as it is, comments included: what a user copies and edits."""
+    """A recipe's file, comments included, for a user to copy and edit."""
     return (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -204,7 +211,7 @@ def load_size(size: str) -> ModelSource:
 
 
 def _size_part(values: dict[str, Any], part: str) -> Location:
-    """A folder beside the TOML file, or a repository with its revision."""
+    """A folder in models/, or a repository with its revision."""
     folder: Path = MODELS / values[part]
     if folder.is_dir():
         return folder

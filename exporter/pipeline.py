@@ -1,4 +1,4 @@
-"""The story: checkpoint -> graph -> quantize -> lower -> bundle; the command then checks it."""
+"""The story: checkpoint -> graph -> quantize -> lower -> bundle."""
 
 import logging
 import math
@@ -91,7 +91,7 @@ class Inputs:
 
     @property
     def checkpoints(self) -> dict[str, AnyCheckpoint]:
-        """By the prefix that their tensors have in a recipe."""
+        """Checkpoints by the prefix of their tensors in a recipe."""
         drafter = {} if self.drafter is None else {DRAFTER_PREFIX: self.drafter}
         return {"": self.target, **drafter}
 
@@ -100,7 +100,7 @@ def export(config: ExportConfig, bar: Bar = no_bar) -> Manifest:
     """Make the bundle `config.output`.
 
     Raises:
-        ExportError: for any input that cannot be exported; nothing is left behind then.
+        ExportError: if the input cannot be exported; then nothing is left behind.
     """
     start = time.monotonic()
     logger.info("export      %s", config)
@@ -165,17 +165,17 @@ def read_inputs(config: ExportConfig, bar: Bar = no_bar) -> Inputs:
 
 def _report_adapter(adapter: Adapter, model: Location) -> None:
     logger.info(
-        "adapter     %s, %d tensors changed, trained on %s",
+        "adapter     %s changes %d tensors, trained on %s",
         adapter.folder,
         len(adapter.names),
         shown(adapter.base_name or "a model it does not name"),
     )
     name = model.repo if isinstance(model, HubModel) else str(model.resolve())
     if adapter.base_name and Path(adapter.base_name).name != Path(name).name:
-        logger.warning("adapter     check that %s is that model", model)
+        logger.warning("adapter     is %s that model? The names differ", model)
     if adapter.ignored:
         logger.warning(
-            "adapter     left out %d modules of other modalities: %s",
+            "adapter     ignored %d modules of other modalities: %s",
             len(adapter.ignored),
             shown(", ".join(adapter.ignored), 200),
         )
@@ -194,14 +194,14 @@ def _num_weights(checkpoint: AnyCheckpoint) -> int:
 
 
 def num_multiplied(target: TargetCheckpoint) -> int:
-    """Weights that every token is multiplied with: not those that are looked up only."""
+    """Weights that every token is multiplied with; tables that are only looked up do not count."""
     tables = {"embed_tokens.weight", "embed_tokens_per_layer.weight"} - {target.spec.head_name}
     return sum(math.prod(target.shape(name)) for name in target.names() if name not in tables)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What is to be recorded of the original."""
+    """What to record of the original."""
 
     size: ReferenceSize
     prompts: list[tuple[str, Sequence[int]]]  # text and token ids
@@ -229,7 +229,7 @@ def plan_recording(config: ExportConfig, inputs: Inputs) -> Recording:
 
 
 def foresee(config: ExportConfig, inputs: Inputs, recording: Recording) -> Estimate:
-    """Say what the export will take."""
+    """Estimate and report what the export will take."""
     text_bytes = inputs.text.tokenizer.stat().st_size
     work = measure_work(
         inputs.target, inputs.drafter, inputs.recipe, config.shapes, text_bytes, config.kv
@@ -266,8 +266,8 @@ def _refuse_numbers_that_are_none(inputs: Inputs, reference: Reference) -> None:
     for checkpoint in inputs.checkpoints.values():
         checkpoint.check_finite()
     raise ExportError(
-        f"{inputs.target.folder}: the original's logits are NaN or infinite, though no weight is: "
-        "some are too large; give the checkpoint of a training step before it broke"
+        f"{inputs.target.folder}: the original's logits are NaN or infinite, though no weight is; "
+        "some weights are too large. Give a checkpoint from before training diverged"
     )
 
 

@@ -260,7 +260,7 @@ def test_no_place_for_the_bundle(checkpoint):
         (["--target", "android", "--drafter", "x"], "--size or --model"),
         (["--target", "android", "--model", "x"], "--drafter, --no-drafter, or its --size"),
         (["--target", "android", "--model", "x", "--drafter", "y", "--no-drafter"], "contradict"),
-        (["--target", "android", "--model", "a/b@c d", "--no-drafter"], "'c d' is no revision"),
+        (["--target", "android", "--model", "a/b@c d", "--no-drafter"], "'c d' is not a revision"),
         (["--target", "android", "--size", "tiny", "--runtime", "tpu"], "'tpu' is not"),
         (["--target", "android", "--size", "tiny", "--context", "0"], "--context"),
         (["--target", "android", "--size", "tiny", "--colour", "red"], "No such option"),

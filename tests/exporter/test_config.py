@@ -180,7 +180,7 @@ def test_a_folder_goes_before_the_hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("revision", ["", "..", "a/../b", "/x", "x y", "-x", "x\n"])
 def test_a_revision_that_is_none(revision):
-    with pytest.raises(ExportError, match="is no revision"):
+    with pytest.raises(ExportError, match="is not a revision"):
         parse_location(f"maker/model@{revision}")
 
 
@@ -213,6 +213,9 @@ def test_what_was_chosen_is_one_line(tmp_path):
         f"gemma-4-e2b+{tmp_path.name} for android: model google/gemma-4-E2B-it, drafter "
         f"google/gemma-4-E2B-it-assistant, adapter {tmp_path}, recipe int8, runtime litert, "
         "context 4096, 3 drafts per round, KV rows int8"
+    )
+    assert ": model gemma4-tiny/target, drafter gemma4-tiny/drafter," in str(
+        resolve("--size", "tiny")
     )
     words = ("--model", "maker/fine", "--no-drafter", "--runtime", "onnx", "--runtime", "litert")
     assert str(resolve(*words)) == (
