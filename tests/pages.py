@@ -17,6 +17,8 @@ PAGES = (
     ROOT / "CHANGELOG.md",
     ROOT / ".github" / "CONTRIBUTING.md",
     ROOT / "android_demo" / "README.md",
+    ROOT / "models" / "gemma4-tiny" / "README.md",
+    ROOT / "tests" / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
 SHELLS = ("console", "sh")  # "$ " before a command and output without; commands and comments
