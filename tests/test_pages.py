@@ -251,3 +251,12 @@ def test_the_rooms_are_those_of_the_import_contracts(package):
     shown = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
     assert {*shown, "__main__"} == set(rank)
     assert shown == sorted(shown, key=rank.__getitem__)
+
+
+def test_scripts_that_contributing_names_exist():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for module in re.findall(r"python -m ((?:tests|runtime_py)[\w.]*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for path in re.findall(r"`((?:exporter|runtime_py|tests|docs)/[^`*{}]+)`", text):
+        assert "NAME" in path or (ROOT / path).exists(), path
