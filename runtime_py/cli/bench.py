@@ -108,6 +108,9 @@ adb_options = as_one(
 def bench(options: BundleOptions, device: AdbOptions, wanted: BenchOptions, as_json: bool) -> None:
     """Measure tokens per second by draft length, and milliseconds by stage.
 
+    Each speed is compared with plain decoding's in the same turn; the interval says how sure that
+    ratio is. The last line says what to use, and which candidates show no measurable difference.
+
     If litert-lm-api is installed, Google's own runtime is measured on the same file. All candidates
     take turns, so a busy machine slows them alike. Each run of auto starts from what the cache has.
     """
