@@ -279,10 +279,8 @@ def report_estimate(found: Estimate) -> None:
         found.bundle_bytes / MB,
     )
     for name, memory in found.devices.items():
-        items = (f"{item.what} {memory_text(item.size_bytes)}" for item in memory)
         logger.info(
-            "estimate    %s: %s of memory on the device (%s)",
+            "estimate    %s: %s of memory on the device while it generates",
             name,
             memory_text(total_bytes(memory)),
-            "; ".join(items),
         )
