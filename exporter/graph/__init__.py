@@ -1,1 +1,1 @@
-"""The export-friendly definition of target and drafter, for every dense Gemma 4 variant."""
+"""The export-friendly definition of target and drafter, for every Gemma 4 variant."""

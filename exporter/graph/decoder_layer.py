@@ -1,4 +1,4 @@
-"""One layer of target or drafter, put together."""
+"""A decoder layer of target or drafter."""
 
 from typing import cast
 
@@ -49,11 +49,11 @@ class DecoderLayer(nn.Module):
         return self._mix(x, normed, per_layer_input, step)
 
     def write(self, x: Tensor, step: Step) -> None:
-        """Only the KV rows: all that prefill needs of the last layer that owns any."""
+        """Write the KV rows only: all that prefill needs of the last layer that owns any."""
         self.self_attn.write(self.input_layernorm(x), step)
 
     def after_write(self, x: Tensor, per_layer_input: Tensor | None, step: Step) -> Tensor:
-        """The rest of `forward`, in a call of its own."""
+        """The rest of `forward`, after `write`."""
         return self._mix(x, self.input_layernorm(x), per_layer_input, step)
 
     def _mix(self, x: Tensor, normed: Tensor, per_layer_input: Tensor | None, step: Step) -> Tensor:

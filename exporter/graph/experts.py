@@ -17,7 +17,7 @@ def is_stack(name: str) -> bool:
 
 
 class Router(nn.Module):
-    """x [1, T, D] -> which experts every token goes to, and what each counts for."""
+    """x [1, T, D] -> the experts of every token and their weights."""
 
     def __init__(
         self, spec: ExpertSpec, hidden_size: int, eps: float, primitives: Primitives
@@ -43,8 +43,8 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """Gated MLPs in two stacks of matrices.
 
-    A lowering puts a module of its own in this one's place: here the matrices chosen are copied
-    once for every token.
+    A lowering replaces this module by its own: here every token gets a copy of its experts'
+    matrices.
     """
 
     def __init__(self, spec: ExpertSpec, hidden_size: int) -> None:
@@ -55,7 +55,7 @@ class Experts(nn.Module):
         self.down_proj = meta_parameter(spec.num_experts, hidden_size, spec.intermediate_size)
 
     def forward(self, x: Tensor, choice: Choice) -> Tensor:
-        """x [1, T, D] -> [1, T, D], the sum of what the experts chosen make of each token."""
+        """x [1, T, D] -> [1, T, D], the weighted sum of each token's experts."""
         chosen, shares = choice
         tokens = x.reshape(-1, 1, x.shape[-1], 1)  # [T, 1, D, 1]
         gate, up = (self.gate_up_proj[chosen] @ tokens).chunk(2, dim=2)  # [T, k, I, 1] each

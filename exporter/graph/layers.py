@@ -1,4 +1,4 @@
-"""The parts target and drafter are made of. Parameters are born on the meta device."""
+"""The parts of target and drafter. Parameters start on the meta device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

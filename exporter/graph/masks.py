@@ -5,12 +5,12 @@ from torch import Tensor
 
 from exporter.graph.spec import Kind
 
-# Large enough for softmax to give exactly 0 against any score of normed queries and keys, small
-# enough that adding two of them, or one to -FLT_MAX, stays finite.
+# Low enough that softmax gives exactly 0 beside any score of normed queries and keys, high enough
+# that the sum of two of them, or of one and -FLT_MAX, is finite.
 MASKED = -1e9
 
 
-# A mask of None says that the KV cache itself knows which rows are visible.
+# None: the KV cache itself knows which rows are visible.
 Masks = dict[Kind, Tensor | None]
 CACHE_KNOWS: Masks = {"full_attention": None, "sliding_attention": None}
 

@@ -1,4 +1,4 @@
-"""The functions whose spelling decides whether a runtime is fast or right.
+"""Functions whose spelling decides whether a runtime is fast, or right.
 
 A lowering may hand in another spelling of a primitive; it must compute the same function.
 """

@@ -13,9 +13,9 @@ from exporter.graph.masks import target_masks
 from exporter.graph.primitives import DEFAULT, Primitives
 from exporter.graph.spec import TargetSpec
 
-# What is added to the logit of a token that is never said. Below any other logit by more than
-# noise can lift it (41 times the temperature), also at a temperature of 500; and finite in float16,
-# as is its sum with a logit, so that nothing becomes NaN where activations are float16.
+# Added to the logit of a suppressed token. Sampling noise (up to 41 times the temperature) does not
+# lift it above the others, even at a temperature of 500; and it is finite in float16, as is its sum
+# with a logit, so that float16 activations do not become NaN.
 SUPPRESSED = -30_000.0
 
 
@@ -32,10 +32,10 @@ class Table(nn.Module):
 
 
 def embedded_ids(token_ids: Tensor, spec: TargetSpec) -> Tensor:
-    """The tokens whose rows stand for `token_ids`: padding for an image's or a sound's place.
+    """token_ids with padding in place of image and audio placeholders.
 
-    As transformers' multimodal classes do, prompt or answer, before they put in what the other
-    modality gives; without any, padding stays.
+    transformers' multimodal classes do the same, in prompt and answer, before they insert the other
+    modality's embeddings; text-only, padding stays.
     """
     for placeholder in spec.placeholder_ids:
         token_ids = token_ids.masked_fill(token_ids == placeholder, spec.pad_token_id)
@@ -92,7 +92,7 @@ class Target(nn.Module):
         self.add_module(spec.head_name.removesuffix(".weight"), head)
         self.suppression: nn.Parameter | None = None
         if spec.suppressed_ids:
-            # Not a buffer, which every method of an ExecuTorch program would keep, used or not.
+            # Not a buffer: every method of an ExecuTorch program keeps those, used or not.
             bias = torch.zeros(spec.vocab_size)
             bias[list(spec.suppressed_ids)] = SUPPRESSED
             self.suppression = nn.Parameter(bias, requires_grad=False)
@@ -130,11 +130,11 @@ class Target(nn.Module):
         mask: Tensor | None,
         kv: KVCache,
     ) -> tuple[Tensor, Tensor | None]:
-        """Write all KV rows, which ends in the last layer that owns any: all that prefill needs.
+        """Write all KV rows, up to the last layer that owns any: all that prefill needs.
 
         Returns:
-            what `finish` goes on with: that layer's input [1, T, D], and what the gates from it on
-            multiply [1, T, R, P], R layers of them; None without PLE.
+            what `finish` needs: that layer's input [1, T, D], and the per-layer inputs
+            [1, T, R, P] of the R layers from it on; None without PLE.
         """
         step = self._step(input_pos, mask, kv)
         mixed = self._mix(embeddings, per_layer_embeddings)
@@ -147,7 +147,7 @@ class Target(nn.Module):
     def finish(
         self, x: Tensor, rest: Tensor | None, input_pos: Tensor, mask: Tensor | None, kv: KVCache
     ) -> tuple[Tensor, Tensor]:
-        """What `fill` left out; writes nothing.
+        """The rest of the call, after `fill`; writes nothing.
 
         Args:
             x: [1, T, D] and
@@ -176,11 +176,11 @@ class Target(nn.Module):
         )
 
     def _mix(self, embeddings: Tensor, per_layer_embeddings: Tensor | None) -> Tensor | None:
-        """What each layer's gate multiplies, [1, T, L, P]."""
+        """The per-layer inputs, which each layer's gate multiplies, [1, T, L, P]."""
         if per_layer_embeddings is None:
             return None
-        # Scaled before the projection, not after: a converter folds a factor behind a matrix into
-        # its weights, which must stay the checkpoint's own.
+        # Scaled before the projection: a converter folds a factor behind a matrix into its weights,
+        # which must stay the checkpoint's.
         scaled = embeddings * (1.0 / math.sqrt(self.spec.hidden_size))
         projected = self.per_layer_model_projection(scaled)
         projected = projected.reshape(per_layer_embeddings.shape)

@@ -1,4 +1,4 @@
-"""Give a module built on the meta device its weights, real or virtual."""
+"""Load the weights, real or virtual, of a module built on the meta device."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -23,8 +23,8 @@ def load_weights(module: nn.Module, checkpoint: TensorSource, virtual: bool) -> 
     Args:
         module: Embedder, PerLayerEmbedder, Target or Drafter.
         checkpoint: the target's, or the drafter's for a Drafter.
-        virtual: matrices and stacks of matrices take no room: each is one zero expanded to the
-            shape, in a storage of its own. Vectors and integer tables are real either way.
+        virtual: matrices and stacks of matrices take no memory: each is one zero, expanded to the
+            shape, with its own storage. Vectors and integer tables are always real.
     """
     for name, parameter in list(module.named_parameters()):
         if not parameter.is_meta:  # a constant of the graph
@@ -48,7 +48,7 @@ def expected_tensors(modules: Iterable[nn.Module]) -> Mapping[str, tuple[int, ..
 
 
 def is_virtual(tensor: Tensor) -> bool:
-    """Whether `load_weights` left this matrix without its numbers."""
+    """Whether this is a matrix without numbers, as `load_weights` makes it."""
     return tensor.dim() >= 2 and tensor.untyped_storage().nbytes() == tensor.element_size()
 
 

@@ -1,4 +1,4 @@
-"""A prompt that is longer than the window of the layers that slide."""
+"""A prompt that is longer than the window of the sliding layers."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ def with_long_prompt(
     spec: TargetSpec,
     encode: Callable[[str], list[int]],
 ) -> list[tuple[str, Sequence[int]]]:
-    """The chosen prompts, one of which passes the window of the layers that slide.
+    """The chosen prompts, with one that is longer than the sliding window.
 
-    A layer that slides wrongly says the same as a right one until a text passes its window.
-    Nothing is added where no layer slides or the context has no room.
+    A wrong sliding layer shows only after its window. The prompts stay as they are where no layer
+    slides or the context has no room.
     """
     length = long_length(spec.sliding_window, size, cache_length)
     longest = max(len(ids) for _, ids in chosen)
@@ -28,16 +28,16 @@ def with_long_prompt(
         return chosen
     said, ids = _begin(encode, "".join(f"{said}\n" for said, _ in chosen), length)
     if not spec.sliding_window < len(ids) <= length or max(ids) >= spec.vocab_size:
-        return chosen  # a tokenizer that makes little of much text
+        return chosen  # the tokenizer makes too few tokens of this text
     return [*chosen[: size.num_prompts - 1], (said, ids)]
 
 
 def _begin(
     encode: Callable[[str], list[int]], piece: str, num_tokens: int
 ) -> tuple[str, list[int]]:
-    """Pieces, one after the other, of about that many tokens."""
+    """The piece repeated, up to `num_tokens` tokens."""
     most = _CHARACTERS_PER_TOKEN * num_tokens
     long = (piece * (-(-most // len(piece))))[:most]
-    # The longest beginning that is not too long, by halving.
+    # Bisect for the longest prefix that is not too long.
     end = bisect_right(range(1, most + 1), num_tokens, key=lambda end: len(encode(long[:end])))
     return long[:end], encode(long[:end])

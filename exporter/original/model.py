@@ -1,7 +1,7 @@
-"""The original: transformers' own modules, eager and float32, which everything is compared with.
+"""The original: transformers' own modules, eager, float32. Everything is compared with it.
 
-They are built without weights and run layer by layer, for all texts at once (weights.py), so that a
-model of any size is evaluated in the memory of its largest layer.
+The modules read their weights while they run, for all texts at once (weights.py), so that a model
+of any size runs in the memory of its largest layer.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Original:
         Args:
             target: where the weights are read.
             drafter: is small, and kept from its first use on but for its head.
-            kept_bytes: a target of at most so many float32 bytes is kept too.
+            kept_bytes: a target of at most this many float32 bytes is kept in memory too.
 
         Raises:
             ExportError: if transformers would refuse a checkpoint.
@@ -56,7 +56,7 @@ class Original:
 
     @torch.inference_mode()
     def read(self, token_ids: Sequence[int]) -> Tensor:
-        """[T, V] logits of a whole text, which is read at once."""
+        """[T, V] logits of a text, read in one call."""
         whole = torch.arange(len(token_ids))
         text = embedded_ids(torch.tensor([list(token_ids)]), self._spec)
         out = self.target(input_ids=text, logits_to_keep=whole)
@@ -64,7 +64,7 @@ class Original:
         return logits
 
     def begin(self, texts: Sequence[Sequence[int]]) -> "Continuations":
-        """Read the beginnings of several texts of at least one token each."""
+        """Read several prompts of at least one token each."""
         groups = group_texts([len(text) for text in texts])
         return Continuations(
             [
@@ -75,9 +75,9 @@ class Original:
 
 
 def group_texts(lengths: Sequence[int]) -> list[list[int]]:
-    """Which texts are read together, padded to the longest: all, or all but a far longer one.
+    """Which texts to read together, padded to the longest: all, or all but one far longer.
 
-    Padding them to that one costs more than its own passes, and memory for rows of padding.
+    Padding the others to that one would cost more than reading it alone, and memory for padding.
     """
     *others, longest = sorted(range(len(lengths)), key=lambda index: lengths[index])
     if others and (lengths[longest] - lengths[others[-1]]) * len(others) > TOKENS_AT_ONCE:
@@ -255,12 +255,12 @@ def _build_drafter(checkpoint: DrafterCheckpoint) -> Any:
 
 @contextlib.contextmanager
 def _refused(folder: Path) -> Iterator[None]:
-    """What transformers says against a checkpoint, in one line."""
+    """Turn what transformers raises about a checkpoint into one line."""
     try:
         yield
     except NotFiniteError:
         raise
-    except Exception as error:  # transformers checks every value of config.json in its own way
+    except Exception as error:  # transformers' errors have no common class
         reason = " ".join(str(error).split())
         if not reason or isinstance(error, LookupError):  # which names the missing thing only
             reason = f"{type(error).__name__} {reason}".strip()
@@ -272,7 +272,7 @@ def _refused(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _remembered(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What the module was given while this lasts."""
+    """Collect what the module is called with."""
     given: list[Tensor] = []
 
     def remember(_module: nn.Module, inputs: tuple[Tensor]) -> None:

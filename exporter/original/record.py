@@ -1,4 +1,4 @@
-"""Record what the original says: transformers, eager, float32, on a fixed set of prompts."""
+"""Record the original's tokens and logits on a fixed set of prompts."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ class ReferenceSize:
 
 
 def reference_size(num_multiplied: int, draft_length: int) -> ReferenceSize:
-    """As much as takes a few minutes, a pass over all the layers for every token.
+    """How much to record so that it takes a few minutes; each token is a pass over all layers.
 
     Args:
         num_multiplied: weights that every token is multiplied with (tables are only looked up).
@@ -55,7 +55,7 @@ def reference_size(num_multiplied: int, draft_length: int) -> ReferenceSize:
 def choose_prompts(
     prompts: Sequence[tuple[str, Sequence[int]]], size: ReferenceSize, cache_length: int
 ) -> list[tuple[str, Sequence[int]]]:
-    """The first prompts that leave room for the recorded tokens, short ones if there are any."""
+    """The first prompts that leave room for the recorded tokens; short ones if there are any."""
     room = cache_length - size.num_tokens
     fitting = [prompt for prompt in prompts if len(prompt[1]) <= room]
     if size.max_prompt_length is not None:
@@ -66,10 +66,10 @@ def choose_prompts(
 
 
 def long_length(window: int, size: ReferenceSize, cache_length: int) -> int | None:
-    """Tokens of a prompt after which sliding layers no longer see its beginning.
+    """Length of a prompt whose beginning is outside the sliding window at its end.
 
-    So many that a runtime has given back rows by then, if the context has room. None if it has no
-    room for more than the window.
+    Where the context has room, so long that a runtime has released rows by then. None if the
+    context has no room for more than the window.
     """
     wanted = needed_rows(window) + MARGIN + STEP + 1
     length = min(wanted, cache_length - size.num_tokens)
@@ -121,7 +121,7 @@ def _prompt(path: Path, number: int, line: str) -> Prompt:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the original said, and how large the numbers in its KV rows were."""
+    """What the original said, and the ranges of its KV rows."""
 
     reference: Reference
     kv_ranges: Mapping[int, KvRange]
@@ -176,7 +176,7 @@ def _by_prompt(steps: Sequence[torch.Tensor]) -> Ids:
 
 @contextmanager
 def _threads_that_pay(original: Original) -> Iterator[None]:
-    """Small matrices are quicker on one thread, many times so on a machine that is busy."""
+    """Use one thread for a small model: it is faster, by far so on a busy machine."""
     num_threads = torch.get_num_threads()
     if original.num_weights < SMALL_MODEL:
         torch.set_num_threads(1)
@@ -187,7 +187,7 @@ def _threads_that_pay(original: Original) -> Iterator[None]:
 
 
 class _Probes:
-    """The logits that are kept of one prompt's tokens: the most probable, and some at random."""
+    """The logits to keep of one prompt: those of the most probable tokens, and random ones."""
 
     def __init__(self, size: ReferenceSize, seed: int, said_ids: torch.Tensor) -> None:
         self._size = size

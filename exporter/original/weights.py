@@ -1,8 +1,8 @@
-"""Lends transformers' modules their weights: built without any, they read them while they run.
+"""Let transformers' modules, built without weights, read them while they run.
 
-A linear is multiplied with a few of its rows at a time and an embedding has only the rows it is
-asked for, so that no more than LENT_BYTES of the checkpoint are in memory at once, whatever its
-size. Norms and scalars are kept, and so is all of a model that fits a budget.
+A linear reads a few of its rows at a time and an embedding only the rows asked for: at most
+LENT_BYTES of the checkpoint are in memory at once, whatever its size. Norms and scalars stay in
+memory, and so does all of a small model.
 """
 
 from typing import Any, Protocol
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from exporter.errors import ExportError
 
-LENT_BYTES = 2 << 20  # float32 bytes of a linear's rows: as many as a processor's cache holds
+LENT_BYTES = 2 << 20  # float32 bytes of a linear's rows; they fit a processor's cache
 TOKEN_ORDERING = "token_ordering"  # of a centroid head: integers
 
 
 class WeightSource(Protocol):
-    """What is needed of a Checkpoint."""
+    """What `lend` needs of a checkpoint."""
 
     def shape(self, name: str, /) -> tuple[int, ...]: ...
     def rows(self, name: str, start: int, stop: int, /) -> Tensor: ...
@@ -48,7 +48,7 @@ class Kept:
 
 
 class Rows(nn.Module):
-    """One of transformers' scaled embeddings that has only the rows it is asked for."""
+    """A scaled embedding of transformers that reads only the rows asked for."""
 
     def __init__(self, embedding: Any, name: str, source: WeightSource) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Rows(nn.Module):
 
 
 class LentLinear(nn.Module):
-    """A linear without bias, a few of its rows at a time."""
+    """A linear without bias that reads a few of its rows at a time."""
 
     def __init__(self, linear: nn.Linear, name: str, source: WeightSource) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class LentLinear(nn.Module):
 
 
 def lend(module: nn.Module, prefix: str, source: WeightSource) -> None:
-    """Let a module on the meta device and all in it have the source's tensors named `prefix`...
+    """Make a module on the meta device, and all in it, read the source's tensors named `prefix`…
 
     Raises:
         ExportError: if the source lacks a tensor, or has one of another shape.
@@ -104,14 +104,14 @@ def lend(module: nn.Module, prefix: str, source: WeightSource) -> None:
 
 
 def give(module: nn.Module, prefix: str, source: WeightSource) -> None:
-    """The same, for good."""
+    """Load them once and keep them."""
     for name, child in module.named_children():
         give(child, f"{prefix}{name}.", source)
     _give(module, prefix, _own(module), source)
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
-    """The module's own tensors without numbers; what is computed is not part of the state."""
+    """The module's own tensors on the meta device; computed ones are not in its state."""
     state = module.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if tensor.is_meta and "." not in name}
 
@@ -119,7 +119,7 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
 def _lend_for_a_call(
     module: nn.Module, prefix: str, tensors: dict[str, Tensor], source: WeightSource
 ) -> None:
-    """Experts: all of a layer's are in memory while they are used."""
+    """Experts: load all of a layer's before each call, and drop them after it."""
     for name, tensor in tensors.items():
         _compare(prefix + name, tensor, source)
 
@@ -143,7 +143,7 @@ def _give(module: nn.Module, prefix: str, tensors: dict[str, Tensor], source: We
 
 
 def _compare(name: str, tensor: Tensor, source: WeightSource) -> None:
-    """What transformers' model is made of, the checkpoint must have."""
+    """Refuse a checkpoint that lacks a tensor of transformers' model."""
     try:
         found = list(source.shape(name))
     except KeyError:

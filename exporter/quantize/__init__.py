@@ -1,4 +1,4 @@
-"""Weights to integers and scales: the recipe says which, the arithmetic is ai-edge-quantizer's."""
+"""Weights to integers and scales, as the recipe says, by ai-edge-quantizer's arithmetic."""
 
 from exporter.quantize.arithmetic import RowSource, quantize, quantize_rows
 from exporter.quantize.kv_rows import KV_BYTES, KvRange

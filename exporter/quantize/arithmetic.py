@@ -1,6 +1,6 @@
 """Symmetric quantization, a chunk of rows at a time.
 
-One scale per row is bit for bit ai-edge-quantizer's.
+With one scale per row, the result equals ai-edge-quantizer's bit for bit.
 """
 
 import math
@@ -19,7 +19,7 @@ from exporter.quantize.recipe import WeightType
 CHUNK_BYTES = 32 << 20  # float32 bytes of the rows held at once
 Floats = npt.NDArray[np.float32]
 Q4_0_BITS = 4
-GRID_TOLERANCE = 2**-4  # steps; rounding all values to bfloat16 moves the eighth one by as much
+GRID_TOLERANCE = 2**-4  # steps; rounding to bfloat16 moves the eighth one by as much
 SMALLEST_BOUND = 1e-9  # ai-edge-quantizer's: a row of zeros still gets a scale
 LARGEST_FLOAT16 = 65504
 
@@ -50,8 +50,8 @@ class PackedRows(Protocol):
 def quantize(source: RowSource, name: str, weight_type: WeightType) -> Iterator[QuantizedRows]:
     """All rows of a matrix in order, never more than CHUNK_BYTES of them in memory.
 
-    A stack of matrices [N, O, I] is one matrix below the other: N * O rows. Integers that the
-    source has are passed on as they are, and so are their scales; `plan` has given them their type.
+    A stack of matrices [N, O, I] counts as N * O rows. Integers and scales that the source stores
+    are passed on unchanged; `plan` has given them their type.
     """
     *above, num_columns = source.shape(name)
     num_rows = math.prod(above)
@@ -116,7 +116,7 @@ def quantize_rows(rows: torch.Tensor, weight_type: WeightType) -> tuple[Floats, 
 
 
 def _packed(integers: npt.NDArray[np.int8], bits: int) -> bytes:
-    """Several values a byte, the first in its lowest bits."""
+    """Pack several values per byte, the first in the lowest bits."""
     per_byte, mask = 8 // bits, np.uint8(2**bits - 1)
     unsigned = integers.view(np.uint8) & mask
     packed = unsigned[0::per_byte].copy()
@@ -141,8 +141,8 @@ def _group_scales(groups: Floats, bits: int) -> Floats:
     trained = _on_q4_0_grid(groups) if bits == Q4_0_BITS else np.empty(0, np.int64)
     if not trained.size:
         return scales
-    # q4_0's scale has the sign that makes the largest value -8. XNNPACK wants a positive one, so
-    # where that value is positive it becomes 7, and the other 31 are what they were.
+    # q4_0 chooses the scale's sign so that the largest value is -8. XNNPACK wants a positive scale:
+    # a positive largest value becomes 7, and the other 31 stay.
     some = groups[trained]
     exact_eighths = _bounds(some) / np.float32(8)
     eighths = _bfloat16(exact_eighths)
@@ -164,10 +164,10 @@ def _error(groups: Floats, scales: Floats, bits: int) -> Floats:
 
 
 def _on_q4_0_grid(groups: Floats) -> npt.NDArray[np.int64]:
-    """Indices of the groups of nothing but multiples of their largest value's eighth."""
+    """Indices of groups whose values are all multiples of an eighth of the largest."""
     bounds = _bounds(groups)
     found = np.flatnonzero(bounds > np.float32(SMALLEST_BOUND))
-    # A few values rule nearly all others out.
+    # A few columns rule out nearly all groups.
     for columns in (slice(0, 4), slice(4, None)):
         steps = groups[found, columns] * (np.float32(8) / bounds[found])[:, None]
         found = found[(np.abs(steps - np.rint(steps)) <= GRID_TOLERANCE).all(axis=1)]

@@ -1,20 +1,20 @@
-"""Rows that consist of a scale times small integers already, and shall go on doing so."""
+"""Keep the scale of rows that are a scale times small integers already."""
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-# bfloat16 rounds a multiple of a scale, and the number that the scale is first told from, by up to
-# a quarter of this each.
+# bfloat16 rounds a multiple of a scale, and the number that gives the first guess of the scale, by
+# up to a quarter of this each.
 TOLERANCE = 2.0**-6
-_PROBED_COLUMNS = 4  # of nearly every row that is on no grid, these tell
+_PROBED_COLUMNS = 4  # enough to rule out nearly every row that is on no grid
 
 
 def keep_grids(scales: Floats, rows: Floats, bounds: Floats, ends: tuple[int, int]) -> None:
-    """Give every row that is a scale times integers between `ends` that scale, in place.
+    """Set the scale, in place, of every row that is a scale times integers between `ends`.
 
     Args:
-        scales: [R] what the rows have otherwise.
+        scales: [R]; those of other rows stay.
         rows: [R, C].
         bounds: [R] their largest magnitudes, none of them 0.
         ends: the lowest and the highest integer, -8 and 7 for 4 bits.
@@ -29,7 +29,7 @@ def keep_grids(scales: Floats, rows: Floats, bounds: Floats, ends: tuple[int, in
         found, guesses = undecided[likely], guesses[likely]
         sure = _on_grid(rows[found], guesses, ends)
         found, guesses = found[sure], guesses[sure]
-        # All numbers tell the scale better than the largest one, which was rounded once.
+        # Least squares over the row: the largest number alone was rounded once.
         integers = np.rint(rows[found] / guesses)
         squares = (integers * integers).sum(axis=1)
         some = squares > 0  # else a row of zeros

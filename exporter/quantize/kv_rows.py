@@ -1,6 +1,6 @@
 """int8 KV rows: one scale for all keys of a layer, and one for all its values.
 
-The scales are constants of the graphs, as in Google's own bundle of E2B. One for all rows is enough
+The scales are constants of the graphs, as in Google's own E2B bundle. One for all rows is enough
 because rows are normed: values have a root mean square of 1, keys that of their norm's weight.
 """
 
@@ -13,9 +13,9 @@ from runtime_py.bundle.manifest import Tolerances
 
 KV_BYTES: Mapping[KvType, int] = {"float32": 4, "int8": 1}  # of a number
 LARGEST = 127
-# A number that is larger than all that were recorded is clipped. A little room costs less.
+# Numbers beyond the recorded range are clipped; a little headroom costs less than clipping.
 HEADROOM = 1.1
-# What the rows alone may cost, on any checkpoint. On the tiny model: 2.6e-2, 98.8 % and nothing.
+# What int8 rows alone may cost, on any checkpoint. The tiny model: 2.6e-2, 98.8 %, no loss.
 ALLOWED = Tolerances(max_logit_error=0.1, min_agreement=0.97, min_acceptance_ratio=0.95)
 
 
@@ -37,7 +37,7 @@ class KvRange:
 
 
 def widened(own: Tolerances) -> Tolerances:
-    """What the check demands of a recipe with such rows: errors of two causes, as they add up."""
+    """The tolerances of a recipe with int8 rows: independent errors add up as squares."""
     return Tolerances(
         max_logit_error=math.hypot(own.max_logit_error, ALLOWED.max_logit_error),
         min_agreement=_less(own.min_agreement, ALLOWED.min_agreement),
@@ -50,5 +50,5 @@ def _less(share: float, other: float) -> float:
 
 
 def _scale(largest: float) -> float:
-    """Where all numbers are 0 any scale would do, but none to divide by."""
+    """All numbers 0: any scale but 0 will do, for it divides."""
     return HEADROOM * (largest or 1.0) / LARGEST

@@ -72,13 +72,13 @@ class Recipe:
     kv_ranges: Mapping[int, KvRange] | None = None  # of int8 KV rows, by layer; None: float32
 
     def with_int8_rows(self, ranges: Mapping[int, KvRange]) -> "Recipe":
-        """The same for weights; `ranges` are those of the original's rows."""
+        """The same recipe with int8 KV rows of these ranges, and wider tolerances."""
         return replace(self, kv_ranges=ranges, tolerances=widened(self.tolerances))
 
     def weight_type(
         self, name: str, shape: Sequence[int], layer: LayerSpec | None = None
     ) -> WeightType:
-        """The type `name` is stored as; a row that groups do not divide has one scale instead.
+        """The stored type of `name`; a row that groups do not divide has one scale instead.
 
         Args:
             name: the normalised tensor name; drafter names carry DRAFTER_PREFIX.
@@ -148,7 +148,7 @@ def plan(source: TensorSource, recipe: Recipe, prefix: str = "") -> dict[str, We
     """Every tensor of a checkpoint with the type it will be stored as.
 
     `prefix` is put before the names when rules are matched (DRAFTER_PREFIX for a drafter). What
-    the checkpoint stores as integers stays what it is, unless the recipe wants floating point.
+    the checkpoint stores as integers stays so, unless the recipe wants floating point.
 
     Raises:
         ExportError: if the recipe has no rule for a tensor, or integers are of an unknown kind.
@@ -172,7 +172,7 @@ def _planned(source: TensorSource, name: str, recipe: Recipe, prefix: str) -> We
 
 
 def layer_of(source: TensorSource, name: str) -> LayerSpec | None:
-    """The layer that a tensor belongs to, None for tables, heads and what is outside the layers."""
+    """The layer that a tensor belongs to; None for tables, heads and others outside the layers."""
     match = re.match(r"layers\.(\d+)\.", name)
     return source.spec.layers[int(match[1])] if match else None
 
@@ -243,7 +243,7 @@ def _parse(name: str, content: bytes) -> Recipe:
 
 
 def _tolerances(name: str, data: dict[str, Any]) -> Tolerances:
-    """[check]: a recipe may leave it out, and is then measured but not judged."""
+    """[check]; a recipe without it is measured but not judged."""
     try:
         return Tolerances.model_validate(data.get("check", {}))
     except ValidationError as error:

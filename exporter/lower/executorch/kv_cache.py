@@ -1,4 +1,4 @@
-"""KV rows as buffers that every method of a program shares, and attention over the present ones."""
+"""KV rows as buffers that all methods of a program share, and attention over those in use."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ ROWS_DIM = 1
 class KVBuffers(nn.Module):
     """k_{i} and v_{i} [1, C, G, E] of the layers that own rows.
 
-    A program shares a buffer between its methods by its fully qualified name: hold this module
-    under one name in all of them.
+    Methods share a buffer by its fully qualified name: every method must hold this module under
+    the same name.
     """
 
     def __init__(self, layers: Iterable[LayerSpec], cache_length: int) -> None:
@@ -36,13 +36,15 @@ class KVBuffers(nn.Module):
 
 @dataclass(frozen=True)
 class View:
-    """The rows that the layers of one kind look at in one call.
+    """The rows that layers of one kind read in one call.
 
     The sizes are symbolic integers while the graph is traced.
     """
 
-    query_row: int  # the row of the view that belongs to the first query
-    mask: Tensor | None = None  # [T, rows] additive; None: causal, rows past query_row + t hidden
+    query_row: int  # the first query's own row, counted in the view
+    mask: Tensor | None = (
+        None  # [T, rows] additive; None: causal, query t sees rows up to query_row + t
+    )
     first: int = 0
     num_rows: int | None = None  # None: the buffer itself, without a copy
 
@@ -51,7 +53,7 @@ Views = Mapping[Kind, View]
 
 
 class PresentRows:
-    """The KVCache of one call: its cost follows the rows present, never the capacity."""
+    """The KVCache of one call: it costs what the rows in use cost, not the capacity."""
 
     def __init__(
         self, buffers: KVBuffers, layers: tuple[LayerSpec, ...], views: Views, position: int
@@ -86,7 +88,7 @@ class PresentRows:
 
 
 def target_views(position: Tensor, start: int, num_tokens: int, sizes: tuple[int, int]) -> Views:
-    """What the target sees: everything up to the query, or the last `window` rows of it.
+    """What the target sees: all rows up to the query, or the last `window` of them.
 
     Args:
         position: [1] int64, the position of the first token.

@@ -26,11 +26,11 @@ from runtime_py.bundle.sliding import numbers_of
 from runtime_py.formats.weight_names import KEY, write_names
 
 FORMAT_VERSION = 2
-# Bits of weights that XNNPACK's serialized graphs have no product for -> the recipe to take.
+# Bits of weights that XNNPACK's serialized graphs cannot multiply with -> the recipe to use.
 INSTEAD = {16: "float32 or int8", 2: "int4"}
-# XNNPACK has no gather, and a constant in each linear. embedding_4bit gathers, but makes float32:
-# 190 MB in a layer of 26B-A4B, where 24 are read as int4. A linear in a branch of torch.cond is
-# neither delegated nor decomposed in ExecuTorch 1.5.1.
+# XNNPACK has no gather, and its linears take constants. embedding_4bit gathers, but makes float32:
+# 190 MB in a layer of 26B-A4B, instead of 24 MB of int4. ExecuTorch 1.5.1 neither delegates nor
+# decomposes a linear in a branch of torch.cond.
 _NO_EXPERTS = "XNNPACK multiplies by constants only, and experts are chosen while it runs"
 _NO_INT8_ROWS = "our attention kernel in its shim reads float32 rows"
 
@@ -72,7 +72,7 @@ def lower(
         shapes: fill takes up to the longest prefill, finish up to the widest verify.
         recipe: how every tensor is stored.
         out: the .pte file to write.
-        on_step: called as the work goes on, with the steps done, of how many in all.
+        on_step: called with the number of steps done, and of all.
 
     Raises:
         ExportError: if the installed tools are not the pinned ones, or the recipe does not fit.

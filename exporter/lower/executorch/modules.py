@@ -16,13 +16,13 @@ from exporter.lower.executorch.kv_cache import (
 
 
 class MeanSquare(nn.Module):
-    """XNNPACK does not take aten.mean, which would cut the graph into pieces: a linear instead."""
+    """A linear instead of aten.mean, which XNNPACK does not take: it would split the graph."""
 
     averages: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        # A buffer: what an operator makes while tracing is not a constant to XNNPACK.
+        # A buffer: a tensor made by an operator while tracing is not a constant to XNNPACK.
         self.register_buffer("averages", torch.full((1, size), 1.0 / size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ class MeanSquare(nn.Module):
 
 
 def spell_means(module: nn.Module) -> None:
-    """Let every norm of `module` take its mean as XNNPACK wants it.
+    """Make every norm of `module` take its mean by a linear.
 
-    One instance each: the partitioner puts all linears that share a weight into one partition, and
-    fails ("dependency cycles") where other layers lie between them.
+    Each has its own weight: the partitioner puts all linears that share a weight into one
+    partition, and fails ("dependency cycles") where other layers lie between them.
     """
     for norm in list(module.modules()):
         if isinstance(norm, RMSNorm):
@@ -43,9 +43,9 @@ def spell_means(module: nn.Module) -> None:
 class Fill(nn.Module):
     """token_ids [1, T] int64, position [1] int64 -> what `Finish` takes, but for the position.
 
-    Writes the KV rows position .. position + T - 1. Together the two are one target call; cut in
-    two so that prefill pays for nothing else, and no weight belongs to two methods: XNNPACK packs
-    the weights of every method by itself.
+    Writes the KV rows position .. position + T - 1. The two together are one target call: prefill
+    runs the first only, and no weight belongs to two methods, for XNNPACK packs the weights of
+    each method separately.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Give modules their weights as the recipe says: integers where it says so, decided elsewhere."""
+"""Load the weights of modules, quantized as the recipe says."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +15,11 @@ from exporter.graph.weights import is_virtual, load_weights
 from exporter.quantize import WeightType, quantize
 from runtime_py.formats.weight_names import PREFIX_BYTES, fingerprint
 
-# XNNPACK stores 4-bit values as numbers from 0 to 15: 8 more than two's complement, both halves.
+# XNNPACK stores 4-bit values as 0 to 15, 8 more than the value, in both halves of a byte.
 OFFSET_4_BITS = 0x88
-CHUNK_ROWS = 1024  # of a matrix whose bytes are rearranged: the steps between take no more room
+CHUNK_ROWS = (
+    1024  # rows of a matrix rearranged at once, which bounds the memory of the steps between
+)
 
 Checkpoint = TargetCheckpoint | DrafterCheckpoint
 
@@ -69,20 +71,20 @@ class QuantizedLinear(nn.Module):
 
 
 class QuantizedTable(nn.Module):
-    """indices -> rows times a constant. Only the rows asked for are ever made floating point.
+    """indices -> rows times a constant. Only the rows asked for become floating point.
 
     Args:
         integers: the table.
         scale: the constant.
-        tied: store the bytes that XNNPACK stores for the same matrix, for the file to hold one
-            copy (`one_copy.py`).
+        tied: store the same bytes as XNNPACK does, so that the file holds one copy
+            (`one_copy.py`).
     """
 
     def __init__(self, integers: Integers, scale: float, tied: bool = False) -> None:
         super().__init__()
         packed = integers.values.dtype == torch.uint8
-        # The operator wants 8 added to both values of a byte, and the first in the high half;
-        # XNNPACK has it in the low half, so the operator finds every two columns swapped.
+        # The operator wants 8 added to both values of a byte and the first one in the high half.
+        # XNNPACK has it in the low half: the operator finds each pair of columns swapped.
         self._swapped = packed and tied
         values = integers.values
         if packed:
@@ -110,7 +112,7 @@ class QuantizedTable(nn.Module):
 
 
 class Loader:
-    """Loads the modules of one checkpoint; a matrix that two of them share is quantized once.
+    """Loads the modules of one checkpoint; quantizes a matrix that two modules share once.
 
     Attributes:
         names: fingerprint of a matrix's bytes in the file -> its name, behind `prefix`.
@@ -129,7 +131,7 @@ class Loader:
     def load(self, module: nn.Module) -> None:
         """Replace every weight of a module that was built on the meta device.
 
-        A matrix of integers takes its whole layer's place; never is it float32 as a whole.
+        A module of integers replaces a quantized layer; no matrix is float32 as a whole.
         """
         load_weights(module, self._checkpoint, virtual=True)
         for name, parameter in list(module.named_parameters()):
@@ -175,7 +177,7 @@ class Loader:
 
 
 def quantized(checkpoint: Checkpoint, name: str, weight_type: WeightType) -> Integers:
-    """The whole matrix, made a chunk of rows at a time."""
+    """Quantize a matrix, a chunk of rows at a time."""
     num_rows, num_columns = checkpoint.shape(name)
     packed = weight_type.bits == 4
     values = np.empty(
@@ -199,7 +201,7 @@ def _constant(tensor: Tensor) -> nn.Parameter:
 
 
 def _is_gathered(module: nn.Module, name: str) -> bool:
-    """Whether a drafter's head is used as a table: the centroids choose its rows."""
+    """Whether a drafter's head is used as a table: its centroids choose rows."""
     if not isinstance(module, Drafter) or module.spec.centroids is None:
         return False
     return name == module.spec.head_name

@@ -1,7 +1,7 @@
 """Give LiteRT's kernels float32 where a weight is stored as float16.
 
-FULLY_CONNECTED reads no float16: a DEQUANTIZE stands before it, which XNNPACK runs once, when it
-packs the weights. EMBEDDING_LOOKUP does: only the rows that it found are made float32.
+FULLY_CONNECTED does not read float16: it gets a DEQUANTIZE, which XNNPACK runs once, when it packs
+the weights. EMBEDDING_LOOKUP does read it, so only the rows found become float32.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ DEQUANTIZE_VERSION = 3  # the first that takes float16
 
 
 def widen(model: Any) -> None:
-    """Put DEQUANTIZE between float16 weights and what reads them, in every subgraph."""
+    """Put a DEQUANTIZE between each float16 weight and its readers, in every subgraph."""
     for subgraph in model.subgraphs:
         _widen(Rewriting(model, subgraph))
 

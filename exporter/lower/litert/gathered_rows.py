@@ -1,10 +1,10 @@
-"""Rows of an int8 table as the integers that they are; their scales go behind the product.
+"""Gather rows of an int8 table as integers, and apply their scales behind the product.
 
     EMBEDDING_LOOKUP -> FULLY_CONNECTED      becomes
     GATHER of rows -> DEQUANTIZE by 1 -> FULLY_CONNECTED -> MUL by a GATHER of their scales
 
-A centroid head looks up thousands of rows in every draft step, and EMBEDDING_LOOKUP makes floats of
-them one number at a time (EvalHybrid in tflite/kernels/embedding_lookup.cc).
+A centroid head looks up thousands of rows in every draft step, and EMBEDDING_LOOKUP converts them
+to float32 one number at a time (EvalHybrid in tflite/kernels/embedding_lookup.cc).
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ _VERSION = 2  # of DEQUANTIZE, GATHER and MUL: the first that takes int8
 
 
 def gather_integers(model: Any) -> dict[bytes, Any]:
-    """Rewrite every lookup of several rows that are multiplied with, in place.
+    """Rewrite, in place, every lookup of several rows that only FULLY_CONNECTED reads.
 
     Args:
         model: a ModelT whose weights have their types.
 
     Returns:
-        By the name of each table that is read so now: the buffer that its scales, float32, belong
-        in; the table itself has none.
+        For each rewritten table, by name: the buffer for its float32 scales; the table itself has
+        none.
     """
     scale_buffers: dict[bytes, Any] = {}
     for subgraph in model.subgraphs:

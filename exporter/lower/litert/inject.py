@@ -1,7 +1,7 @@
-"""A skeleton .tflite and a checkpoint -> the .tflite with its weights, never all of them in memory.
+"""Fill a skeleton .tflite with a checkpoint's weights, a chunk of rows at a time.
 
-The weights lie behind the flatbuffer (Buffer.offset and .size), each 64-byte aligned and once per
-file, however many signatures use it.
+The weights lie behind the flatbuffer (Buffer.offset and .size), aligned to 64 bytes. Each is stored
+once, however many signatures use it.
 """
 
 import logging
@@ -29,14 +29,14 @@ OnBytes = Callable[[int], None]  # weight bytes written so far
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of the file: where it comes from, what it becomes, where it lies."""
+    """One weight: its name in the checkpoint, its stored type and its place in the file."""
 
     name: str
     weight_type: WeightType
     uses: list[Any]  # TensorT, one or more per signature
     offset: int  # from the start of the payload
     size: int  # bytes
-    quantization: Any  # QuantizationParametersT that the tensors share; None: not of integers
+    quantization: Any  # QuantizationParametersT that the tensors share; None for floating point
 
 
 def inject(
@@ -52,13 +52,13 @@ def inject(
     Args:
         skeleton: a file made by `convert`.
         names: what `convert` returned.
-        source: where the rows of the weights are read, a chunk at a time.
+        source: the checkpoint.
         types: the stored type of every name in `names`.
-        out: the file to write; float32 recipes go through here too.
+        out: the file to write.
         on_bytes: called after each chunk.
 
     Raises:
-        ExportError: if a weight reached no graph, or feeds an operator that cannot read it.
+        ExportError: if no graph reads a weight, or an operator that cannot read it does.
     """
     started = time.monotonic()
     model = read_model(skeleton)
@@ -69,8 +69,8 @@ def inject(
     scale_buffers = gather_integers(model)
     model.externalBuffers = None
     model.externalBufferGroups = None
-    # The root's length does not depend on the offsets and scales in it, so that the weights can be
-    # written to their place before their scales are known.
+    # The root's length does not depend on the offsets and scales in it: weights go to their places
+    # before their scales are known.
     first_byte = _aligned(len(model_bytes(model)))
     with out.open("wb") as file:
         _write_weights(file, weights, source, first_byte, scale_buffers, on_bytes)
@@ -91,7 +91,7 @@ def inject(
 
 
 def _find_uses(model: Any, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Every tensor that stands for a weight, by the weight's name."""
+    """The tensors that stand for each weight, by its name."""
     numbers = {record.id: record.offset - 1 for record in model.externalBuffers or []}
     uses: dict[str, list[Any]] = {name: [] for name in names}
     for subgraph in model.subgraphs:
@@ -115,7 +115,7 @@ def _find_uses(model: Any, names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _readers(model: Any, subgraph: Any) -> dict[int, set[tuple[int, int]]]:
-    """Tensor index -> (operator code, input position) of everything that reads it."""
+    """Tensor index -> (operator code, input position) of each of its readers."""
     read_by: dict[int, set[tuple[int, int]]] = {}
     for operator in subgraph.operators:
         code = model.operatorCodes[operator.opcodeIndex].builtinCode
@@ -128,7 +128,7 @@ def _check_readers(name: str, readers: set[tuple[int, int]]) -> None:
     codes = schema().BuiltinOperator
     wrong = readers - {(codes.FULLY_CONNECTED, 1), (codes.EMBEDDING_LOOKUP, 1)}
     if wrong:
-        # A factor behind a linear is moved into its weight, where it would be lost (MUL).
+        # The converter moves a factor behind a linear into its weight (MUL); it would be lost.
         operators = {code: word for word, code in vars(codes).items() if isinstance(code, int)}
         found = ", ".join(f"input {position} of {operators[code]}" for code, position in wrong)
         raise ExportError(
@@ -160,7 +160,7 @@ def _place(
 
 
 def _retype(model: Any, weight: Weight) -> None:
-    """Give all tensors of one weight one buffer, its type, and room for its scales."""
+    """Give the tensors of one weight a common buffer, the stored type and room for scales."""
     types = schema().TensorType
     tensor_types = {
         32: types.FLOAT32,

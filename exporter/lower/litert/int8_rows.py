@@ -1,9 +1,9 @@
-"""int8 KV rows: float32 graphs in which what is written is rounded, and what is read is widened.
+"""int8 KV rows: round what float32 graphs write to the cache, and widen what they read.
 
     rows -> QUANTIZE -> DYNAMIC_UPDATE_SLICE -> GATHER of the window's rows -> DEQUANTIZE
 
-Layers without a window widen all their rows, once in each call for all layers that read them. The
-tensors of the signatures carry their scale, as those of Google's own bundles do.
+A layer without a window widens all rows, once per call for all layers that read them. The
+signatures' tensors carry the scale, as in Google's own bundles.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from exporter.quantize import KvRange
 
 
 def store_int8_rows(skeleton: Path, ranges: Mapping[int, KvRange]) -> None:
-    """Give the KV tensors of all signatures of a .tflite that type, in place.
+    """Make the KV tensors of all signatures of a .tflite int8, in place.
 
     Args:
         skeleton: a file made by `convert`.
         ranges: of the rows, by target layer.
 
     Raises:
-        ExportError: if rows are handed on by an operator that is not known here.
+        ExportError: if an unknown operator stands between the rows and the KV tensors.
     """
     model = read_model(skeleton)
     scales = {
@@ -68,7 +68,7 @@ class _Rows(Rewriting):
         self._widened: dict[int, int] = {}  # int8 tensor -> the same in float32
 
     def store(self) -> set[int]:
-        """Returns the numbers of the tensors that are int8 now."""
+        """Rewrite the subgraph; return the numbers of the tensors that are int8 now."""
         for index, scale in self._scales.items():
             self.make_int8(index, scale)
         for operator in self.subgraph.operators:
@@ -94,7 +94,7 @@ class _Rows(Rewriting):
         return made
 
     def _float(self, index: int) -> int:
-        """A tensor that an operator of floating point reads."""
+        """The float32 tensor of the same rows, for other operators to read."""
         if index not in self._scales:
             return index
         if index not in self._widened:

@@ -1,8 +1,8 @@
-"""Flat KV buffers, written in place, and attention that neither repacks nor visits them all.
+"""Flat KV buffers, written in place, and attention that neither repacks nor reads all of them.
 
-XNNPACK packs the right-hand side of every BATCH_MATMUL anew in each call and streams the left one.
-So with few query tokens keys and values stand on the left. Sliding layers look at a copy of the
-window's rows: the copy is small, and what is outside of it costs nothing.
+XNNPACK packs the right-hand side of every BATCH_MATMUL in each call and streams the left-hand side.
+So with few query tokens, keys and values stand on the left. Sliding layers read a copy of the
+window's rows: the copy is small, and rows outside of it cost nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,16 +16,16 @@ from exporter.graph.spec import DrafterSpec, LayerSpec, TargetSpec
 from exporter.lower.litert.operators import batch_matmul, gather, update_slice
 
 KEY_ROWS_DIM = 2
-# From this many query tokens on packing is the smaller part, and a streamed buffer no faster.
+# From this many query tokens on, packing is the smaller part and streaming no faster.
 PACKED_TOKENS = 17
-# XNNPACK's softmax adds up to 64 numbers at once: where a window begins and ends on multiples of
-# it, a row of scores is added in the same order whatever a call's width.
+# XNNPACK's softmax adds up to 64 numbers at once. Where windows begin and end on multiples of 64,
+# it adds a row of scores in the same order whatever the call's width.
 ROW_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Window:
-    """The rows that the sliding layers look at in one call, and maybe some that the mask hides."""
+    """The rows that sliding layers read in one call; the mask hides those that are not needed."""
 
     layers: frozenset[int]  # the target layers they belong to
     first: Tensor  # [1] int32, the first row that is needed; below 0 near the start
@@ -33,29 +33,29 @@ class Window:
 
     @property
     def length(self) -> int:
-        """Rows looked at, wherever `first` lies between two multiples."""
+        """Rows read: enough wherever `first` lies between two multiples."""
         return -(-(self.num_rows + ROW_MULTIPLE - 1) // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def target_window(spec: TargetSpec, input_pos: Tensor) -> Window:
-    """For the tokens at input_pos [T]: the windows of all of them."""
+    """The rows that the tokens at input_pos [T] see together."""
     sliding = {layer.index for layer in spec.kv_layers if layer.kind == "sliding_attention"}
     before = spec.sliding_window - 1
     return Window(frozenset(sliding), input_pos[:1] - before, before + input_pos.shape[0])
 
 
 def drafter_window(spec: DrafterSpec, input_pos: Tensor) -> Window:
-    """For input_pos [1], the number of committed rows: the last window + 1 of them."""
+    """The last window + 1 of the committed rows; input_pos [1] is their number."""
     sliding = {donor for kind, donor in spec.donors.items() if kind == "sliding_attention"}
     num_rows = spec.sliding_window + 1
     return Window(frozenset(sliding), input_pos - num_rows, num_rows)
 
 
 class FlatCache:
-    """The KVCache of one call; a write replaces the entry, which a runtime does in place.
+    """The KVCache of one call; a write replaces the entry, and a runtime binds both to one buffer.
 
-    Layout: kv_cache_k_{i} [1, G, C, E]; kv_cache_v_{i} [1, G, E, C], which can be streamed, and
-    [1, G, C, E] for sliding layers, whose rows can be copied. The official runtime takes any.
+    Layout: kv_cache_k_{i} [1, G, C, E]; kv_cache_v_{i} [1, G, E, C], for streaming, but
+    [1, G, C, E] in sliding layers, for copying rows. The official runtime takes any layout.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], window: Window) -> None:
@@ -86,7 +86,7 @@ class FlatCache:
         return _mix_columns(shares, values)
 
     def _windowed(self, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """The rows of the window; layers that share a donor share the copy in the end."""
+        """The rows of the window; the converter merges copies of layers that share a donor."""
         num_rows, length = mask.shape[-1], self._window.length
         last = -(-(num_rows - length) // ROW_MULTIPLE) * ROW_MULTIPLE
         first = torch.clamp(self._window.first, 0, last)  # [1]
@@ -146,8 +146,8 @@ def _folded(x: Tensor, num_kv_heads: int) -> Tensor:
 def _unfolded(x: Tensor, num_kv_heads: int, num_tokens: int) -> Tensor:
     """As many elements as [1, G, M, E] -> [1, T, H, E].
 
-    Of one token's, with several KV heads, a reshape would do: but the converter merges it with the
-    ones around the product that follows, leaves that with two dimensions, and a reshape between the
+    For one token and several KV heads a reshape would do. But the converter would merge it with
+    those around the next product, which then has two dimensions, and leave a reshape between the
     square and the mean of the norm behind it.
     """
     if num_tokens == 1 and num_kv_heads > 1:
@@ -163,12 +163,12 @@ def _product(few: Tensor, many: Tensor, num_tokens: int) -> Tensor:
     if num_tokens >= PACKED_TOKENS:
         return batch_matmul(few, many, transposed=True)
     product = batch_matmul(many, few, transposed=True)  # [1, G, N, M]
-    # Heads and tokens are turned apart from each other: a plain transpose the converter folds into
-    # the product, and swaps its sides back.
+    # The converter folds a plain transpose into the product and swaps its sides back; so heads and
+    # tokens are permuted apart from each other.
     split = product.reshape(many.shape[1], many.shape[2], -1, num_tokens)
     return split.permute(0, 2, 3, 1)  # [G, H / G, T, N]
 
 
 def row_names(layer: int) -> tuple[str, str]:
-    """Of its keys and of its values."""
+    """The names of a layer's keys and values."""
     return f"kv_cache_k_{layer}", f"kv_cache_v_{layer}"

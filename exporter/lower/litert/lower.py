@@ -1,4 +1,4 @@
-"""Target and drafter to .tflite files: one road for every size, float32 included."""
+"""Target and drafter to .tflite files and the .litertlm that holds them."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,10 @@ from exporter.quantize import DRAFTER_PREFIX, KvRange, Recipe, WeightType, plan,
 
 KvRanges = Mapping[int, KvRange] | None  # None: the rows are float32
 
-# FULLY_CONNECTED has integers as constants only, and its sizes are fixed: an expert without tokens
-# would cost what others do. EMBEDDING_LOOKUP gathers integers, but as float32: 190 MB in a layer of
-# 26B-A4B, where 24 are read as int4. litert-torch 0.10.0 has no lowering for torch.cond.
+# FULLY_CONNECTED takes integer weights as constants only, and its sizes are fixed: an expert
+# without tokens would cost as much as the others. EMBEDDING_LOOKUP gathers integers, but makes
+# float32: 190 MB in a layer of 26B-A4B, instead of 24 MB of int4. litert-torch 0.10.0 cannot lower
+# torch.cond.
 _NO_EXPERTS = "LiteRT multiplies by constants only, and experts are chosen while it runs"
 
 
@@ -98,7 +99,7 @@ def lower(
     """Write embedder, per_layer_embedder (if PLE), prefill_decode and mtp_drafter (if a drafter).
 
     Args:
-        target: its tensors are read row by row; never is a whole large one in memory.
+        target: read row by row; no large tensor is ever in memory as a whole.
         drafter: read against `target`, or None.
         shapes: the static sizes of the signatures.
         recipe: how every tensor is stored.

@@ -152,7 +152,7 @@ def _kv_sample(layers: tuple[LayerSpec, ...] | list[LayerSpec], length: int) -> 
 
 
 def _zeros(*shape: int) -> Tensor:
-    """A sample, which nobody reads: unlike torch.zeros, it takes no memory until then.
+    """A sample whose numbers nobody reads: unlike torch.zeros, it takes no memory until then.
 
     The KV rows of E2B's signatures would be 0.9 GB at a context of 4096.
     """

@@ -1,7 +1,6 @@
-"""Operators written as LiteRT's own where the converter would choose worse ones.
+"""LiteRT's own operators, where the converter would choose worse ones.
 
-What is written in torch is simplified first, as it seems best to a compiler that does not know
-XNNPACK.
+The converter simplifies torch's operators without knowing what XNNPACK runs well.
 """
 
 import torch
@@ -18,7 +17,7 @@ def update_slice(buffer: Tensor, rows: Tensor, start: Tensor, dim: int) -> Tenso
 
 
 def gather(x: Tensor, indices: Tensor, dim: int) -> Tensor:
-    """One GATHER; torch.index_select becomes some ten operators that check the indices."""
+    """One GATHER; torch.index_select becomes about ten operators that check the indices."""
     taken: Tensor = tfl().gather(x, indices, dim)
     return taken
 
@@ -26,7 +25,7 @@ def gather(x: Tensor, indices: Tensor, dim: int) -> Tensor:
 def batch_matmul(x: Tensor, y: Tensor, *, transposed: bool = False) -> Tensor:
     """x [..., M, K] times y [..., K, N], or times y [..., N, K] transposed, in this order.
 
-    Of torch.matmul and einsum the converter makes products with sides and transposes of its choice.
+    For torch.matmul and einsum the converter chooses sides and transposes itself.
     """
     product: Tensor = tfl().batch_matmul(x, y, False, transposed)
     return product
@@ -41,12 +40,14 @@ def top_k_indices(scores: Tensor, k: int) -> Tensor:
 def mean_square(x: Tensor) -> Tensor:
     """[..., D] -> [..., 1], with nothing between the square and the mean.
 
-    XNNPACK makes one operator of the two, which rounds differently. Of the converter's
-    simplifications some depend on the number of tokens and would leave a reshape between them: a
-    token's numbers would change with the width of its call.
+    XNNPACK fuses the two, which rounds differently. Some simplifications of the converter depend
+    on the number of tokens and would leave a reshape between the two: a token's numbers would
+    change with the width of its call.
     """
     shape = (*x.shape[:-1], 1)
     if x.dim() > 3 and x.shape[-2] == 1:
-        x = x.squeeze(-2)  # else the reshape that made this dimension is moved behind the square
+        x = x.squeeze(
+            -2
+        )  # else the converter moves the reshape that made this dimension behind the square
     mean: Tensor = tfl().mean(tfl().mul(x, x), [x.dim() - 1], True)
     return mean.reshape(shape)

@@ -25,8 +25,8 @@ SECTIONS = {
     "prefill_decode": "PREFILL_DECODE",
     "mtp_drafter": "MTP_DRAFTER",
 }
-# LiteRT-LM 0.18.1 passes every message as a list of pieces, a plain text too, and a text-only
-# fine-tune's template would print the list. What was recorded from transformers was a string.
+# LiteRT-LM 0.18.1 passes every message as a list of pieces, even a plain text. The template of a
+# text-only fine-tune would print the list; the recorded reference passed a string.
 ONE_TEXT_IS_A_STRING = """\
 {%- set plain = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -39,8 +39,8 @@ ONE_TEXT_IS_A_STRING = """\
 {%- endfor -%}
 {%- set messages = plain.messages -%}
 {{- '' }}"""  # what follows keeps its leading spaces
-_EVERY_TOKEN = 1 << 20  # as top_k: the runtime refuses 0, transformers' word for all
-# Of the pieces of Gemma's syntax that the runtime parses by itself: proto field -> token's name in
+_EVERY_TOKEN = 1 << 20  # top_k for all tokens: the runtime refuses 0, which transformers uses
+# Pieces of Gemma's syntax that the runtime itself parses: proto field -> token's name in
 # tokenizer_config.json.
 SYNTAX_TOKENS = {
     "code_fence_start": "stc_token",
@@ -88,7 +88,7 @@ def pack(
 
 
 def version_stamp(recipe_name: str, sliding: SlidingEntry | None) -> dict[str, str]:
-    """What made the file, one entry per tool by package name; and which layers slide."""
+    """What made the file, one entry per tool by package name, and which layers slide."""
     try:
         exporter = metadata.version("gemma-export")
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
@@ -99,13 +99,13 @@ def version_stamp(recipe_name: str, sliding: SlidingEntry | None) -> dict[str, s
 
 
 def llm_metadata(text: TextFiles, cache_length: int) -> Any:
-    """The LlmMetadata proto: what the official runtime knows of the model besides its graphs."""
+    """The LlmMetadata proto: what the official runtime needs to know besides the graphs."""
     tokens = _token_names(text.tokenizer_config)
     template = _official_template(text)
     description = vendor.llm_metadata()
-    # Near its limit the official runtime still verifies its full width. Past the last row the
-    # write would be clamped over committed rows and the tokens would be wrong, so the limit leaves
-    # room for it (LiteRT-LM 0.18.1).
+    # Near its limit the official runtime still verifies its full width. A write past the last row
+    # is clamped over committed rows and gives wrong tokens, so the limit leaves room for one
+    # (LiteRT-LM 0.18.1).
     description.max_num_tokens = cache_length - (OFFICIAL_VERIFY_WIDTH - 1)
     description.llm_model_type.gemma4.SetInParent()
     for field, token in SYNTAX_TOKENS.items():
@@ -129,8 +129,8 @@ def llm_metadata(text: TextFiles, cache_length: int) -> Any:
 def _set_sampler(sampler: Any, generation: Mapping[str, Any]) -> None:
     sampler.type = vendor.top_p()
     if not generation.get("do_sample", False):
-        # The one of the most likely token. LiteRT-LM 0.18.1 has neither GREEDY nor TOP_K: every
-        # message without a sampler of its own fails ("UNIMPLEMENTED: Sampler type: 3").
+        # Greedy. LiteRT-LM 0.18.1 implements neither GREEDY nor TOP_K: every message without a
+        # sampler of its own would fail ("UNIMPLEMENTED: Sampler type: 3").
         sampler.k, sampler.p, sampler.temperature = 1, 1.0, 1.0
         return
     # transformers' defaults, where generation_config.json leaves one out.
@@ -140,7 +140,7 @@ def _set_sampler(sampler: Any, generation: Mapping[str, Any]) -> None:
 
 
 def _token_names(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by their names ("bos_token", "soc_token"), wherever the file keeps them."""
+    """Special tokens by name ("bos_token", "soc_token"), from either place that holds them."""
     nested = tokenizer_config.get("model_specific_special_tokens", {})
     tokens = {}
     for key, value in {**tokenizer_config, **nested}.items():
@@ -152,7 +152,7 @@ def _token_names(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _official_template(text: TextFiles) -> str:
-    """The chat template for the runtime's engine and for what it passes; "" for none.
+    """The chat template, changed for the runtime's template engine; "" for none.
 
     minijinja has no dict.get; litert-torch replaces it likewise, in
     generative/export_hf/core/litert_lm_builder.py.

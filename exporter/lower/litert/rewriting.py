@@ -1,4 +1,4 @@
-"""Tensors and operators put into a graph that the converter made."""
+"""Put tensors and operators into a graph that the converter made."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from exporter.lower.litert.vendor import schema
 
 
 class Rewriting:
-    """One subgraph of a ModelT, whose operators are written anew, one after the other.
+    """One subgraph of a ModelT whose list of operators is built anew.
 
     Attributes:
-        operators: those of the subgraph from finish() on.
+        operators: the new list; finish() puts it into the subgraph.
     """
 
     def __init__(self, model: Any, subgraph: Any) -> None:
@@ -33,7 +33,7 @@ class Rewriting:
         return int(self.model.operatorCodes[operator.opcodeIndex].builtinCode)
 
     def like(self, index: int, suffix: bytes, dtype: int) -> int:
-        """A new tensor of that type and of the same shape, without numbers."""
+        """Add a tensor of the same shape and of type `dtype`, without data; return its number."""
         pattern = self.tensor(index)
         made = self.schema.TensorT()
         made.name, made.shape, made.type = pattern.name + suffix, pattern.shape, dtype
@@ -42,7 +42,7 @@ class Rewriting:
         return len(self.subgraph.tensors) - 1
 
     def make_int8(self, index: int, scale: float) -> None:
-        """Of one scale for all of it."""
+        """Make a tensor int8 with one scale for all of it."""
         tensor = self.tensor(index)
         tensor.type = self.types.INT8
         tensor.quantization = self.schema.QuantizationParametersT()
@@ -52,7 +52,7 @@ class Rewriting:
     def append(
         self, code: int, version: int, inputs: Sequence[int], out: int, options: Any = None
     ) -> None:
-        """An operator; of `version` or a later one of those that the model has."""
+        """Append an operator of `version`, or of a later one that the model uses already."""
         operator = self.schema.OperatorT()
         operator.opcodeIndex = self._operator_code(code, version)
         operator.inputs = np.array(inputs, np.int32)
@@ -64,7 +64,7 @@ class Rewriting:
         self.operators.append(operator)
 
     def _operator_code(self, code: int, version: int) -> int:
-        """Its number among those of the model, which it is added to if need be."""
+        """The number of the model's operator code, which is added if it is missing."""
         for number, known in enumerate(self.model.operatorCodes):
             if known.builtinCode == code:
                 known.version = max(known.version, version)

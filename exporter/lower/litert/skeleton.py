@@ -1,4 +1,4 @@
-"""Modules with virtual weights -> a .tflite that has everything but the weights."""
+"""Convert modules with virtual weights to a .tflite without the weights."""
 
 import logging
 import time

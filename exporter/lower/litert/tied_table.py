@@ -1,9 +1,9 @@
-"""One copy of the tied embedding in a .litertlm instead of two.
+"""Store the tied embedding once in a .litertlm, not twice.
 
-The embedder looks rows up in the very matrix the decoder multiplies with. A .tflite names its
-weights by their distance from its own start, and a section of a .litertlm is a range of bytes. So
-the embedder goes into the file without its table, its section is made to reach to the end of the
-decoder's, and its weight points there. Both LiteRT-LM and gemma-run map sections where they lie.
+The embedder looks up rows of the matrix that the decoder multiplies with. A .tflite locates a
+weight by its distance from the start of the .tflite, and a section of a .litertlm is a range of
+bytes. So the embedder is written without its table, its section extends to the end of the
+decoder's, and its weight points there. Both LiteRT-LM and gemma-run map sections in place.
 
 Field numbers are those of schema.fbs of LiteRT and of litertlm_header_schema.fbs of LiteRT-LM.
 """
@@ -25,7 +25,7 @@ COMPARED_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class TiedTable:
-    """An embedder without its table, and where that lies in the decoder."""
+    """An embedder without its table, and the table's place in the decoder."""
 
     embedder: Path
     buffer: int  # of the embedder's flatbuffer
@@ -51,7 +51,7 @@ def detach(embedder: Path, decoder: Path, out: Path) -> TiedTable | None:
 
 
 def attach(bundle: Path, tied: TiedTable) -> None:
-    """Let the detached embedder in a finished .litertlm reach the decoder's table."""
+    """Point the detached embedder in a finished .litertlm to the decoder's table."""
     with bundle.open("r+b") as file:
         ends = _section_fields(file.read(_header_end(file.read(HEADER_START)) - HEADER_START))
         begin, end_position = ends[EMBEDDER]
@@ -65,7 +65,7 @@ def attach(bundle: Path, tied: TiedTable) -> None:
 
 
 class _Mapped:
-    """A file's bytes without reading them."""
+    """A file, mapped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -93,7 +93,7 @@ def _weights(data: Any) -> dict[tuple[str, int], _Weight]:
 
 
 def _equal(embedder: Path, table: _Weight, decoder: Path, twin: _Weight) -> bool:
-    """Read, not mapped: mapped pages would count as memory of this process."""
+    """Compare by reading: mapped pages would count as memory of this process."""
     if table.size != twin.size:
         return False
     with embedder.open("rb") as rows, decoder.open("rb") as head:

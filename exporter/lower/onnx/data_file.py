@@ -1,4 +1,4 @@
-"""The one file that all weights of a bundle lie in, each once, written a chunk at a time."""
+"""The file that holds all weights of a bundle, each once; written a chunk at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ import numpy.typing as npt
 from exporter.lower.onnx.weights import Matrix
 from exporter.quantize import quantize
 
-# onnxruntime maps a weight by itself: at a page of its own, wherever mapping pays.
+# onnxruntime maps each weight separately, so large ones start at a page of their own.
 PAGE_BYTES = 4096
 SMALL_ALIGNMENT = 64
 _PAGED_BYTES = 16 * PAGE_BYTES  # tensors from this size on start a page
-# Two's complement to MatMulNBits' integers, which are 128, 8 or 2 too large.
+# XOR turns two's complement into MatMulNBits' integers: the value plus 128, 8 or 2.
 _OFFSETS = {8: 0x80, 4: 0x88, 2: 0xAA}
 
 
@@ -27,7 +27,7 @@ class Place:
 
 
 class DataFile:
-    """Open for writing; what was placed once is found again by its key."""
+    """The open file; a weight that was written is found again by its key."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -36,14 +36,14 @@ class DataFile:
         self._places: dict[tuple[object, ...], Place] = {}
 
     def vector(self, key: str, values: npt.NDArray[np.generic]) -> Place:
-        """A small tensor as it is."""
+        """Write a small tensor as it is."""
         if (key,) not in self._places:
             self._places[key,] = place = self._reserve(values.nbytes)
             self._write(place.offset, values.tobytes())
         return self._places[key,]
 
     def matrix(self, matrix: Matrix, row_bytes: int) -> tuple[Place, Place]:
-        """Its rows, each filled up to `row_bytes`, and its scales (empty for floating point)."""
+        """Write the rows, each padded to `row_bytes`, and the scales (none for floating point)."""
         values_key, scales_key = (matrix, row_bytes), (matrix, "scales")
         if values_key not in self._places:
             values = self._reserve(matrix.num_rows * row_bytes)

@@ -1,7 +1,7 @@
-"""Products with experts: one operator while a graph is traced, one product per expert in the file.
+"""Products with experts: one operator while tracing, one product per expert in the file.
 
-onnxruntime's own MoE and QMoE know no gated GELU on the CPU (1.32: geglu is CUDA's, and a third
-matrix is not implemented). A product with no rows costs next to nothing and reads no weight.
+onnxruntime 1.32's MoE and QMoE have no gated GELU on the CPU (geglu is CUDA only, and a third
+matrix is not implemented). A product without rows costs next to nothing and reads no weight.
 """
 
 import onnx_ir as ir
@@ -27,12 +27,12 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
     parts.name = f"{path}/Split"
     slices = _slices(graph, weight, num_experts)
     nodes = [parts]
-    if weight.dtype == ir.DataType.FLOAT16:  # widened when the graph is loaded
+    if weight.dtype == ir.DataType.FLOAT16:  # onnxruntime widens it when it loads the graph
         to = {"to": ir.DataType.FLOAT}
         casts = [ir.node("Cast", [v], to, name=f"{path}.{i}/Cast") for i, v in enumerate(slices)]
         nodes, slices = [*nodes, *casts], [cast.outputs[0] for cast in casts]
     columns = [parts.outputs, slices]
-    for value in scales:  # of constants: split when the graph is loaded
+    for value in scales:  # constants: onnxruntime splits them when it loads the graph
         split = ir.node("Split", [value], {"num_outputs": num_experts}, num_outputs=num_experts)
         split.name = f"{path}/Split_of_scales"
         nodes.append(split)

@@ -1,4 +1,4 @@
-"""KV rows that come in and go out as the same memory, and attention over the rows present."""
+"""KV rows, bound in and out to the same memory, and attention over the rows in use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from exporter.lower.onnx.vendor import promise
 from exporter.quantize import KvRange
 
 ROWS_DIM = 2
-# onnxruntime adds up to 16 scores at once, and 128 or 256 products: where the views begin and end
-# on multiples of these, a row of numbers is added in the same order whatever a call's width.
+# onnxruntime adds up to 16 scores at once, and 128 or 256 products. Where views begin and end on
+# multiples of these, it adds a row of numbers in the same order whatever the call's width.
 ROW_MULTIPLE = 16
 FIRST_ROW_MULTIPLE = 256
 SUM_LENGTH = 128
@@ -40,7 +40,7 @@ def present_names(layer: int) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class View:
-    """The rows that the layers of one kind look at in one call; the sizes are symbolic."""
+    """The rows that layers of one kind read in one call; the sizes are symbolic."""
 
     first: int
     num_rows: int
@@ -63,9 +63,9 @@ KvRanges = Mapping[int, KvRange] | None  # of int8 rows; None: float32
 
 
 class PresentRows:
-    """The KVCache of one call: its cost follows the rows present, never the capacity.
+    """The KVCache of one call: it costs what the rows in use cost, not the capacity.
 
-    int8 rows are rounded before they are written, and made float32 where they are looked at.
+    int8 rows are rounded before they are written, and widened where they are read.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class PresentRows:
         return from_int8(keys, found.key_scale), from_int8(values, found.value_scale)
 
     def _row_indices(self, num_kv_heads: int) -> Tensor:
-        """[1, G, T, 3]: the first three coordinates of every row that is written."""
+        """The first three coordinates of every row to write, [1, G, T, 3]."""
         if num_kv_heads not in self._indices:
             heads = torch.arange(num_kv_heads).reshape(1, -1, 1, 1)
             shape = (1, num_kv_heads, self._positions.shape[0], 1)
@@ -121,7 +121,7 @@ class PresentRows:
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention with scale 1; nothing is repeated for the query heads of a KV group.
+    """Attention with scale 1, which repeats nothing for the query heads of a KV head.
 
     queries [1, T, H, E], keys and values [1, G, rows, E], mask [T, rows] -> [1, T, H, E].
     """
@@ -136,8 +136,8 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> T
 def _scores(queries: Tensor, keys: Tensor) -> Tensor:
     """queries [1, G, N, E], keys [1, G, rows, E] -> [1, G, N, rows].
 
-    onnxruntime adds up at most K products at once and chooses K, 128 or more, by the number of
-    rows and threads: sums of 128 come out the same for any of them.
+    onnxruntime adds at most K products at once and chooses K, 128 or more, by the number of rows
+    and threads. Sums of 128 are the same for any K.
     """
     parts = zip(
         torch.split(queries, SUM_LENGTH, dim=3), torch.split(keys, SUM_LENGTH, dim=3), strict=True
@@ -150,7 +150,7 @@ def _scores(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def target_views(position: Tensor, positions: Tensor, window: int, max_rows: int) -> Views:
-    """What the target sees: everything up to the query, or the last `window` rows of it.
+    """What the target sees: all rows up to the query, or the last `window` of them.
 
     Args:
         position: [1] int64, the position of the first token.
@@ -178,7 +178,7 @@ def drafter_views(position: Tensor, window: int, max_rows: int) -> Views:
 
 
 def _view(begin: Tensor, end: Tensor, queries: Tensor, window: int | None, max_rows: int) -> View:
-    """Rows from `begin` (clamped to 0) to before `end`, and some more for the order of sums."""
+    """Rows from `begin` (clamped to 0) up to `end`, widened to the multiples above."""
     first = floor_divide(torch.clamp(begin, min=0), FIRST_ROW_MULTIPLE)
     first = first * (FIRST_ROW_MULTIPLE // ROW_MULTIPLE)  # everything in ROW_MULTIPLE rows
     count = floor_divide(end + (ROW_MULTIPLE - 1), ROW_MULTIPLE) - first

@@ -30,7 +30,7 @@ _SAMPLE_ROWS = 2 * ROW_MULTIPLE
 
 
 def check(_types: Mapping[str, WeightType]) -> None:
-    """Refuse to begin with other tools than the pinned ones; any type can be stored.
+    """Refuse other tools than the pinned ones; any type can be stored.
 
     Raises:
         ExportError: naming the tool and how to install it.
@@ -51,13 +51,13 @@ def lower(
     Args:
         target: the checkpoint of the target.
         drafter: read against `target`, or None.
-        shapes: written into the files for whoever runs them; the graphs take any number of tokens.
+        shapes: limits that the files state; the graphs take any number of tokens.
         recipe: how every tensor is stored.
-        folder: where the files go.
-        on_step: called as the work goes on, with the graphs done, of how many in all.
+        folder: for the files.
+        on_step: called with the number of graphs done, and of all.
 
     Returns:
-        the files, the graph that a runtime loads first at the head.
+        The files; the first is the graph that a runtime loads first.
 
     Raises:
         ExportError: if the installed tools are not the pinned ones, or the recipe does not fit.

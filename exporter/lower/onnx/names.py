@@ -1,4 +1,4 @@
-"""Names for people who open a graph: module paths instead of the exporter's numbers."""
+"""Readable names in a graph: module paths instead of the exporter's numbers."""
 
 import re
 from collections import Counter
@@ -13,9 +13,9 @@ _ROWS_DIM = 2
 
 
 def rename(model: ir.Model) -> None:
-    """Name nodes and tensors; drop the exporter's notes, which hold paths of this machine.
+    """Name nodes and tensors; drop the exporter's metadata, which has paths of this machine.
 
-    Weights have their names, and are not among the initializers yet.
+    Weights have their names already, and are not initializers yet.
     """
     graph = model.graph
     sizes = _sizes(graph)

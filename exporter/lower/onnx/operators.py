@@ -1,4 +1,4 @@
-"""ONNX operators that torch has no word for, spelled while the graph is traced."""
+"""ONNX operators that torch lacks, emitted while a graph is traced."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 MICROSOFT = "com.microsoft"
-DOMAIN = "gemma_export"  # of what is in no file: see experts.py
+DOMAIN = "gemma_export"  # of operators that exist while tracing only: see experts.py
 GROUPED = "GroupedMatMul"
-# What MatMulNBits rounds x to: int8, one scale for each block. With blocks of 32 each row's result
-# is the same in calls of any width; with 128 and more, or without rounding, it is not (1e-7).
+# MatMulNBits rounds x to int8, one scale per block. With blocks of 32 a row's result is the same in
+# calls of any width; with 128 and more, or without rounding, it differs by 1e-7.
 INT8_ACTIVATIONS = 4
 BLOCK_SIZE = 32
 
@@ -18,7 +18,7 @@ BLOCK_SIZE = 32
 def scatter_rows(buffer: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
     """buffer [1, G, C, E] with rows [1, G, T, E] at indices [1, G, T, 3].
 
-    ScatterND copies nothing else where its input and output are one buffer.
+    With input and output bound to one buffer, ScatterND copies nothing else.
     """
     return _emit("ScatterND", (buffer, indices, rows), {}, buffer.shape, buffer.dtype)
 
@@ -36,7 +36,7 @@ def from_int8(integers: Tensor, scale: float) -> Tensor:
 def regroup(x: Tensor, num_groups: int) -> Tensor:
     """[1, A, B, S] -> [1, num_groups, A * B / num_groups, S], for heads and tokens.
 
-    torch would ask about strides here, and bind the sizes.
+    torch.reshape checks strides, which would bind the symbolic sizes.
     """
     _, a, b, size = x.shape
     wanted = torch.tensor([1, num_groups, -1, 0])  # -1: what is left, 0: as it is
@@ -44,13 +44,13 @@ def regroup(x: Tensor, num_groups: int) -> Tensor:
 
 
 def swap_tokens_and_heads(x: Tensor) -> Tensor:
-    """[1, A, B, E] -> [1, B, A, E]. In torch a view, whose strides would bind the sizes."""
+    """[1, A, B, E] -> [1, B, A, E]; the strides of torch's view would bind the symbolic sizes."""
     _, a, b, size = x.shape
     return _emit("Transpose", (x,), {"perm": [0, 2, 1, 3]}, (1, b, a, size), x.dtype)
 
 
 def floor_divide(numbers: Tensor, divisor: int) -> Tensor:
-    """int64, not negative; torch's own goes through floating point."""
+    """Divide int64 numbers that are not negative; torch's own goes through floating point."""
     inputs = (numbers, torch.tensor([divisor]))
     divided: Tensor = torch.onnx.ops.symbolic(
         "Div", inputs, {}, dtype=torch.int64, shape=numbers.shape
@@ -61,7 +61,7 @@ def floor_divide(numbers: Tensor, divisor: int) -> Tensor:
 def stable_order(numbers: Tensor) -> Tensor:
     """[R] int64 -> the indices that sort them; equal ones keep their order.
 
-    torch.onnx knows no stable sort.
+    torch.onnx has no stable sort.
     """
     count = torch.onnx.ops.symbolic("Shape", (numbers,), {}, dtype=torch.int64, shape=(1,))
     kinds, shapes = (torch.int64, torch.int64), (numbers.shape, numbers.shape)

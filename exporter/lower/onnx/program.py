@@ -32,7 +32,7 @@ class Inputs:
 def write_graph(
     graph: Graph, inputs: Inputs, constants: Mapping[str, int | str], data: DataFile, out: Path
 ) -> None:
-    """Trace a graph and write it; its weights go into `data`, unless they are there already."""
+    """Trace a graph and write it; weights go into `data`, each once."""
     names: list[str] = []
     for name, value in inputs.sample.items():
         names += value if isinstance(value, dict) else [name]
@@ -68,9 +68,9 @@ class NamedWeight:
 
 
 def detach_weights(graph: ir.Graph, module: Graph) -> list[NamedWeight]:
-    """Make every tensor that the module owns an input, for an optimizer that must not look at it.
+    """Turn every tensor of the module into an input, to hide it from the optimizer.
 
-    It would merge all that are equal, and matrices without numbers are, and compute with them.
+    The optimizer merges equal initializers and computes with them; virtual weights are all equal.
     """
     owners = {name: part for name, part in module.named_modules() if isinstance(part, Weight)}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -86,7 +86,7 @@ def detach_weights(graph: ir.Graph, module: Graph) -> list[NamedWeight]:
 
 
 def attach_weights(graph: ir.Graph, weights: Sequence[NamedWeight], data: DataFile) -> None:
-    """Make the inputs initializers again, which refer to their places in the data file."""
+    """Turn these inputs into initializers that refer to their places in the data file."""
     for weight in weights:
         value = weight.value
         graph.inputs.remove(value)
@@ -121,10 +121,10 @@ def _repeat(
     place: Place,
     sizes: tuple[int, int, int],
 ) -> None:
-    """Scales [rows, groups], of which blocks / groups neighbours are the same, are stored once.
+    """Store scales once per group, and repeat them for the blocks of a group in the graph.
 
-    onnxruntime folds the two operators when it loads the graph, at any level of optimisation but
-    "none", where its MatMulNBits would be wrong without a word: it needs constant scales.
+    onnxruntime folds the two operators when it loads the graph, at any level of optimization but
+    "none". There its MatMulNBits, which needs constant scales, is silently wrong.
     """
     num_rows, num_groups, num_blocks = sizes
     stored = ir.Value(name=f"{value.name}.stored", type=value.type)

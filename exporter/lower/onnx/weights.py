@@ -1,4 +1,4 @@
-"""Modules whose weights are only names and shapes while they are traced: the numbers come later."""
+"""Modules whose weights are names and shapes while tracing; the data file gets the numbers."""
 
 import math
 from collections.abc import Mapping
@@ -54,8 +54,8 @@ class Matrix:
 class Weight(nn.Module):
     """The weight of one layer: a matrix of zeros without memory, or integers and their scales.
 
-    A weight of integers shows MatMulNBits' shapes to a linear layer, GatherBlockQuantized's to a
-    table. In the file the scales are stored once for each group, and repeated when it is loaded.
+    A weight of integers has MatMulNBits' shapes in a linear layer and GatherBlockQuantized's in a
+    table. The file stores scales once per group; loading repeats them.
     """
 
     weight: Tensor
@@ -96,7 +96,7 @@ class StoredLinear(Weight):
 
 
 class StoredTable(Weight):
-    """indices -> rows times a constant. Only the rows asked for are ever made floating point."""
+    """indices -> rows times a constant. Only the rows asked for become floating point."""
 
     def __init__(self, matrix: Matrix, scale: float) -> None:
         super().__init__(matrix, gathered=True)
@@ -120,7 +120,7 @@ class StoredStack(Weight):
         super().__init__(matrix, gathered=False)
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
-        """counts [num_experts]: so many rows, one after the other, are each expert's."""
+        """counts [num_experts]: how many consecutive rows belong to each expert."""
         if not self.matrix.weight_type.is_integer:
             return operators.grouped_linear(x, counts, self.weight)
         stored, matrix = (self.weight, self.scales), self.matrix
@@ -128,7 +128,7 @@ class StoredStack(Weight):
 
 
 class StoredExperts(nn.Module):
-    """experts.Experts with the tokens put in order of their experts: each is read once."""
+    """experts.Experts with tokens sorted by expert, so that each expert is read once."""
 
     def __init__(self, gate_up_proj: Matrix, down_proj: Matrix) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class StoredExperts(nn.Module):
         gate, up = self.gate_up_proj(rows, counts).chunk(2, dim=1)
         made = self.down_proj(gelu_tanh(gate) * up, counts)[operators.stable_order(order)]
         made = made.reshape(*chosen.shape, -1) * shares.unsqueeze(-1)  # [T, k, D]
-        # One after the other: onnxruntime's sum adds six and more in an order that depends on T.
+        # One by one: onnxruntime's sum adds six or more in an order that depends on T.
         summed: Tensor = made[:, 0]
         for index in range(1, chosen.shape[1]):
             summed = summed + made[:, index]
@@ -176,7 +176,7 @@ class Loader:
         self._matrices: dict[str, Matrix] = {}
 
     def load(self, module: nn.Module, gathered: frozenset[str] = frozenset()) -> None:
-        """Give a module that was built on the meta device its vectors and names of matrices.
+        """Replace the meta tensors of a module: vectors by numbers, matrices by names.
 
         Args:
             gathered: linear layers whose weight is used as a table.
@@ -208,7 +208,7 @@ class Loader:
 
 
 def _table_block(matrix: Matrix) -> int:
-    """A power of two: the whole row or more, or what divides a group."""
+    """The block size, a power of two: at least a row, or the largest that divides a group."""
     group_size = matrix.weight_type.group_size
     if group_size:
         return group_size & -group_size
