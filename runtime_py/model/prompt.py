@@ -1,7 +1,8 @@
 """What a program asks: text, a conversation or tokens, made tokens by the bundle's own files."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from operator import index
+from typing import SupportsIndex, cast
 
 from runtime_py.bundle.chat_template import Message
 from runtime_py.bundle.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[in
     Raises:
         RunError: for a prompt that is empty, of no kind above, or that the template refuses.
     """
-    if not prompt:
+    if len(prompt) == 0:
         raise RunError("the prompt is empty; it needs text, messages or tokens")
     if isinstance(prompt, str):
         if raw:
@@ -31,18 +32,28 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[in
         return tokenizer.encode_chat([{"role": "user", "content": prompt}])
     if raw:
         raise RunError("raw continues text; leave it out for messages and tokens")
-    if isinstance(prompt[0], Mapping):
+    if all(isinstance(item, Mapping) for item in prompt):
         return tokenizer.encode_chat(_checked(cast(Sequence[Message], prompt)))
-    return [int(token_id) for token_id in cast(Sequence[int], prompt)]
+    return [_token_id(item) for item in prompt]
+
+
+def _token_id(value: object) -> int:
+    try:
+        return index(cast(SupportsIndex, value))
+    except TypeError:
+        raise RunError(
+            f"the prompt has {shown(repr(value))} in it; it needs text, a list of messages or a "
+            "list of token ids"
+        ) from None
 
 
 def _checked(messages: Sequence[Message]) -> Sequence[Message]:
-    for index, message in enumerate(messages):
+    for number, message in enumerate(messages):
         for key in ("role", "content"):
             value = message.get(key)
             if not isinstance(value, str):
                 raise RunError(
-                    f"message {index} has {shown(value)} as {key}; it needs text, as in "
+                    f"message {number} has {shown(value)} as {key}; it needs text, as in "
                     '{"role": "user", "content": "Hello"}'
                 )
     return messages

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import runtime_py
@@ -82,6 +83,12 @@ def test_a_prompt_is_text_messages_or_tokens(model):
     assert {raw} == texts
     assert model.count_tokens("hi", raw=True) == len(model.encode("hi"))
     assert model.decode(model.encode("hi")) == "hi"
+
+
+def test_token_ids_may_be_numpys(model):
+    asked = np.array(PROMPT_IDS)
+    found = model.generate(asked, max_new_tokens=9).token_ids
+    assert found == model.generate(PROMPT_IDS, max_new_tokens=9).token_ids
 
 
 def test_keywords_set_what_sampling_params_leave(model):
@@ -213,6 +220,8 @@ def test_a_closed_model_says_so(bundle, backend):
         ([], {}, "the prompt is empty"),
         ([1, VOCAB_SIZE], {}, "a token id outside 0 .. 299"),
         ([2] * 128, {}, "the context holds 128"),
+        (["hi"], {}, "the prompt has 'hi' in it"),
+        ({"role": "user", "content": "hi"}, {}, "the prompt has 'role' in it"),
         ([{"role": "user"}], {}, "message 0 has None as content"),
         ([{"role": "user", "content": "a"}, {"content": "b"}], {}, "message 1 has None as role"),
         ([{"role": "user", "content": "a"}], {"raw": True}, "raw continues text"),
