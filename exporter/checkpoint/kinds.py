@@ -5,28 +5,27 @@ from pathlib import Path
 
 from exporter.checkpoint.files import INDEX_FILE, SINGLE_FILE, find_shards
 from exporter.errors import ExportError, shown
+from runtime_py.formats.kinds import PICKLES, Kind, file_kind, is_pointer
 
 NEEDED = f"needed the folder of a Gemma 4 checkpoint (config.json and {SINGLE_FILE})"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-PICKLE = (
+_PICKLE = (
     "a pickle, which can run code when opened",
     "convert it to safetensors (transformers: from_pretrained, then save_pretrained) and give "
     "that folder",
 )
-GGUF = ("a GGUF file", "give the checkpoint that it was made from")
-EXPORTED = ("exported already", "run it with gemma-run, or give the checkpoint it was made from")
-BY_BEGINNING = {b"GGUF": GGUF, b"LITERTLM": EXPORTED}
-BY_ENDING = {
-    ".gguf": GGUF,
-    **dict.fromkeys((".litertlm", ".tflite", ".pte", ".onnx"), EXPORTED),
-    **dict.fromkeys(PICKLES, PICKLE),
-    ".safetensors": ("a file of weights", "give the folder that it is in"),
+_EXPORTED = ("exported already", "run it with gemma-run, or give the checkpoint it was made from")
+_KINDS: dict[Kind, tuple[str, str]] = {
+    "gguf": ("a GGUF file", "give the checkpoint that it was made from"),
+    "litertlm": _EXPORTED,
+    "tflite": _EXPORTED,
+    "pte": _EXPORTED,
+    "onnx": _EXPORTED,
+    "safetensors": ("a file of weights", "give the folder that it is in"),
+    "pickle": _PICKLE,
+    "pointer": ("a git-lfs pointer", "run `git lfs pull` there and give the folder"),
 }
-
-# git-lfs leaves such a text in place of a file that it did not download.
-POINTER = b"version https://git-lfs.github.com/spec/"
-MAX_POINTER_BYTES = 1024
-READ = ("*.json", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
+_OTHER = ("a file", "give the folder that holds config.json")
+_READ = ("*.json", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 
 
 def require_folder(folder: Path) -> None:
@@ -38,7 +37,8 @@ def require_folder(folder: Path) -> None:
     if not _exists(folder):
         raise ExportError(f"{shown(folder, 300)}: no such folder; {NEEDED}")
     if not folder.is_dir():
-        what, step = _file_kind(folder)
+        kind = file_kind(folder)
+        what, step = _OTHER if kind is None else _KINDS[kind]
         raise ExportError(f"{shown(folder, 300)}: {what}, {NEEDED}; {step}")
     if not (folder / "config.json").is_file():
         raise ExportError(f"{shown(folder, 300)}: {_folder_kind(folder)}")
@@ -50,7 +50,7 @@ def refuse_pointers(folder: Path) -> None:
     pointers = sorted(
         path.name
         for path in folder.iterdir()
-        if any(fnmatchcase(path.name, pattern) for pattern in READ) and _is_pointer(path)
+        if any(fnmatchcase(path.name, pattern) for pattern in _READ) and is_pointer(path)
     )
     if pointers:
         more = f" and {len(pointers) - 1} more" if len(pointers) > 1 else ""
@@ -67,7 +67,7 @@ def require_safetensors(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
-        what, step = PICKLE
+        what, step = _PICKLE
         raise ExportError(f"{shown(folder, 300)}: {shown(pickles[0])} is {what}; {step}")
     others = [name for name in names if name.endswith(".safetensors")]
     found = f", found {shown(others[0])}" if others else ""
@@ -84,33 +84,6 @@ def _exists(folder: Path) -> bool:
         return False
 
 
-def _is_pointer(path: Path) -> bool:
-    try:
-        return (
-            path.is_file() and path.stat().st_size <= MAX_POINTER_BYTES and _begins(path, POINTER)
-        )
-    except OSError:  # the reader refuses what cannot be opened
-        return False
-
-
-def _begins(path: Path, beginning: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(beginning)) == beginning
-
-
-def _file_kind(path: Path) -> tuple[str, str]:
-    try:
-        if path.is_file():
-            if _begins(path, POINTER):
-                return "a git-lfs pointer", "run `git lfs pull` there and give the folder"
-            for beginning, kind in BY_BEGINNING.items():
-                if _begins(path, beginning):
-                    return kind
-    except OSError:
-        pass
-    return BY_ENDING.get(path.suffix.lower(), ("a file", "give the folder that holds config.json"))
-
-
 def _folder_kind(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return (
@@ -123,6 +96,6 @@ def _folder_kind(folder: Path) -> str:
             "give that folder"
         )
     if (folder / "manifest.json").is_file():
-        what, step = EXPORTED
+        what, step = _EXPORTED
         return f"a bundle, {what}, {NEEDED}; {step}"
     return "no config.json, so not a checkpoint; give the folder that holds config.json"

@@ -24,6 +24,9 @@ def test_a_file_of_a_bundle_names_its_folder(tmp_path, name):
         ("model.pte", b"\0\0\0\0ET12", "a .pte without manifest.json beside it"),
         ("model.onnx", b"", "an .onnx without manifest.json beside it"),
         ("model.safetensors", b"\x08", "weights of a checkpoint"),
+        ("pytorch_model.bin", b"PK", "weights of a checkpoint"),
+        ("model.tflite", b"", "a .tflite without manifest.json beside it"),
+        ("model.litertlm", b"version https://git-lfs.github.com/spec/v1", "run `git lfs pull`"),
         ("notes.txt", b"", "give the folder that gemma-export made"),
     ],
 )
