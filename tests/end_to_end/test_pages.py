@@ -11,9 +11,15 @@ from runtime_py.cli.commands import main
 from tests.pages import commands
 
 BUNDLE = "gemma4-tiny-raspberry-pi"
-RUN = sorted({command.words[1:] for command in commands() if command.words[0] == "gemma-run"})
 # docs/cli.md writes BUNDLE for a bundle's name; --adb needs a phone.
-HERE = [words for words in RUN if words[0] != "check" and not {"BUNDLE", "--adb"} & set(words)]
+ELSEWHERE = {"check", "BUNDLE", "--adb"}
+RUN = sorted(
+    command.words[1:]
+    for command in {command.text: command for command in commands()}.values()
+    if command.words[0] == "gemma-run" and not ELSEWHERE & set(command.words)
+)
+# Without those that another has all words of.
+HERE = [words for words in RUN if not any(set(words) < set(others) for others in RUN)]
 # In full they take a minute.
 SHORTER = {"bench": ("--repeats", "1", "--max-new-tokens", "2", "--draft-length", "3")}
 
