@@ -40,11 +40,11 @@ class Command(ErrorLine):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ImportError as error:  # as on a device, where gemma-run needs none of it
+        except ImportError as error:  # as on a device, where only gemma-run is wanted
             if (error.name or "").partition(".")[0] in ("exporter", "runtime_py"):
                 raise
             raise ExportError(
-                f"{error}: exporting needs packages that running does not, torch among them; "
+                f"{error}: exporting needs torch and more, which running a bundle does not; "
                 f"{install_extra('export')}"
             ) from error
 

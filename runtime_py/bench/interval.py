@@ -1,10 +1,11 @@
 """How sure a bench is: an interval for the median of paired ratios of speeds."""
 
 from collections.abc import Sequence
-from math import comb
+from math import ceil, comb, log2
 
 # Not 95 %: several candidates are compared at once, each comparison with its own chance of error.
 LEVEL = 0.99
+MIN_TURNS = ceil(log2(2 / (1 - LEVEL)))  # with fewer, not even all values together are sure enough
 
 Interval = tuple[float, float]
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from runtime_py.adb.bench import DeviceBench
+from runtime_py.bench.interval import MIN_TURNS, Interval, ratio_interval
 from runtime_py.bench.rows import Row, advice
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.terminal.console import Screen, new_table, say
@@ -33,17 +34,21 @@ def print_bench(rows: Sequence[Row], bundle: Bundle, runtime: str) -> None:
 
 
 def _interval(row: Row) -> str:
-    if row["speedup_interval"] is None or row.get("draft_length") == 0:
-        return ""
-    return "{:.2f}-{:.2f}".format(*row["speedup_interval"])
+    return "" if row.get("draft_length") == 0 else _range(row["speedup_interval"])
+
+
+def _range(interval: Interval | None) -> str:
+    return "" if interval is None else "{:.2f}-{:.2f}".format(*interval)
 
 
 def print_device_bench(found: DeviceBench, bundle: Bundle) -> None:
     """The official runtime's two lines, on a device."""
     table = new_table(f"{bundle.manifest.name}, LiteRT-LM's own runtime on {found.device}")
-    for column in ("", "tokens/s", "x plain", "drafts accepted"):
+    for column in ("", "tokens/s", "x plain", "interval", "drafts accepted"):
         table.add_column(column, justify="right" if column else "left")
     plain = found.tokens_per_s(mtp=False)
+    speeds = {mtp: [r.tokens_per_s for r in found.runs if r.mtp == mtp] for mtp in (False, True)}
+    interval = ratio_interval(speeds[True], speeds[False]) if speeds[True] else None
     for who, mtp in (("plain", False), ("MTP", True)):
         speed = found.tokens_per_s(mtp=mtp)
         if speed is None:
@@ -53,9 +58,14 @@ def print_device_bench(found: DeviceBench, bundle: Bundle) -> None:
             who,
             f"{speed:.1f}",
             f"{speed / plain:.2f}" if plain else "",
+            _range(interval) if mtp else "",
             f"{median(rates):.0%}" if rates else "",
         )
     Screen().print(table)
+    if speeds[True] and interval is None:
+        say(
+            f"Too few runs to tell MTP from plain decoding; --repeats {MIN_TURNS} gives an interval"
+        )
 
 
 def _main_stages(row: Row) -> dict[str, float]:

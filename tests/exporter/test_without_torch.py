@@ -37,7 +37,7 @@ def test_it_helps_and_refuses_in_one_line(options, exit_code):
     assert done.returncode == exit_code, done.stderr
     if exit_code == 1:
         assert done.stderr.startswith("gemma-export: error: ")
-        assert done.stderr.endswith(f"torch among them; {install_extra('export')}\n")
+        assert done.stderr.endswith(f"running a bundle does not; {install_extra('export')}\n")
         assert done.stderr.count("\n") == 1
     elif exit_code == 0:
         assert done.stderr == ""

@@ -101,6 +101,10 @@ def test_the_command_prints_a_table_or_json(bundle, tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "Pixel 10" in shown.output
     assert "62%" in shown.output
+    assert "Too few runs" in shown.output
+    many = CliRunner().invoke(main, [*command[:-1], "8"])
+    assert "1.51-1.51" in many.output
+    assert "Too few runs" not in many.output
     printed = CliRunner().invoke(main, [*command, "--json"])
     values = json.loads(printed.stdout)
     assert (values["tokens_per_s"], values["tokens_per_s_mtp"]) == (20.25, 30.5)

@@ -18,7 +18,7 @@ from runtime_py.backends.load import BACKENDS
 from runtime_py.bench import bundle as module
 from runtime_py.bench.bundle import bench_bundle, policies
 from runtime_py.bench.charts import LEFT, WIDTH, stacked_bars, steps
-from runtime_py.bench.interval import LEVEL, median_interval
+from runtime_py.bench.interval import LEVEL, MIN_TURNS, median_interval
 from runtime_py.bench.measure import Contest, Effort, Length, Run
 from runtime_py.bench.report import write_report
 from runtime_py.bench.rows import acceptance_by_position, advice, bench_rows
@@ -175,7 +175,8 @@ def test_noise_is_hardly_ever_taken_for_a_difference():
 @pytest.mark.parametrize("number", [0, 7, 8, 20, 21, 100])
 def test_an_interval_is_as_narrow_as_its_confidence_allows(number):
     found = median_interval(range(number))
-    if number < 8:  # the smallest and the largest are not sure enough
+    assert MIN_TURNS == 8
+    if number < MIN_TURNS:  # the smallest and the largest are not sure enough
         assert found is None
         return
     low, high = found
