@@ -9,6 +9,7 @@ tests.benchmarks.full_size and tests.benchmarks.small_sizes are read.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,20 +126,24 @@ def refused(size: str, runtime: str, recipe_name: str) -> str | None:
     return None
 
 
-def _types(size: str, recipe_name: str) -> dict[str, WeightType]:
+@cache
+def _types(size: str, recipe_name: str) -> Mapping[str, WeightType]:
     recipe = load_recipe(recipe_name)
-    target: Any
-    drafter: Any
-    if size == "tiny":
-        source = load_size(size)
-        assert isinstance(source.model, Path)
-        assert isinstance(source.drafter, Path)
-        target = read_checkpoint(source.model)
-        drafter = read_drafter(source.drafter, target)
-    else:
-        target, drafter = virtual_pair(size)
+    target, drafter = _pair(size)
     drafter_types = plan(drafter, recipe, DRAFTER_PREFIX)
     return plan(target, recipe) | {DRAFTER_PREFIX + n: kind for n, kind in drafter_types.items()}
+
+
+@cache
+def _pair(size: str) -> tuple[Any, Any]:
+    """Target and drafter, without weights where the size is not ours."""
+    if size != "tiny":
+        return virtual_pair(size)
+    source = load_size(size)
+    assert isinstance(source.model, Path)
+    assert isinstance(source.drafter, Path)
+    target = read_checkpoint(source.model)
+    return target, read_drafter(source.drafter, target)
 
 
 def generate() -> str:

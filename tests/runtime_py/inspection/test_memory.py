@@ -86,6 +86,7 @@ def test_inspect_and_doctor_say_the_same_of_a_bundle(tmp_path, monkeypatch):
     bundle = write_fake_bundle(tmp_path / "bundle")
     for command in ("runtime_py.cli.commands", "runtime_py.doctor.doctor"):
         monkeypatch.setattr(f"{command}.inspect_bundle", lambda *_: FOUND)
+    monkeypatch.setattr("runtime_py.doctor.doctor.probe", lambda _: None)  # which takes seconds
     inspected, diagnosed = (
         json.loads(CliRunner().invoke(main, [command, str(bundle), "--json"]).stdout)
         for command in ("inspect", "doctor")
