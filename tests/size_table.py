@@ -20,7 +20,8 @@ from exporter.config import known_recipes, load_size
 from exporter.errors import ExportError
 from exporter.pipeline import LOWERINGS
 from exporter.quantize import DRAFTER_PREFIX, WeightType, load_recipe, plan
-from runtime_py.inspection.memory import memory_of, total_bytes
+from runtime_py.inspection.memory import memory_of, memory_text, total_bytes
+from runtime_py.inspection.sizes import known_sizes as device_sizes
 from tests.benchmarks.full_size import undisturbed_s
 from tests.benchmarks.memory import measured as measured_mb
 from tests.benchmarks.memory import size_work
@@ -32,6 +33,7 @@ OUT = Path(__file__).parents[1] / "docs" / "sizes.md"
 MODELS = ("tiny", "e2b", "e4b", "12b", "26b-a4b", "31b")
 RECIPES = ("float32", "float16", "int8", "int4", "int4-groups", "mobile")
 CHECKED, RUNS, FAILS, UNTRIED = "checked here", "runs, not checked", "fails", "not tried"
+CONTEXT = 4096
 SMALL = "¹"  # of cells whose family was checked at small widths only
 HEAD = """\
 # Sizes
@@ -54,7 +56,7 @@ In short: every size can be exported for every runtime with every [recipe](recip
 that LiteRT has no groups of four-bit weights, ExecuTorch has neither 16 nor 2 bits, and 26B-A4B \
 runs on ONNX only. What was checked at full size is bold below. An export to LiteRT or ONNX needs \
 a few GB of memory, whatever the size; one to ExecuTorch holds all weights, a byte each. What each \
-size needs on a device: [what fits](raspberry-pi.md#what-fits).
+size needs on a device is [below](#memory-on-a-device).
 
 ## What was checked
 
@@ -157,9 +159,34 @@ def generate() -> str:
         *rows,
         "",
         *(f"- ({chr(ord('a') + i)}) {reason}" for i, reason in enumerate(table.reasons)),
+        *_device_memory(),
         *_measurements(table.full),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _device_memory() -> list[str]:
+    """What each size needs to run, as every command says."""
+    lines = [
+        "",
+        "## Memory on a device",
+        "",
+        f"While it generates, with a full context of {CONTEXT} tokens: what `gemma-export`, "
+        "`inspect` and `doctor` say. What is in it: "
+        "[what fits](raspberry-pi.md#what-fits).",
+        "",
+        *_header("size, recipe", *LOWERINGS),
+    ]
+    for size in device_sizes():
+        for recipe in size.recipes:
+            cells = [
+                memory_text(size.need_bytes(recipe, CONTEXT, name))
+                if size.runs_on(name, recipe)
+                else ""
+                for name in LOWERINGS
+            ]
+            lines.append(f"| `{size.name}`, {recipe} | {' | '.join(cells)} |")
+    return lines
 
 
 def _measurements(cells: Mapping[str, Any]) -> list[str]:
@@ -174,15 +201,18 @@ def _measurements(cells: Mapping[str, Any]) -> list[str]:
         "",
         "## Measured",
         "",
-        "By `tests/benchmarks/full_size.py` on two cores of a shared machine; in brackets what the "
-        "export had foreseen, by the figure measured. Times with brackets are those of an "
-        "undisturbed machine: the processor's, times its speed, which was watched. Generating: "
-        "resident memory of a process that generates 64 tokens, LiteRT with its weight cache "
-        "written; in brackets what `gemma-export`, `inspect` and `doctor` say of the bundle, by "
-        "that. They count the KV rows of a full context and a tokenizer, which this process did "
-        "not load, and a fifth of the tables that rows are looked up in; 5 to 52 % of them were "
-        "resident, by how many pages the kernel maps with a row. "
-        "Random weights: nothing here says how good or how fast MTP is.",
+        "By `tests/benchmarks/full_size.py`, on two cores of a shared machine, with random "
+        "weights: nothing here says how good or how fast MTP is.",
+        "",
+        "- In brackets: what the export had foreseen, divided by what was measured.",
+        "- Times with brackets are those of an idle machine: processor time, corrected by the "
+        "speed that was measured meanwhile.",
+        "- *Generating* is the resident memory of a process that generates 32 tokens after each "
+        "of two prompts, plain and with drafts, LiteRT with its weight cache written. In brackets: "
+        "what `gemma-export`, `inspect` and `doctor` say, divided by that. They count the KV rows "
+        "of a full context, and a tokenizer, which this process did not load.",
+        "- Of tables that rows are looked up in, 5 to 52 % were resident, depending on how many "
+        "pages the kernel maps with a row; the model counts a fifth.",
         "",
         *_header(*columns),
         *(f"| {' | '.join(row)} |" for row in rows),
