@@ -1,28 +1,28 @@
 """The tiny model, exported once per recipe for every runtime, and run."""
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from exporter.config import load_size
 from runtime_py.backends import SessionOptions
-from runtime_py.backends.load import BACKENDS, load_backend
+from runtime_py.backends.load import load_backend
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.decoding.sampling import GREEDY
 from runtime_py.decoding.session import Session, Stops
+from tests.end_to_end.tiny_bundles import RECIPES, RUNTIMES
 from tests.whole_model import WholeModel
 
 ROOT = Path(__file__).parents[2]
 NUM_TOKENS = 64
-RUNTIMES = tuple(BACKENDS)
-RECIPES = ("float32", "int8", "int4")
 
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess:
@@ -52,33 +52,54 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def export_tiny(tmp_path_factory) -> Iterator[Callable[[str], Path]]:
-    """The bundle of the tiny model with a recipe; all are begun when the first is asked for.
+    """The bundle of the tiny model with a recipe, for reading only.
 
-    The workers of one test run share the bundles: the first to come makes one, the others wait.
+    One process makes them all, for every worker of the test run; the first to ask begins it.
     """
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles"
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (base.parent if shared else base) / "bundles"
     folder.mkdir(exist_ok=True)
+    maker = Maker(folder)
+    yield maker.bundle
+    maker.end(at_once=not shared)
 
-    def export(recipe: str) -> Path:
-        with FileLock(folder / f"{recipe}.lock"):
-            return folder / recipe if (folder / recipe).exists() else make(recipe)
 
-    def make(recipe: str) -> Path:
-        done = run(
-            "gemma-export",
-            *("--target", "raspberry-pi", "--size", "tiny", "--quantize", recipe),
-            *(option for runtime in RUNTIMES for option in ("--runtime", runtime)),
-            *("--output", folder / recipe, "--no-check"),
-            env={"OMP_NUM_THREADS": "1"},  # one core each
-        )
-        assert done.returncode == 0, done.stderr
-        return folder / recipe
+class Maker:
+    """The process that makes the bundles in a folder; while it lives, it has the lock."""
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        made = {recipe: pool.submit(export, recipe) for recipe in RECIPES}
-        yield lambda recipe: made[recipe].result()
-        pool.shutdown(cancel_futures=True)
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._log = folder, folder / "log.txt"
+        self._process: subprocess.Popen | None = None
+
+    def bundle(self, recipe: str) -> Path:
+        while not (self._folder / recipe).exists():
+            with open(self._folder / "lock", "w") as lock, contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._begin(recipe, lock.fileno())
+            time.sleep(0.1)
+        return self._folder / recipe
+
+    def _begin(self, recipe: str, lock: int) -> None:
+        if (self._folder / recipe).exists():
+            return
+        assert not self._log.exists(), self._log.read_text()
+        with open(self._log, "w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.end_to_end.tiny_bundles", self._folder],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # one core
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock],
+            )
+
+    def end(self, at_once: bool) -> None:
+        """Wait for it, as other workers may, or stop it."""
+        if self._process is not None:
+            if at_once:
+                self._process.terminate()
+            self._process.wait()
 
 
 @pytest.fixture(scope="session", params=RECIPES)

@@ -98,14 +98,13 @@ def until_stop(token_ids: list[int], stop_ids: set[int]) -> list[int]:
 
 @pytest.mark.parametrize("speculative", [False, True], ids=["plain", "speculative"])
 def test_greedy_text_is_that_of_transformers(float32, official, tokenizer, stop_ids, speculative):
-    """20 prompts, 64 tokens each: recorded from transformers when the bundle was made.
+    """64 tokens of each prompt: recorded from transformers when the bundle was made.
 
     One is so long that the official runtime's last rows, which it does not use, cut its answer.
     """
     limit = float32.bundle.manifest.model.context_length - (VERIFY_WIDTH - 1)
     prompts = [ids.tolist() for ids in float32.reference.prompt_ids]
     bos, *_ = prompts[0]
-    assert len(prompts) == 20
     assert all(ids[0] == bos for ids in prompts)
     texts = [tokenizer.decode(ids[1:], skip_special_tokens=False) for ids in prompts]
 

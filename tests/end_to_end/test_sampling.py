@@ -9,8 +9,8 @@ from scipy import stats
 
 from runtime_py.decoding.sampling import SamplingParams, choose, surviving_tokens
 
-NUM_SEEDS = 200
-NUM_DRAWS = 20_000
+NUM_SEEDS = 40
+NUM_DRAWS = 5_000
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
@@ -28,7 +28,7 @@ def test_speculative_sampling_equals_plain_sampling(float32, temperature, filter
 
 
 def test_speculative_sampling_equals_plain_sampling_on_every_recipe(loaded):
-    """Twenty prompts x 64 tokens."""
+    """Every prompt, 64 tokens each."""
     for seed, prompt_ids in enumerate(loaded.reference.prompt_ids):
         sampling = SamplingParams(temperature=1.0, top_k=64, top_p=0.95, seed=seed)
         plain = loaded.generate(prompt_ids, 0, sampling)
