@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 
 # Two workers, one thread each: OpenMP's threads wait for each other busily.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The app's loop on the JVM and an APK from it, with Debian's packages; see android_demo/tools.sh.
 test-android:

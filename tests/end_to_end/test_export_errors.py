@@ -296,10 +296,10 @@ def old_bundle(tmp_path):
     return write_fake_bundle(tmp_path / "place" / "bundle")
 
 
-def start_export(output: Path, **options) -> subprocess.Popen:
+def start_export(output: Path, *more: object, **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "exporter", "--target", "raspberry-pi", "--size", "tiny"]
     return subprocess.Popen(
-        [*command, "--output", str(output), "--overwrite", "--no-check"],
+        [*command, "--output", str(output), "--overwrite", "--no-check", *map(str, more)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -314,12 +314,13 @@ def assert_old_bundle_and_no_debris(bundle: Path) -> None:
     assert opened.manifest.name == "scripted"
 
 
-def test_a_disk_that_fills_up(old_bundle):
+def test_a_disk_that_fills_up(old_bundle, tmp_path):
     def no_file_over_half_a_megabyte():  # the first graph is larger
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write over the limit then just fails
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    process = start_export(old_bundle, preexec_fn=no_file_over_half_a_megabyte)
+    prompts = short_prompt(tmp_path)
+    process = start_export(old_bundle, *prompts, preexec_fn=no_file_over_half_a_megabyte)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "Traceback" not in said

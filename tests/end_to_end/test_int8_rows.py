@@ -16,6 +16,7 @@ from runtime_py.decoding.session import Session
 from runtime_py.inspection import inspect_bundle
 from tests.end_to_end.conftest import LoadedBundle, run
 from tests.end_to_end.test_official_runtime import MIN_ACCEPTANCE, Official, until_stop
+from tests.end_to_end.tiny_bundles import write_prompts
 
 LITERT = pytest.param("litert", marks=pytest.mark.slow)  # two minutes to lower
 DRAFT_LENGTHS = (1, 3, 7)
@@ -24,11 +25,13 @@ DRAFT_LENGTHS = (1, 3, 7)
 @pytest.fixture(scope="module", params=[LITERT, "onnx"])
 def bundle(request, tmp_path_factory) -> Path:
     """Exported for one runtime, and judged by the export's own check."""
-    out = tmp_path_factory.mktemp("int8_rows") / "bundle"
+    folder = tmp_path_factory.mktemp("int8_rows")
+    out = folder / "bundle"
     done = run(
         "gemma-export",
         *("--target", "raspberry-pi", "--size", "tiny", "--quantize", "float32"),
         *("--kv", "int8", "--output", out, "--runtime", request.param),
+        *("--prompts", write_prompts(folder)),
         env={"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr

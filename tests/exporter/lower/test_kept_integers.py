@@ -23,6 +23,7 @@ from tests.exporter.tiny_models import drafter_model, save
 
 SMALL = dataclasses.replace(SHAPE, layers="sf", shared=0, centroids=0)
 SHAPES = GraphShapes(prefill_lengths=(5,), verify_widths=(2,), cache_length=16)
+DECODE = GraphShapes(prefill_lengths=(), verify_widths=(), cache_length=16)
 RECIPE = load_recipe("int8")  # what the targets choose: it decides for all other matrices only
 
 
@@ -58,7 +59,7 @@ def unpacked(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def test_in_a_tflite(rows, tmp_path):
-    lower_litert(rows, None, SHAPES, RECIPE, tmp_path)
+    lower_litert(rows, None, DECODE, RECIPE, tmp_path)  # LiteRT has a graph for each width
     stored = {s.name: s for use in read(tmp_path / "prefill_decode.tflite").weights() for s in use}
     for name, (integers, scales) in kept(rows).items():
         assert stored[name].type == "INT4"

@@ -45,7 +45,14 @@ class Lowered:
         return run(self.folder / f"{stem}.tflite", signature, **inputs)
 
 
-@pytest.fixture(scope="module", params=[WITH_PLE, DENSE], ids=["ple", "dense"])
+# Half a minute each; the tiny model, whose files tests/end_to_end runs, is of the first kind.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(WITH_PLE, id="ple", marks=pytest.mark.slow),
+        pytest.param(DENSE, id="dense"),
+    ],
+)
 def lowered(request, tmp_path_factory) -> Lowered:
     folder = tmp_path_factory.mktemp("lowered")
     target_folder, drafter_folder = save_pair(request.param, 1, folder)
@@ -239,19 +246,3 @@ def test_what_graphs_are_traced_with_takes_no_memory():
 def leaves(sample):
     for value in sample.values():
         yield from leaves(value) if isinstance(value, dict) else [value]
-
-
-def test_the_scales_of_a_weight_lie_in_the_file_once(tmp_path):
-    """E2B has a million of them, and six signatures."""
-    checkpoint = read_checkpoint(save_pair(DENSE, 3, tmp_path)[0])
-    shapes = GraphShapes(prefill_lengths=(), verify_widths=(2, 4), cache_length=CACHE_LENGTH)
-    lower(checkpoint, None, shapes, load_recipe("int8"), tmp_path)
-    file = read(tmp_path / "prefill_decode.tflite")
-    tensors = [tensor for graph in file.model.subgraphs for tensor in graph.tensors]
-    scales = [
-        tensor.quantization.scale.tobytes()
-        for tensor in tensors
-        if tensor.quantization is not None and tensor.quantization.scale is not None
-    ]
-    assert len(scales) == 3 * len(set(scales)) > 0
-    assert all(file.raw.count(one) == 1 for one in set(scales))

@@ -33,11 +33,16 @@ class Weights(nn.Module):
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self.numbers[name][start:stop]
 
-    def export(self, folder, bits: int = 32):
-        sample = {"x": torch.zeros(1, 1, 4)}
+    def export(self, folder, bits: int = 32, widths: tuple[int, ...] = (1,)):
         skeleton, out = folder / "skeleton", folder / "out.tflite"
         weights = dict(self.named_parameters())
-        names = convert([Signature("step", self, sample)], weights, skeleton)
+        signatures = [
+            Signature(
+                "step" if width == 1 else f"step_{width}", self, {"x": torch.zeros(1, width, 4)}
+            )
+            for width in widths
+        ]
+        names = convert(signatures, weights, skeleton)
         inject(skeleton, names, self, dict.fromkeys(names, WeightType(bits)), out)
         return out
 
@@ -77,6 +82,19 @@ def test_twelve_weights_keep_their_numbers_apart(tmp_path):
     module = Chain(**{f"w{i}": (4, 4) for i in range(12)})
     stored = {w.name: w.data for w in read(module.export(tmp_path)).weights()[0]}
     assert stored == {name: t.numpy().tobytes() for name, t in module.numbers.items()}
+
+
+def test_the_scales_of_a_weight_lie_in_the_file_once(tmp_path):
+    """E2B has a million of them, and six signatures."""
+    file = read(TwoLinears(a=(8, 4), b=(4, 8)).export(tmp_path, bits=8, widths=(1, 2, 4)))
+    tensors = [tensor for graph in file.model.subgraphs for tensor in graph.tensors]
+    scales = [
+        tensor.quantization.scale.tobytes()
+        for tensor in tensors
+        if tensor.quantization is not None and tensor.quantization.scale is not None
+    ]
+    assert len(scales) == 3 * len(set(scales)) == 3 * 2
+    assert all(file.raw.count(one) == 1 for one in set(scales))
 
 
 def test_a_factor_behind_a_linear_is_refused_by_the_weights_name(tmp_path):

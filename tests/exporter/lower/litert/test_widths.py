@@ -21,8 +21,8 @@ TOKENS = 200
 # Norms over enough numbers for the order of a sum to show; windows that leave rows behind, and are
 # 128 rows long in decode and 192 in verify.
 SHAPE = Shape(
-    layers="sfsf", hidden_size=96, heads=4, kv_heads=1, head_dim=64, global_head_dim=128,
-    window=65, shared=2, per_layer=8,
+    layers="sf", hidden_size=96, heads=4, kv_heads=1, head_dim=64, global_head_dim=128,
+    window=65, per_layer=8,
 )  # fmt: skip
 WIDTHS = {"decode": 1, "verify": 4}
 RANGE = KvRange(keys=3.0, values=3.5)  # a few numbers are larger
@@ -30,8 +30,11 @@ RANGE = KvRange(keys=3.0, values=3.5)  # a few numbers are larger
 
 @pytest.fixture(
     scope="module",
-    params=[(1, "float32"), (2, "float32"), (2, "int8")],
-    ids=["one KV head", "two KV heads", "int8 rows"],
+    params=[
+        pytest.param((1, "float32"), id="one KV head"),
+        pytest.param((2, "float32"), id="two KV heads", marks=pytest.mark.slow),
+        pytest.param((2, "int8"), id="two KV heads, int8 rows"),
+    ],
 )
 def lowered(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("widths")
