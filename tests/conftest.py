@@ -11,7 +11,7 @@ from runtime_py.terminal.command import TRACEBACK
 os.environ[TRACEBACK] = "1"
 
 # Files that take more than ten seconds, in the order in which workers take them (with
-# --no-loadscope-reorder): the first begins to make the tiny model's bundles, the last five want
+# --no-loadscope-reorder): the first begins to make the tiny model's bundles, the last six want
 # them, and the short files come after these, so that all workers end together.
 LONG_FILES = (
     "end_to_end/test_lossless.py",
@@ -32,6 +32,7 @@ LONG_FILES = (
     "end_to_end/test_released_rows.py",
     "end_to_end/test_run.py",
     "end_to_end/test_official_commands.py",
+    "end_to_end/test_pages.py",
     "end_to_end/test_sampling.py",
     "end_to_end/test_official_runtime.py",
 )
