@@ -170,10 +170,10 @@ def test_bench_compares_draft_lengths(bundle, on, tmp_path):
     assert [row["who"] for row in rows] == [*ours, *official]
     assert rows[0]["speedup"] == 1
     assert all(row["tokens_per_s"] > 0 for row in rows)
-    assert found["advice"].startswith("This device should use --draft-length ")
+    assert found["advice"].startswith("Use --draft-length ")
     chosen = ("--draft-length", "auto", "--html", tmp_path / "report.html")
     shown = run("gemma-run", "bench", bundle, *options, *chosen).stdout
-    assert "This device should use --draft-length " in shown
+    assert "Use --draft-length " in shown
     assert "K = auto" in shown
     assert "K = 3" not in shown
     assert "<svg" in (tmp_path / "report.html").read_text()
