@@ -1,7 +1,6 @@
 """gemma-export: the command line on the workstation."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 from shlex import quote
@@ -148,20 +147,13 @@ class _OneLine(logging.Formatter):
 
 
 def _show_stages() -> None:
-    """One line per stage on stderr; nothing from the libraries underneath but errors."""
+    """One line per stage on stderr; each vendor.py quiets its own library."""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("%(message)s"))
     stages = logging.getLogger("exporter")
     stages.setLevel(logging.INFO)
     stages.handlers = [handler]
     stages.propagate = False
-    logging.getLogger().setLevel(logging.ERROR)
-    # torch sets the level of its own loggers when it is imported, so a filter must say no.
-    for name in ("torch.utils._pytree", "torch.onnx._internal.exporter._registration"):
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
-    # litert-converter's native messages.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 def _print_files(output: Path, manifest: Manifest) -> None:

@@ -1,6 +1,5 @@
 """Traced methods to a .pte."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,8 @@ def write_program(
 
     `constants` become methods that return numbers, `named_data` lies beside XNNPACK's own.
     """
-    vendor.register_operators()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tools warn of their own deprecations
+    with torch.no_grad(), vendor.quiet():
+        vendor.register_operators()
         num_steps = len(methods) + 3
         traced: dict[str, torch.export.ExportedProgram] = {}
         for name, method in methods.items():

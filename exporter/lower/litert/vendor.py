@@ -7,7 +7,6 @@ the functions: the tools take seconds to load, which exports to other runtimes n
 
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from exporter.errors import ExportError
+from exporter.lower.quiet import only_errors
 
 PACKAGES = ("litert-torch", "litert-converter", "ai-edge-litert", "litert-lm-builder")
 
+# torchao says that it lacks kernels for GPUs; torch that torchao registers a type in an old way.
+_LOGGERS = ("torchao", "torch.utils._pytree")
+_NATIVE_LOG = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+_PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
 EXTERNAL_GROUP = "virtual_weights"
 RESOURCE_NAME = "gemma_export_weight"
 RESOURCE_PATTERN = re.compile(rf"dense_resource<{RESOURCE_NAME}_(\d+)_(?:_\d+)?>")
@@ -45,34 +49,35 @@ def write_skeleton(signatures: Sequence[Signature], numbers: Mapping[int, int], 
             has the number + 1 as the offset of an external buffer.
         path: the file to write.
     """
-    import litert_torch
+    with quiet():
+        import litert_torch
 
-    converter: Any = litert_torch
-    for signature in signatures:
-        converter = converter.signature(
-            signature.name, signature.module.eval(), sample_kwargs=dict(signature.sample)
-        )
-    with quiet(), virtual_constants(numbers):
-        model = converter.convert(strict_export=False, runtime_constant_folding=False)
-        _externalize(model._exporter._module_op)
-        model.export(str(path))
+        converter: Any = litert_torch
+        for signature in signatures:
+            converter = converter.signature(
+                signature.name, signature.module.eval(), sample_kwargs=dict(signature.sample)
+            )
+        with virtual_constants(numbers):
+            model = converter.convert(strict_export=False, runtime_constant_folding=False)
+            _externalize(model._exporter._module_op)
+            model.export(str(path))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide progress, which litert-torch prints to stdout, where results go, and its warnings."""
-    variable = "LITERT_TORCH_SHOW_PROGRESS"
-    before = os.environ.get(variable)
-    os.environ[variable] = "n"
+    """Hide the tools' progress on stdout, where results go, and what users cannot act upon."""
+    for variable, value in _NATIVE_LOG.items():  # read once, when the native libraries load
+        os.environ.setdefault(variable, value)
+    before = os.environ.get(_PROGRESS)
+    os.environ[_PROGRESS] = "n"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with only_errors(*_LOGGERS):
             yield
     finally:
         if before is None:
-            del os.environ[variable]
+            del os.environ[_PROGRESS]
         else:
-            os.environ[variable] = before
+            os.environ[_PROGRESS] = before
 
 
 @contextmanager

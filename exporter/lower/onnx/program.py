@@ -1,6 +1,5 @@
 """Traced graphs to .onnx files over one data file."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +35,7 @@ def write_graph(
     names: list[str] = []
     for name, value in inputs.sample.items():
         names += value if isinstance(value, dict) else [name]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tools warn of their own deprecations
+    with torch.no_grad(), vendor.quiet():
         traced = torch.export.export(
             graph,
             (),

@@ -7,13 +7,23 @@ the files with eager torch.
 
 import ast
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 
+from exporter.lower.quiet import only_errors
+
 PACKAGES = ("onnx", "onnxscript", "onnx_ir")
+# It says that torchvision is not installed.
+_LOGGERS = ("torch.onnx._internal.exporter._registration",)
 _SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the modules it lies in, and its own name
+
+
+def quiet() -> AbstractContextManager[None]:
+    """Hide the tools' own deprecations and missing extras while they work."""
+    return only_errors(*_LOGGERS)
 
 
 def promise(condition: bool) -> None:

@@ -1,0 +1,21 @@
+"""A fence hides what its library says, and that only."""
+
+import logging
+import warnings
+
+from exporter.lower.quiet import only_errors
+
+
+def test_it_hides_warnings_of_the_loggers_named_and_puts_everything_back(caplog):
+    library, other = logging.getLogger("library"), logging.getLogger("other")
+    with only_errors("library"):
+        warnings.warn("hidden", stacklevel=1)
+        library.warning("hidden")
+        library.error("an error")
+        other.warning("another")
+    library.warning("afterwards")
+    assert [record.getMessage() for record in caplog.records] == [
+        "an error",
+        "another",
+        "afterwards",
+    ]
