@@ -195,3 +195,9 @@ def acceptance(draft_ids: Ids, greedy_ids: Ids) -> npt.NDArray[np.float64]:
     )
     right = np.cumprod(draft_ids == followed, axis=-1)
     return np.asarray(right.mean(axis=(0, 1)), np.float64)
+
+
+def pooled_acceptance(reference: Reference) -> float:
+    """Of all drafts that the original's target judged, the share that it accepted."""
+    reached = acceptance(reference.draft_ids, reference.greedy_ids)  # draft j and all before it
+    return float(reached.sum() / (1 + reached[:-1].sum())) if len(reached) else 0.5

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from runtime_py.bundle.manifest import FileEntry, bundle_path, checksum
-from runtime_py.device.caches import open_own, private_folder, user_cache, write_beside
+from runtime_py.device.caches import read_own, user_cache, write_beside
 from runtime_py.errors import RunError
 from runtime_py.formats.strict_json import read_object
 
@@ -20,7 +20,6 @@ Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 Identity = tuple[int | str, ...]  # a state of a file: inode, size, times; and its checksum
 
 MAX_FILES = 512  # the oldest entries are dropped
-_MAX_BYTES = 1 << 20  # of the list
 _MB = 1_000_000
 _SHOWN_MB = 100  # less is read before a bar would be seen
 
@@ -99,10 +98,8 @@ def _place() -> Path:
 def _recall() -> dict[str, Identity]:
     """What `_remember` wrote, by resolved path; empty if there is none or it is damaged."""
     values: dict[str, object] = {}
-    if not _place().exists() or private_folder(_place().parent) is None:
-        return {}
-    with contextlib.suppress(OSError, ValueError), open_own(_place()) as file:
-        values = read_object(file.read(_MAX_BYTES))
+    with contextlib.suppress(ValueError):
+        values = read_object(read_own(_place()))
     return {path: tuple(found) for path, found in values.items() if isinstance(found, list)}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _logger = logging.getLogger(__name__)
+_MAX_BYTES = 1 << 20  # of a file of ours: nobody makes us read more
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -86,6 +87,14 @@ def open_own(path: Path) -> Iterator[BinaryIO]:
 @functools.cache
 def _warn(message: str) -> None:
     _logger.warning("%s", message)
+
+
+def read_own(path: Path) -> bytes:
+    """What `write_beside` wrote; empty if there is nothing, or others could have written it."""
+    if path.exists() and private_folder(path.parent) is not None:
+        with contextlib.suppress(OSError), open_own(path) as file:
+            return file.read(_MAX_BYTES)
+    return b""
 
 
 def write_beside(path: Path, text: str) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from runtime_py.bundle.manifest import Tolerances
-from runtime_py.bundle.reference import Reference, write_reference
+from runtime_py.bundle.reference import Reference, pooled_acceptance, write_reference
 from runtime_py.check.replay import run_check
 from runtime_py.decoding.sampling import GREEDY
 from runtime_py.decoding.session import Session, Stops
-from runtime_py.draft_length.measure import pooled_acceptance
 from tests.golden_traces.described import described
 from tests.runtime_py.scripted_backend import ScriptedBackend
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from runtime_py.decoding.sampling import GREEDY, SamplingParams, gumbel, surviving_tokens
 from runtime_py.decoding.session import Session, Stops
-from runtime_py.draft_length.costs import Costs
+from runtime_py.draft_length.costs import Known
 from runtime_py.draft_length.policy import AutoDraftLength
 from runtime_py.errors import RunError
 from tests.golden_traces.checks import recorded_checks
@@ -145,9 +145,13 @@ def trace(
 
 def _policy(backend: ScriptedBackend) -> AutoDraftLength:
     """As runtime_py/draft_length/measure.py makes it, with what the backend's calls really cost."""
-    verify = {width: ticks * TICK for width, ticks in backend.verify_ticks.items()}
-    lengths = [width - 1 for width in backend.verify_widths if width > 1]
-    return AutoDraftLength(Costs(backend.draft_ticks * TICK, verify), lengths)
+    width_ticks, draft = backend.verify_ticks, backend.draft_ticks * TICK
+    widths = sorted(width_ticks)
+    round_s = [
+        length * draft + width_ticks[next(width for width in widths if width > length)] * TICK
+        for length in range(widths[-1])
+    ]
+    return AutoDraftLength(Known(round_s=round_s, draft_s=draft, acceptance=0.7))
 
 
 def _steps(session: Session, asked: Turn, policy: AutoDraftLength) -> list[Any]:

@@ -27,6 +27,7 @@ from runtime_py.cli.commands import main
 from runtime_py.cli.render_bench import print_bench
 from runtime_py.decoding.session import Step
 from runtime_py.draft_length import measure as device_costs
+from runtime_py.draft_length.costs import Known
 from runtime_py.errors import RunError
 from tests.runtime_py.bundles import VOCAB_SIZE, write_fake_bundle
 from tests.runtime_py.scripted_backend import ScriptedBackend
@@ -57,8 +58,8 @@ def found(tmp_path_factory):
         patch.setattr(device_costs, "user_cache", lambda part: folder / part)
         patch.setattr(module.official, "can_run", lambda _: False)
         # What is measured would draft before anything is committed.
-        call_ms = device_costs.CallMs(0.1, {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, {})
-        patch.setattr(device_costs, "measure", lambda *_: call_ms)
+        known = Known(round_s=[1.0 + 0.1 * n for n in range(8)], draft_s=0.1, acceptance=0.8)
+        patch.setattr(device_costs, "measure", lambda *_: known)
         bundle = Bundle.open(write_fake_bundle(folder / "bundle"))
         done: list[int] = []
         contest = bench_bundle(bundle, "litert", OPTIONS, (), EFFORT, done.append)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from runtime_py.decoding.policy import Round
 from runtime_py.decoding.sampling import GREEDY, SamplingParams, choose
 from runtime_py.decoding.session import Session, Stops
-from runtime_py.draft_length.costs import Costs
+from runtime_py.draft_length.costs import Known
 from runtime_py.draft_length.policy import AutoDraftLength
 from runtime_py.errors import RunError
 from tests.runtime_py.scripted_backend import Adversary, ForgetfulBackend, ScriptedBackend
@@ -47,11 +47,9 @@ adversaries = st.builds(
     Adversary, st.lists(st.builds(Round, st.integers(0, 7), st.booleans()), min_size=1)
 )
 policies = adversaries | st.builds(
-    lambda draft, ms, prior: AutoDraftLength(
-        Costs(draft, dict(zip((1, 2, 4, 8), ms, strict=True))), [1, 3, 7], prior
-    ),
+    lambda draft, ms, prior: AutoDraftLength(Known(round_s=ms, draft_s=draft, acceptance=prior)),
     st.floats(1e-5, 1e-2),
-    st.lists(st.floats(1e-5, 1e-2), min_size=4, max_size=4),
+    st.lists(st.floats(1e-5, 1e-2), min_size=8, max_size=8),
     st.floats(0, 1),
 )
 

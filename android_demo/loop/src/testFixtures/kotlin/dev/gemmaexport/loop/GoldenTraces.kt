@@ -63,11 +63,8 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
     /** What the draft-length policy decides before each outcome. */
     private fun decisions(recorded: Map<*, *>): String? {
         val tick = recorded["tick"] as Double
-        val verify = recorded.list("verify").map { longs(it) }
-        val ofWidths = verify.associate { it[0].toInt() to it[1] * tick }
-        val costs = Costs(recorded.int("draft") * tick, ofWidths, recorded["first"] as Double)
-        val (prior, gain) = listOf("prior", "gain").map { recorded[it] as Double }
-        val policy = AutoDraftLength(costs, recorded.ints("lengths"), prior, gain)
+        val roundS = longs(recorded["round"]).map { it * tick }
+        val policy = AutoDraftLength(Known(roundS, recorded.int("draft") * tick, recorded["acceptance"] as Double))
         for ((index, round) in recorded.list("rounds").withIndex()) {
             val (wanted, outcome) = round as List<*>
             val decided = policy.nextRound()
@@ -78,7 +75,11 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
                 Outcome(drafted.toInt(), accepted.toInt(), draftTicks * tick, verifyTicks * tick, verified.toInt())
             )
         }
-        return null
+        val learnt = policy.toRemember()
+        val remembered = recorded["remembered"] as Map<*, *>
+        val wanted = remembered.list("round_s") + remembered["acceptance"]
+        val found = learnt.roundS + learnt.acceptance
+        return if (found == wanted) null else "remembers $found, recorded $wanted"
     }
 
     /** Ids of texts, and texts of ids, as the library has them that wrote the tokenizer. */

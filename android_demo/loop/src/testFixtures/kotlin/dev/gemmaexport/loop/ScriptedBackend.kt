@@ -19,8 +19,10 @@ class ScriptedBackend(
 
     /** The policy that chooses by what this backend's calls cost. */
     fun policy(): DraftLength {
-        val verify = verifyWidths.zip(verifyTicks).associate { (width, ticks) -> width to ticks * TICK }
-        return AutoDraftLength(Costs(draftTicks * TICK, verify), verifyWidths.filter { it > 1 }.map { it - 1 })
+        val roundS = List(verifyWidths.last()) { length ->
+            length * (draftTicks * TICK) + verifyTicks[verifyWidths.indexOfFirst { it > length }] * TICK
+        }
+        return AutoDraftLength(Known(roundS, draftTicks * TICK, 0.7))
     }
 
     override val hasDrafter = true

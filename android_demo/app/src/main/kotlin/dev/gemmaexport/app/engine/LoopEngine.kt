@@ -17,11 +17,12 @@ import dev.gemmaexport.loop.Stops
 import dev.gemmaexport.loop.TextStream
 import dev.gemmaexport.loop.Tokenizer
 import dev.gemmaexport.loop.Turn
+import dev.gemmaexport.loop.autoDraftLength
 import dev.gemmaexport.loop.bundleFile
 import dev.gemmaexport.loop.litertEntry
-import dev.gemmaexport.loop.measuredPolicy
 import dev.gemmaexport.loop.pooledAcceptance
 import dev.gemmaexport.loop.readReference
+import dev.gemmaexport.loop.remember
 import dev.gemmaexport.loop.renderChat
 import dev.gemmaexport.loop.runCheck
 import java.io.File
@@ -37,7 +38,8 @@ class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : 
     private val graphs = LiteRtGraphs(bundleFile(bundle, entry.model), scratch, numThreads())
     private val backend = GraphBackend(graphs)
     private val session = Session(backend, manifest.model.contextLength)
-    private val auto: DraftLength by lazy { measuredPolicy(session, backend, pooledAcceptance(reference)) }
+    private val kept = File(scratch, "costs-${manifest.files.getValue(entry.model).sha256}-${numThreads()}.json")
+    private val auto: DraftLength by lazy { autoDraftLength(session, backend, pooledAcceptance(reference), kept) }
 
     override fun reply(turns: List<Turn>, settings: Settings, shown: (String, Figures) -> Boolean) {
         val prompt = renderChat(turns, bos)
@@ -59,6 +61,7 @@ class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : 
         }
         text.append(pieces.finish())
         shown(text.toString(), figures(steps, (System.nanoTime() - begun) / 1e9))
+        if (settings.mtp == Mtp.AUTO) remember(auto, kept)
     }
 
     /** Replay the bundle's reference; `progress` hears of the prompts done, and of how many there are. */
