@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from runtime_py.bundle.manifest import RuntimeName
+from runtime_py.terminal.printable import shown
 
 KvType = Literal["float32", "int8"]  # how KV rows are stored
 

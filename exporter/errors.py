@@ -1,7 +1,6 @@
 """The error that the exporter raises for bad input."""
 
 from runtime_py.terminal.choice import nearest as nearest
-from runtime_py.terminal.printable import shown as shown
 
 
 class ExportError(Exception):

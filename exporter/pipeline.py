@@ -26,7 +26,7 @@ from exporter.config import (
     HubModel,
     Location,
 )
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from exporter.estimate.export import (
     Estimate,
     count_passes,
@@ -69,6 +69,7 @@ from runtime_py.bundle.manifest import (
     RuntimeName,
 )
 from runtime_py.bundle.reference import Reference
+from runtime_py.terminal.printable import shown
 
 logger = logging.getLogger(__name__)
 

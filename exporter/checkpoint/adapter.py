@@ -17,7 +17,8 @@ from torch import Tensor
 from exporter.checkpoint.files import FLOAT_TYPES, Stored, StoredTensor, open_file, read_json
 from exporter.checkpoint.kinds import refuse_pointers
 from exporter.checkpoint.names import normalised_names
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
+from runtime_py.terminal.printable import shown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from runtime_py.formats.strict_json import MAX_BYTES as MAX_JSON_BYTES
 from runtime_py.formats.strict_json import read_object
+from runtime_py.terminal.printable import shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

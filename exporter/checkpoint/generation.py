@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.files import read_json
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
+from runtime_py.terminal.printable import shown
 
 logger = logging.getLogger(__name__)
 

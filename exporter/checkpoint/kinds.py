@@ -4,8 +4,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from exporter.checkpoint.files import INDEX_FILE, SINGLE_FILE, find_shards
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from runtime_py.formats.kinds import PICKLES, Kind, file_kind, is_pointer
+from runtime_py.terminal.printable import shown
 
 NEEDED = f"needed the folder of a Gemma 4 checkpoint (config.json and {SINGLE_FILE})"
 _PICKLE = (

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from exporter.graph.spec import DrafterSpec, TargetSpec
+from runtime_py.terminal.printable import shown
 
 # Prefixes of multimodal checkpoints, which wrap the decoder, and of trainers (peft, torch's data
 # parallelism), which wrap the model. No decoder tensor's own name begins with one.

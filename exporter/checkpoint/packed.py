@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from exporter.checkpoint.files import FLOAT_TYPES, INTEGER_TYPES, Stored
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
+from runtime_py.terminal.printable import shown
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 PARTS = ("weight_packed", "weight_scale", "weight_shape")

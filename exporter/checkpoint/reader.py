@@ -24,11 +24,12 @@ from exporter.checkpoint.generation import read_generation, suppressed_ids
 from exporter.checkpoint.kinds import require_folder, require_safetensors
 from exporter.checkpoint.names import check_names, is_unused, normalised_names
 from exporter.checkpoint.packed import PackedTensor, join_packed, packed_types
-from exporter.errors import ExportError, NotFiniteError, shown
+from exporter.errors import ExportError, NotFiniteError
 from exporter.graph.drafter import Drafter
 from exporter.graph.spec import DrafterSpec, TargetSpec
 from exporter.graph.target import Embedder, PerLayerEmbedder, Target
 from exporter.graph.weights import expected_tensors
+from runtime_py.terminal.printable import shown
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 TOKEN_ORDERING = "masked_embedding.token_ordering"

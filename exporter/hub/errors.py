@@ -15,7 +15,8 @@ from huggingface_hub.errors import (
 )
 
 from exporter.config import HubModel
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
+from runtime_py.terminal.printable import shown
 
 LOG_IN = "log in with `hf auth login` (or set HF_TOKEN)"
 KEPT = "what came is kept, the same command goes on from there"

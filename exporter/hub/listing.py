@@ -14,10 +14,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from exporter.config import HubModel
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from exporter.hub.request import read
 from exporter.hub.transfer import RemoteFile
 from runtime_py.formats.strict_json import read_json
+from runtime_py.terminal.printable import shown
 
 # What an export reads. Code and pickles are never downloaded.
 PATTERNS = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import httpx2
 from huggingface_hub import get_session, hf_raise_for_status
 
-from exporter.errors import shown
+from runtime_py.terminal.printable import shown
 
 TIMEOUT_S = 20.0
 MIN_BYTES = 64 << 10  # in each TIMEOUT_S; a slower hub counts as silent

@@ -21,8 +21,9 @@ from typing import BinaryIO
 import httpx2
 from filelock import FileLock, Timeout
 
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from exporter.hub.request import MIN_BYTES, TIMEOUT_S, Answer, ask
+from runtime_py.terminal.printable import shown
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from exporter.checkpoint.reader import DrafterCheckpoint, TargetCheckpoint
-from exporter.errors import ExportError, NotFiniteError, shown
+from exporter.errors import ExportError, NotFiniteError
 from exporter.graph.spec import TargetSpec
 from exporter.graph.target import embedded_ids
 from exporter.original.vendor import growing_cache, skeleton
 from exporter.original.weights import Kept, LentLinear, Rows, WeightSource, give, lend
 from exporter.quantize import KvRange
+from runtime_py.terminal.printable import shown
 
 KEPT_BYTES = 1 << 30  # of float32 weights: models up to this size are read once and kept
 KEPT_HEAD_BYTES = 1 << 28  # of a drafter's dense head

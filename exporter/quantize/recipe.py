@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from exporter.config import known_recipes, recipe_text
-from exporter.errors import ExportError, nearest, shown
+from exporter.errors import ExportError, nearest
 from exporter.graph.spec import LayerSpec
 from exporter.quantize.kv_rows import KvRange, widened
 from runtime_py.bundle.manifest import Tolerances
+from runtime_py.terminal.printable import shown
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from typing import Any, TypeGuard
 
 from exporter.checkpoint.files import read_json
 from exporter.checkpoint.generation import read_generation, report_ignored
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from exporter.original.vendor import load_tokenizer
 from runtime_py.bundle.manifest import TokenEntry
 from runtime_py.bundle.tokenizer import LibraryError, no_panic
+from runtime_py.terminal.printable import shown
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from exporter.errors import ExportError, shown
+from exporter.errors import ExportError
 from exporter.original.record import Prompt
 from exporter.text.files import OriginalTokenizer, TextFiles, token_entry
 from runtime_py.bundle.tokenizer import Tokenizer, refuse_deadly
 from runtime_py.errors import RunError
+from runtime_py.terminal.printable import shown
 
 logger = logging.getLogger(__name__)
 
