@@ -1,4 +1,4 @@
-"""The contest of `gemma-run bench`: a bundle's draft lengths, auto, and Google's own runtime."""
+"""What `gemma-run bench` compares: a bundle's draft lengths, auto, and Google's own runtime."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -60,7 +60,7 @@ def bench_bundle(
 def _opened(
     bundle: Bundle, name: RuntimeName, options: SessionOptions, wanted: Sequence[Length]
 ) -> TimedBackend:
-    """The graphs, once it is known that they can verify what is wanted: before a long contest."""
+    """Load the graphs, and refuse draft lengths they cannot verify before anything is measured."""
     backend = load_backend(bundle, name, options)
     try:
         for length in wanted:
@@ -73,7 +73,7 @@ def _opened(
 
 
 def draft_lengths(backend: Backend) -> list[int]:
-    """Those worth a measurement: 0, and one less than each power of two that verify can take.
+    """Draft lengths worth measuring: 0, and each verify width that is a power of two, less one.
 
     LiteRT has one graph for each of these widths; ExecuTorch takes any in between, too.
     """
@@ -85,7 +85,7 @@ def draft_lengths(backend: Backend) -> list[int]:
 def policies(
     backend: Backend, wanted: Sequence[Length], auto: Callable[[], DraftLength]
 ) -> Policies:
-    """Plain decoding, and the wanted draft lengths; or all worth a measurement, and auto.
+    """Plain decoding and the wanted draft lengths; by default all worth measuring, and auto.
 
     Args:
         auto: makes what decides in a new generation.
@@ -103,7 +103,7 @@ def policies(
 def official_candidates(
     model: Path, prompts: Sequence[str], *, mtp: bool, max_new_tokens: int, num_threads: int
 ) -> Iterator[dict[str, Candidate]]:
-    """Google's runtime on the same file, without the drafter and with it; empty if it cannot.
+    """Google's runtime on the same file, without and with the drafter; empty if it cannot run.
 
     Args:
         prompts: text without its start token, which that runtime adds.

@@ -9,10 +9,10 @@ from math import floor, log10
 
 WIDTH = 400
 LEFT, RIGHT, TOP, BOTTOM = 92, 16, 6, 42
-ROW = 28  # height of a bar and the room around it
-PANEL = 18  # of the height of a panel of steps: room around them
+ROW = 28  # height of a bar with its margins
+PANEL = 18  # height of a panel's margins
 _PLOT_WIDTH = WIDTH - LEFT - RIGHT
-_NUM_TICKS = 3  # at least; of the horizontal axis
+_NUM_TICKS = 3  # at least, on the horizontal axis
 _STEP_LEFT = 34  # numbers need less room than names
 
 
@@ -86,7 +86,7 @@ def steps(lines: Mapping[str, Sequence[int]], horizontal: str, vertical: str) ->
 
 
 class _Scale:
-    """Values to places from left to right, with round numbers on the axis."""
+    """Maps values to x coordinates, with round numbers on the axis."""
 
     def __init__(self, highest: float) -> None:
         rough = (highest or 1.0) / _NUM_TICKS

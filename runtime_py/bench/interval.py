@@ -5,22 +5,22 @@ from math import ceil, comb, log2
 
 # Not 95 %: several candidates are compared at once, each comparison with its own chance of error.
 LEVEL = 0.99
-MIN_TURNS = ceil(log2(2 / (1 - LEVEL)))  # with fewer, not even all values together are sure enough
+MIN_TURNS = ceil(log2(2 / (1 - LEVEL)))  # with fewer, even smallest to largest is not sure enough
 
 Interval = tuple[float, float]
 
 
 def ratio_interval(speeds: Sequence[float], others: Sequence[float]) -> Interval | None:
-    """Of the median of speeds[i] / others[i], where both were measured in the same turn.
+    """An interval for the median of speeds[i] / others[i], each pair measured in the same turn.
 
     Returns:
-        (low, high); None where there are too few turns to be sure of anything.
+        (low, high), or None if there are fewer than MIN_TURNS pairs.
     """
     return median_interval([one / other for one, other in zip(speeds, others, strict=True)])
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:
-    """Where the median lies with a confidence of LEVEL, whatever the values' distribution.
+    """The LEVEL confidence interval of the median, whatever the distribution.
 
     Each value is below the true median with a chance of one half. So the r smallest values and
     the r largest can be left out as long as it is unlikely (1 - LEVEL, both sides together) that

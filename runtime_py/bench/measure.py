@@ -100,7 +100,7 @@ class Run:
 
     @property
     def num_rounds(self) -> int:
-        """Those with drafts."""
+        """Rounds with drafts."""
         return sum(step.num_drafted > 0 for step in self.steps)
 
     @property
@@ -121,7 +121,7 @@ class Run:
 
     @property
     def outside_share(self) -> float:
-        """Of the time, spent outside the backend."""
+        """Share of the time spent outside the backend."""
         return 1 - sum(self.stage_s.values()) / (self.seconds + self.prefill_s)
 
 
@@ -134,7 +134,7 @@ def timed_run(
     max_new_tokens: int,
     draft_length: int | DraftLength,
 ) -> Run:
-    """Generate once, from a fresh sequence; stop tokens are ignored."""
+    """Generate once from an empty cache; stop tokens are ignored."""
     session.committed.clear()
     backend.reset()
     stops = Stops(max_new_tokens=max_new_tokens)
@@ -171,9 +171,9 @@ class Effort:
     num_prompts: int = 4  # the bundle's first
 
 
-# Generates after prompt number i and says at how many tokens per second.
+# Generates after prompt number i; returns tokens per second.
 Candidate = Callable[[int], float]
-# What decides in a new generation.
+# Makes the draft-length policy of a new generation.
 Policies = Mapping[Length, Callable[[], int | DraftLength]]
 
 
@@ -185,7 +185,7 @@ def compare_draft_lengths(
     candidates: tuple[Policies, Mapping[str, Candidate]],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Contest:
-    """Let all draft lengths and other runtimes take turns, so that drift hits all alike.
+    """Let all candidates take turns, so that a machine that slows down affects all alike.
 
     `progress` is called with the rounds done, one for each prompt of each repeat.
     """

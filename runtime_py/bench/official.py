@@ -1,4 +1,4 @@
-"""Google's own LiteRT-LM runtime, where it is installed, on the bundle's file: the peer to beat.
+"""Google's own LiteRT-LM runtime, if installed, on the bundle's file: the peer to beat.
 
     python -m runtime_py.bench.official MODEL MTP THREADS CACHE_FOLDER
 
@@ -29,12 +29,12 @@ def is_installed() -> bool:
 
 
 def can_run(model: Path) -> bool:
-    """Whether the file is of its format, litert-lm-api is there, and this processor can run it."""
+    """Whether the format fits, litert-lm-api is installed, and this processor can run it."""
     return model.suffix == ".litertlm" and is_installed() and refusal(this_device()) is None
 
 
 def refusal(device: Device) -> str | None:
-    """Why the official runtime would end its process here; None if nothing is known against it."""
+    """Why the official runtime would crash here; None if no reason is known."""
     if not device.lacks_lse:
         return None
     return (
@@ -45,7 +45,7 @@ def refusal(device: Device) -> str | None:
 
 @dataclass(frozen=True)
 class OfficialRun:
-    """What the engine says of one generation."""
+    """What the engine reports of one generation."""
 
     text: str
     num_tokens: int
@@ -53,7 +53,7 @@ class OfficialRun:
 
 
 class OfficialEngine:
-    """The near end of the process.
+    """Our end of the process that runs the engine.
 
     Args:
         model: a .litertlm file.
@@ -82,7 +82,7 @@ class OfficialEngine:
 
     @property
     def pid(self) -> int:
-        """Of the process, for those who watch its memory."""
+        """The process id, for measuring its memory."""
         return self._process.pid
 
     def generate(self, prompt: str, max_tokens: int) -> OfficialRun:
@@ -119,7 +119,7 @@ class OfficialEngine:
 
 
 def main() -> None:
-    """The far end of the process."""
+    """Runs in the other process."""
     import litert_lm
 
     model, mtp, threads, cache_folder = sys.argv[1:]
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def _generate(litert_lm: Any, engine: Any, prompt: str, max_tokens: int) -> dict[str, Any]:
-    # Without the template the runtime puts the start token before the text and nothing else.
+    # Without the template, the runtime adds only the start token.
     session = engine.create_session(
         apply_prompt_template=False,
         sampler_config=litert_lm.SamplerConfig(top_k=1, temperature=0.0),
@@ -146,7 +146,7 @@ def _generate(litert_lm: Any, engine: Any, prompt: str, max_tokens: int) -> dict
     session.run_prefill([prompt])
     text = session.run_decode().texts[0]
     info = session.get_benchmark_info()
-    session.close()  # before the engine: closing that one with sessions alive crashes it
+    session.close()  # first: closing an engine with live sessions crashes it
     return {
         "text": text,
         "num_tokens": info.last_decode_token_count,

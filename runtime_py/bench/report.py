@@ -71,7 +71,7 @@ svg text { fill: var(--soft); font-size: 13px }
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a place for the report before anything is measured.
+    """Refuse a report file that cannot be written, before anything is measured.
 
     Raises:
         RunError: if no file can be written there.

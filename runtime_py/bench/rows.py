@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 
 
 def bench_rows(found: Contest) -> list[dict[str, Any]]:
-    """One row per candidate: its median speed, that against plain decoding, and mean figures."""
+    """One row per candidate: median speed, ratio to plain decoding, and mean figures."""
     plain = [run.tokens_per_s for run in found.runs[0]]
     rows: list[dict[str, Any]] = []
     for length, runs in found.runs.items():
@@ -44,7 +44,7 @@ def _speed(speeds: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:
 
 
 def num_drafted(runs: Sequence[Run]) -> int:
-    """Drafts that were verified."""
+    """How many drafts were verified."""
     return sum(step.num_drafted for run in runs for step in run.steps)
 
 
@@ -57,7 +57,7 @@ def _stage_ms(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _ms_per_token(runs: Sequence[Run]) -> dict[str, float]:
-    """Milliseconds of an emitted token by where they went, prefill left out."""
+    """Milliseconds per emitted token by stage, without prefill."""
     num_tokens = sum(run.num_tokens for run in runs)
     spent = {"draft": 0.0, "decode": 0.0, "verify": 0.0}
     for run in runs:
@@ -69,13 +69,13 @@ def _ms_per_token(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _histogram(runs: Sequence[Run]) -> list[int]:
-    """Rounds by how many of their drafts were accepted; those without drafts left out."""
+    """Rounds with drafts, counted by how many were accepted."""
     rounds = [step.num_accepted for run in runs for step in run.steps if step.num_drafted]
     return [rounds.count(number) for number in range(max(rounds, default=-1) + 1)]
 
 
 def acceptance_by_position(runs: Sequence[Run]) -> list[float]:
-    """Of the drafts at each position that came to be judged, the share that was accepted."""
+    """Share of drafts accepted at each position, among those whose predecessors were accepted."""
     steps = [step for run in runs for step in run.steps]
     shares = []
     for position in range(max((step.num_drafted for step in steps), default=0)):
@@ -86,7 +86,7 @@ def acceptance_by_position(runs: Sequence[Run]) -> list[float]:
 
 
 def advice(rows: Sequence[Row]) -> str:
-    """One sentence: what to use on this device; it claims no difference that may be chance."""
+    """One sentence: what to use on this device. It claims no difference that may be chance."""
     ours = {row["draft_length"]: row for row in rows if "draft_length" in row}
     best = max(ours.values(), key=lambda row: float(row["speedup"]))
     as_good = [length for length, row in ours.items() if not _is_slower(row, best)]
@@ -103,7 +103,7 @@ def advice(rows: Sequence[Row]) -> str:
 
 
 def shown_interval(row: Row) -> str:
-    """Of a row's speed against plain decoding."""
+    """The interval of a row's ratio to plain decoding, in words."""
     interval: Interval | None = row["speedup_interval"]
     if interval is None:
         return "too few runs for an interval"
@@ -111,7 +111,7 @@ def shown_interval(row: Row) -> str:
 
 
 def _is_slower(row: Row, best: Row) -> bool:
-    """Whether that is certain."""
+    """Whether the row is slower beyond its interval."""
     interval = ratio_interval(row["all_tokens_per_s"], best["all_tokens_per_s"])
     return interval is not None and interval[1] < 1
 
