@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from exporter.pins import check_pins
+from exporter.quiet import TORCHAO, only_errors
 
 PACKAGES = ("transformers", "torch")
 # model_type -> class. Not config.json's "architectures", which a tool may leave out or call the
@@ -43,9 +44,9 @@ def skeleton(folder: Path, text_only: bool) -> Any:
         folder: the checkpoint.
         text_only: only the decoder and its head, of a model of several modalities.
     """
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    text_config = config.get_text_config()
     with _quiet():
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text_config = config.get_text_config()
         wanted = text_config if text_only else config
         with torch.device("meta"):
             built: Any = getattr(transformers, CLASSES[wanted.model_type])._from_config(
@@ -106,7 +107,8 @@ def _quiet() -> Iterator[None]:
     transformers.logging.set_verbosity(logging.ERROR)
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with only_errors(*TORCHAO):
+            yield
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -6,8 +6,9 @@ functions: ExecuTorch takes seconds to load, which exports to other runtimes nee
 """
 
 import copy
+import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor
 
-from exporter.lower.quiet import only_errors
+from exporter.quiet import TORCHAO, only_errors
 
 if TYPE_CHECKING:
     from executorch.exir import (
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     )
 
 PACKAGES = ("executorch",)
-# torchao says that it lacks kernels for GPUs; torch that torchao registers a type in an old way.
-_LOGGERS = ("torchao", "torch.utils._pytree")
 LEFT_OUT = bytes(1)  # not empty: a segment without bytes has no field for its size
 
 Traced = torch.export.ExportedProgram
 
 
-def quiet() -> AbstractContextManager[None]:
+@contextmanager
+def quiet() -> Iterator[None]:
     """Hide the tools' own deprecations and missing extras while they work."""
-    return only_errors(*_LOGGERS)
+    with only_errors(*TORCHAO), warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def promise(condition: bool) -> None:

@@ -7,6 +7,7 @@ the functions: the tools take seconds to load, which exports to other runtimes n
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from exporter.errors import ExportError
-from exporter.lower.quiet import only_errors
+from exporter.quiet import TORCHAO, only_errors
 
 PACKAGES = ("litert-torch", "litert-converter", "ai-edge-litert", "litert-lm-builder")
 
-# torchao says that it lacks kernels for GPUs; torch that torchao registers a type in an old way.
-_LOGGERS = ("torchao", "torch.utils._pytree")
 _NATIVE_LOG = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 _PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
 EXTERNAL_GROUP = "virtual_weights"
@@ -71,7 +70,7 @@ def quiet() -> Iterator[None]:
     before = os.environ.get(_PROGRESS)
     os.environ[_PROGRESS] = "n"
     try:
-        with only_errors(*_LOGGERS):
+        with only_errors(*TORCHAO), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         if before is None:

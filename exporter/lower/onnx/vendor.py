@@ -6,14 +6,15 @@ the files with eager torch.
 """
 
 import ast
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 
-from exporter.lower.quiet import only_errors
+from exporter.quiet import only_errors
 
 PACKAGES = ("onnx", "onnxscript", "onnx_ir")
 # It says that torchvision is not installed.
@@ -21,9 +22,11 @@ _LOGGERS = ("torch.onnx._internal.exporter._registration",)
 _SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the modules it lies in, and its own name
 
 
-def quiet() -> AbstractContextManager[None]:
+@contextmanager
+def quiet() -> Iterator[None]:
     """Hide the tools' own deprecations and missing extras while they work."""
-    return only_errors(*_LOGGERS)
+    with only_errors(*_LOGGERS), warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def promise(condition: bool) -> None:
