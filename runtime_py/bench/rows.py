@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from runtime_py.bench.interval import LEVEL, Interval, ratio_interval
+from runtime_py.bench.interval import LEVEL, MIN_TURNS, Interval, ratio_interval
 from runtime_py.bench.measure import Contest, Run
 
 Row = Mapping[str, Any]
@@ -99,6 +99,8 @@ def advice(rows: Sequence[Row]) -> str:
         parts.append(f"no measurable difference: {_listed(as_good)}")
     if "auto" in ours and "auto" not in as_good:
         parts.append(f"auto is slower: {ours['auto']['speedup']:.2f} x")
+    if len(best["all_tokens_per_s"]) < MIN_TURNS:
+        parts.append("too few runs to tell, raise --repeats")
     return "; ".join(parts)
 
 

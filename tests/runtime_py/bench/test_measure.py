@@ -158,7 +158,10 @@ def test_the_advice_says_what_to_use_and_claims_nothing_within_the_noise(speeds,
 
 def test_few_runs_prove_nothing():
     found = rows_of({0: [10.0] * 4, 3: [20.0] * 4, "auto": [15.0] * 4})
-    assert advice(found).endswith("auto, the default; no measurable difference: 0, 3 and auto")
+    assert advice(found) == (
+        "Use --draft-length auto, the default; no measurable difference: 0, 3 and auto; too few "
+        "runs to tell, raise --repeats"
+    )
     assert [row["speedup_interval"] for row in found] == [None] * 3
 
 
