@@ -13,7 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
-from exporter import cli, pipeline
+from exporter import pipeline
+from exporter.cli import command as cli
 from exporter.config import load_size
 from exporter.lower.litert.skeleton import Signature
 from exporter.original.record import Recorded
