@@ -38,7 +38,7 @@ def generate() -> str:
 
 
 def _export() -> Iterator[str]:
-    context = click.Context(exporter.cli.command.main, info_name="gemma-export")
+    context = _context(exporter.cli.command.main, "gemma-export")
     yield f"## gemma-export\n\n{_description(context)}\n{_parameters(context)}"
     rows = (
         f"| {name} | {', '.join(device.runtimes)} | {device.recipe} | {device.context_length} | "
@@ -50,11 +50,16 @@ def _export() -> Iterator[str]:
 
 def _run() -> Iterator[str]:
     group = runtime_py.cli.commands.main
-    context = click.Context(group, info_name="gemma-run")
+    context = _context(group, "gemma-run")
     yield f"## gemma-run\n\n{_description(context)}"
     for name in group.list_commands(context):
         inner = click.Context(group.commands[name], parent=context, info_name=name)
         yield f"### gemma-run {name}\n\n{_description(inner)}\n{_parameters(inner)}"
+
+
+def _context(command: click.Command, name: str) -> click.Context:
+    """With -h, as the command is called: click keeps the help option of the first context."""
+    return click.Context(command, info_name=name, **command.context_settings)
 
 
 def _description(context: click.Context) -> str:

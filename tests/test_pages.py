@@ -72,8 +72,9 @@ def check_export(words: Sequence[str]) -> None:
 
 
 def check_run(words: Sequence[str]) -> None:
-    command = runtime_py.cli.commands.main.commands[words[1]]
-    command.make_context(words[1], list(words[2:]))
+    group = runtime_py.cli.commands.main
+    parent = click.Context(group, info_name=words[0], **group.context_settings)
+    group.commands[words[1]].make_context(words[1], list(words[2:]), parent)
 
 
 def check_litert_lm(words: Sequence[str]) -> None:
