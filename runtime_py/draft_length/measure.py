@@ -17,7 +17,7 @@ from runtime_py.device.caches import processor, read_own, user_cache, write_besi
 from runtime_py.draft_length.costs import Known
 from runtime_py.draft_length.policy import AutoDraftLength
 
-ENOUGH_S = 0.015  # of timed calls: the user waits; of a large model each is timed once
+ENOUGH_S = 0.005  # of timed calls: the user waits; of a large model each is timed once
 
 
 def auto_draft_length(

@@ -108,7 +108,7 @@ def test_another_program_in_the_first_round_does_not_count(monkeypatch, clock, e
         def draft(self, *_):
             self.num_calls["draft"] += 1
             first = 6 < self.num_calls["draft"] <= 12  # after the warm-up
-            clock.now_s += 1e-3 if first else 1e-5
+            clock.now_s += 3e-4 if first else 1e-5
 
         def verify(self, *_):
             clock.now_s += 1e-4

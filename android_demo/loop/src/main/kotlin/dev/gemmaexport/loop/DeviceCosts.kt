@@ -111,6 +111,6 @@ private fun write(known: Known, kept: File) {
 
 private const val FIRST_DRAFT = -1
 private const val LATER_DRAFT = 0
-private const val ENOUGH_S = 0.015 // of timed calls: the user waits; of a large model each is timed once
+private const val ENOUGH_S = 0.005 // of timed calls: the user waits; of a large model each is timed once
 private const val LEAST_S = 1e-7
 private const val MOST_S = 1e3
