@@ -2,6 +2,6 @@
 
 import os
 
-# OpenMP's threads wait for each other busily, unless told otherwise before torch is loaded: beside
-# any other process two of them took 25 times as long as one.
+# By default OpenMP's threads wait for each other in a busy loop: beside any other process, two of
+# them took 25 times as long as one. The setting must stand before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

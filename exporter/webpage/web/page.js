@@ -2,7 +2,7 @@
 import { openBundle } from "./bundle.js";
 import { percent, runCheck } from "./check.js";
 import { RunError } from "./errors.js";
-import { samplingLaw } from "./sampling.js";
+import { samplingParams } from "./sampling.js";
 import { TextStream } from "./tokenizer.js";
 
 const page = Object.fromEntries(
@@ -59,7 +59,7 @@ async function open() {
 }
 
 async function generate() {
-  const law = samplingLaw({
+  const sampling = samplingParams({
     temperature: page.temperature.valueAsNumber,
     topK: page.topK.valueAsNumber,
     topP: page.topP.valueAsNumber,
@@ -77,7 +77,7 @@ async function generate() {
   page.status.textContent = "generating";
   [stopped, page.stop.disabled] = [false, false];
   const length = Number(page.draftLength.value);
-  for await (const step of bundle.session.generate(promptIds, law, stops, length)) {
+  for await (const step of bundle.session.generate(promptIds, sampling, stops, length)) {
     figures.add(step);
     page.answer.textContent += stream.push(step.tokenIds);
     figures.show();

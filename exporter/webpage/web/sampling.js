@@ -22,7 +22,7 @@ const NUM_RANKED = 4096; // tokens sorted for top-p, unless they do not hold eno
  * @param {number} topP probability mass kept, 1 keeps all.
  * @param {bigint} seed 0 .. 2**64 - 1.
  */
-export function samplingLaw({ temperature = 0, topK = 0, topP = 1, seed = 0n } = {}) {
+export function samplingParams({ temperature = 0, topK = 0, topP = 1, seed = 0n } = {}) {
   if (!(temperature >= 0 && temperature < Infinity)) {
     throw new RunError(`temperature is ${temperature}; it must be a number from 0 up`);
   }
@@ -39,7 +39,7 @@ export function samplingLaw({ temperature = 0, topK = 0, topP = 1, seed = 0n } =
   return Object.freeze({ temperature, topK, topP, key });
 }
 
-export const GREEDY = samplingLaw();
+export const GREEDY = samplingParams();
 
 /**
  * The token that follows; the lowest id wins a tie.
@@ -47,17 +47,17 @@ export const GREEDY = samplingLaw();
  * @param {Float32Array} logits [V] of the step.
  * @param {number} position index, from the start of the sequence, of the token to be chosen.
  */
-export function choose(logits, law, position) {
-  if (law.temperature < GREEDY_BELOW) return argmax(logits);
-  const { tokenIds, scaled } = survivingTokens(logits, law);
-  // Noise is dear: the tokens that no noise could lift above the likeliest one go without.
+export function choose(logits, sampling, position) {
+  if (sampling.temperature < GREEDY_BELOW) return argmax(logits);
+  const { tokenIds, scaled } = survivingTokens(logits, sampling);
+  // Noise is expensive: the tokens that no noise could lift above the likeliest one go without.
   const top = argmax(scaled);
-  const reached = scaled[top] + gumbel(law.key, position, tokenIds[top]);
+  const reached = scaled[top] + gumbel(sampling.key, position, tokenIds[top]);
   let best = top;
   let bestSum = -Infinity;
   for (let i = 0; i < tokenIds.length; i++) {
     if (scaled[i] < reached - MAX_GUMBEL) continue;
-    const sum = scaled[i] + gumbel(law.key, position, tokenIds[i]);
+    const sum = scaled[i] + gumbel(sampling.key, position, tokenIds[i]);
     if (sum > bestSum) [best, bestSum] = [i, sum];
   }
   return tokenIds[best];
@@ -79,12 +79,12 @@ export function argmax(values) {
  * Top-p keeps the most probable tokens until their mass reaches topP, the crossing one included.
  * Equal logits are ranked by token id, so the same logits always keep the same tokens.
  */
-export function survivingTokens(logits, law) {
-  const all = law.topK === 0 || law.topK >= logits.length;
-  const tokenIds = all ? Uint32Array.from(logits, (_, id) => id) : largest(logits, law.topK);
-  const scaled = Float64Array.from(tokenIds, (id) => logits[id] / law.temperature);
-  if (law.topP >= 1) return { tokenIds, scaled };
-  const kept = likeliest(scaled, law.topP);
+export function survivingTokens(logits, sampling) {
+  const all = sampling.topK === 0 || sampling.topK >= logits.length;
+  const tokenIds = all ? Uint32Array.from(logits, (_, id) => id) : largest(logits, sampling.topK);
+  const scaled = Float64Array.from(tokenIds, (id) => logits[id] / sampling.temperature);
+  if (sampling.topP >= 1) return { tokenIds, scaled };
+  const kept = likeliest(scaled, sampling.topP);
   return { tokenIds: kept.map((i) => tokenIds[i]), scaled: Float64Array.from(kept, (i) => scaled[i]) };
 }
 

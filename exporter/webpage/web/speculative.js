@@ -48,13 +48,13 @@ export class Session {
    * The first step takes the backend over from what was generated on it before, which cannot go on.
    *
    * @param {number[]} promptIds the whole sequence so far, at least one token.
-   * @param law how tokens are chosen; of samplingLaw().
+   * @param sampling how tokens are chosen; of samplingParams().
    * @param {{maxNewTokens: number, stopIds?: number[]}} stops whatever comes first, and never one
    *     token later; a stop token is emitted, and is the last.
    * @param {number} draftLength tokens the drafter proposes per round, 0 is plain decoding. The
    *     tokens emitted are the same whatever it is.
    */
-  async *generate(promptIds, law, { maxNewTokens, stopIds = [] }, draftLength) {
+  async *generate(promptIds, sampling, { maxNewTokens, stopIds = [] }, draftLength) {
     this.#check(promptIds, maxNewTokens, draftLength);
     const backend = this.#backend;
     let last = promptIds.at(-1);
@@ -65,10 +65,10 @@ export class Session {
     while (remaining > 0) {
       this.#checkHolder(holder);
       const fitting = Math.min(draftLength, remaining - 1, this.#widestFit() - 1);
-      const drafts = hidden ? await this.#draft(last, hidden, law, fitting, holder) : [];
+      const drafts = hidden ? await this.#draft(last, hidden, sampling, fitting, holder) : [];
       const { logits, hiddens } = await backend.verify([last, ...drafts], this.kvLength);
       this.#checkHolder(holder);
-      const [numAccepted, bonus] = accept(drafts, logits, law, this.kvLength + 1);
+      const [numAccepted, bonus] = accept(drafts, logits, sampling, this.kvLength + 1);
       hidden = hiddens[numAccepted];
       const kept = drafts.slice(0, numAccepted);
       this.#committed.push(last, ...kept);
@@ -134,13 +134,13 @@ export class Session {
     return this.#backend.verifyWidths.findLast((width) => width <= rowsLeft);
   }
 
-  async #draft(last, hidden, law, numDrafts, holder) {
+  async #draft(last, hidden, sampling, numDrafts, holder) {
     const drafts = [];
     while (drafts.length < numDrafts) {
       const drafted = await this.#backend.draft(last, hidden, this.kvLength);
       this.#checkHolder(holder);
       hidden = drafted.hidden;
-      last = choose(drafted.logits, law, this.kvLength + 1 + drafts.length);
+      last = choose(drafted.logits, sampling, this.kvLength + 1 + drafts.length);
       drafts.push(last);
     }
     return drafts;
@@ -155,13 +155,13 @@ export class Session {
  * @param {number} position that of the first draft.
  * @returns {[number, number]} how many are accepted, and the token that the target adds.
  */
-function accept(draftIds, verifyLogits, law, position) {
+function accept(draftIds, verifyLogits, sampling, position) {
   for (const [index, draftId] of draftIds.entries()) {
-    const chosen = choose(verifyLogits[index], law, position + index);
+    const chosen = choose(verifyLogits[index], sampling, position + index);
     if (chosen !== draftId) return [index, chosen];
   }
   const length = draftIds.length;
-  return [length, choose(verifyLogits[length], law, position + length)];
+  return [length, choose(verifyLogits[length], sampling, position + length)];
 }
 
 function untilStop(tokenIds, stopIds) {

@@ -11,22 +11,22 @@ const read = (path) => JSON.parse(fs.readFileSync(path, "utf8"));
 const { runCheck } = await load("check");
 const { RunError } = await load("errors");
 const { readReference } = await load("reference");
-const { gumbel, samplingLaw, survivingTokens } = await load("sampling");
+const { gumbel, samplingParams, survivingTokens } = await load("sampling");
 const { Session } = await load("speculative");
 const { TextStream, Tokenizer } = await load("tokenizer");
 
-const lawOf = ({ law }) =>
-  samplingLaw({
-    temperature: law.temperature,
-    topK: law.top_k,
-    topP: law.top_p,
-    seed: BigInt(law.seed),
+const samplingOf = ({ law: sampling }) =>
+  samplingParams({
+    temperature: sampling.temperature,
+    topK: sampling.top_k,
+    topP: sampling.top_p,
+    seed: BigInt(sampling.seed),
   });
 
 async function stepsOf(session, turn) {
   const stops = { maxNewTokens: turn.max_new_tokens, stopIds: turn.stop_ids };
   const steps = [];
-  for await (const step of session.generate(turn.prompt, lawOf(turn), stops, turn.draft_length)) {
+  for await (const step of session.generate(turn.prompt, samplingOf(turn), stops, turn.draft_length)) {
     steps.push([step.tokenIds, step.numDrafted, step.numAccepted]);
   }
   return steps;
@@ -76,13 +76,13 @@ const REPLAYS = {
 
   survivors(recorded) {
     const logits = hashedLogits(BigInt(recorded.seed), recorded.size, recorded.levels);
-    const { tokenIds } = survivingTokens(logits, lawOf(recorded));
+    const { tokenIds } = survivingTokens(logits, samplingOf(recorded));
     assert.deepEqual([...tokenIds], recorded.token_ids);
   },
 
   /** Python's logarithm is another one: two units in the last place are allowed. */
   noise({ seed, position, token_ids, values }) {
-    const { key } = samplingLaw({ seed: BigInt(seed) });
+    const { key } = samplingParams({ seed: BigInt(seed) });
     for (const [index, tokenId] of token_ids.entries()) {
       const found = gumbel(key, position, tokenId);
       const allowed = 2 * Number.EPSILON * Math.max(Math.abs(found), 1);

@@ -80,7 +80,7 @@ private fun Header(state: ChatState, actions: ChatActions, open: Boolean, toggle
         Column(Modifier.weight(1f)) {
             Text(state.bundle ?: "No bundle yet", style = MaterialTheme.typography.titleMedium)
             val settings = state.settings
-            val law = if (settings.temperature == 0.0) "greedy" else "T ${settings.temperature}, seed ${settings.seed}"
+            val sampling = if (settings.temperature == 0.0) "greedy" else "T ${settings.temperature}, seed ${settings.seed}"
             Text(
                 "${settings.runner.label} · MTP ${settings.mtp.label.lowercase()} · $law",
                 style = MaterialTheme.typography.bodySmall

@@ -13,15 +13,15 @@ class Accepted(val numAccepted: Int, val bonusToken: Int)
 fun accept(
     draftIds: List<Int>,
     verifyLogits: Array<FloatArray>,
-    law: SamplingLaw,
+    sampling: SamplingParams,
     position: Int
 ): Accepted {
     require(verifyLogits.size == draftIds.size + 1) {
         "${draftIds.size} drafts need ${draftIds.size + 1} rows of logits"
     }
     for ((numAccepted, draftId) in draftIds.withIndex()) {
-        val chosen = choose(verifyLogits[numAccepted], law, position + numAccepted)
+        val chosen = choose(verifyLogits[numAccepted], sampling, position + numAccepted)
         if (chosen != draftId) return Accepted(numAccepted, chosen)
     }
-    return Accepted(draftIds.size, choose(verifyLogits.last(), law, position + draftIds.size))
+    return Accepted(draftIds.size, choose(verifyLogits.last(), sampling, position + draftIds.size))
 }

@@ -13,7 +13,7 @@ package dev.gemmaexport.loop
 class RunException(message: String) : Exception(message)
 
 /** How a token is chosen from logits; temperature 0 is greedy and ignores the rest. */
-data class SamplingLaw(
+data class SamplingParams(
     val temperature: Double = 0.0, // 0 is greedy
     val topK: Int = 0, // tokens kept, 0 keeps all
     val topP: Double = 1.0, // probability mass kept, 1 keeps all
@@ -32,7 +32,7 @@ data class SamplingLaw(
     val greedy: Boolean get() = temperature < GREEDY_BELOW
 }
 
-val GREEDY = SamplingLaw()
+val GREEDY = SamplingParams()
 
 /** Token ids, ascending, with their logits / temperature. */
 class Survivors(val tokenIds: IntArray, val scaled: DoubleArray)
@@ -43,19 +43,19 @@ class Survivors(val tokenIds: IntArray, val scaled: DoubleArray)
  * @param logits [V] of the step.
  * @param position index, from the start of the sequence, of the token to be chosen.
  */
-fun choose(logits: FloatArray, law: SamplingLaw, position: Int): Int {
-    if (law.greedy) return argmax(logits)
-    val survivors = survivingTokens(logits, law)
+fun choose(logits: FloatArray, sampling: SamplingParams, position: Int): Int {
+    if (sampling.greedy) return argmax(logits)
+    val survivors = survivingTokens(logits, sampling)
     val ids = survivors.tokenIds
     val scaled = survivors.scaled
-    // Noise is dear: the tokens that no noise could lift above the likeliest one go without.
+    // Noise is expensive: the tokens that no noise could lift above the likeliest one go without.
     val top = argmax(scaled)
-    val reached = scaled[top] + gumbel(law.seed, position, ids[top])
+    val reached = scaled[top] + gumbel(sampling.seed, position, ids[top])
     var best = -1
     var bestSum = 0.0
     for (i in ids.indices) {
         if (scaled[i] < reached - MAX_GUMBEL) continue
-        val sum = scaled[i] + gumbel(law.seed, position, ids[i])
+        val sum = scaled[i] + gumbel(sampling.seed, position, ids[i])
         if (best < 0 || sum > bestSum) {
             best = i
             bestSum = sum
@@ -86,14 +86,14 @@ private fun argmax(values: DoubleArray): Int {
  * Top-p keeps the most probable tokens until their mass reaches topP, the crossing one included.
  * Equal logits are ranked by token id, so the same logits always keep the same tokens.
  */
-fun survivingTokens(logits: FloatArray, law: SamplingLaw): Survivors {
-    val all = law.topK == 0 || law.topK >= logits.size
+fun survivingTokens(logits: FloatArray, sampling: SamplingParams): Survivors {
+    val all = sampling.topK == 0 || sampling.topK >= logits.size
     val ids =
         if (all) IntArray(logits.size) { it }
-        else largest(logits.size, law.topK) { logits[it].toDouble() }
-    val scaled = DoubleArray(ids.size) { logits[ids[it]].toDouble() / law.temperature }
-    if (law.topP >= 1) return Survivors(ids, scaled)
-    val kept = likeliest(scaled, law.topP)
+        else largest(logits.size, sampling.topK) { logits[it].toDouble() }
+    val scaled = DoubleArray(ids.size) { logits[ids[it]].toDouble() / sampling.temperature }
+    if (sampling.topP >= 1) return Survivors(ids, scaled)
+    val kept = likeliest(scaled, sampling.topP)
     return Survivors(IntArray(kept.size) { ids[kept[it]] }, DoubleArray(kept.size) { scaled[kept[it]] })
 }
 

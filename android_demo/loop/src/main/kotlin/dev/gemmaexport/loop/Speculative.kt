@@ -55,12 +55,12 @@ class Session(
     val longestDraft: Int get() = if (backend.hasDrafter) backend.verifyWidths.last() - 1 else 0
 
     /** As below, with the same number of drafts in every round; 0 is plain decoding. */
-    fun generate(promptIds: List<Int>, law: SamplingLaw, stops: Stops, draftLength: Int): Sequence<Step> {
+    fun generate(promptIds: List<Int>, sampling: SamplingParams, stops: Stops, draftLength: Int): Sequence<Step> {
         check(promptIds)
         if (draftLength !in 0..longestDraft) {
             throw RunException("draft length is $draftLength; this bundle allows 0 .. $longestDraft")
         }
-        return generate(promptIds, law, stops, FixedDraftLength(draftLength))
+        return generate(promptIds, sampling, stops, FixedDraftLength(draftLength))
     }
 
     /**
@@ -73,12 +73,12 @@ class Session(
      */
     fun generate(
         promptIds: List<Int>,
-        law: SamplingLaw,
+        sampling: SamplingParams,
         stops: Stops,
         draftLength: DraftLength
     ): Sequence<Step> {
         check(promptIds)
-        return rounds(promptIds, law, stops, draftLength).constrainOnce()
+        return rounds(promptIds, sampling, stops, draftLength).constrainOnce()
     }
 
     private fun check(promptIds: List<Int>) {
@@ -96,7 +96,7 @@ class Session(
 
     private fun rounds(
         promptIds: List<Int>,
-        law: SamplingLaw,
+        sampling: SamplingParams,
         stops: Stops,
         draftLength: DraftLength
     ): Sequence<Step> = sequence {
@@ -115,11 +115,11 @@ class Session(
             val begun = clock()
             val planned = draftLength.nextRound()
             val numDrafts = minOf(planned.numDrafts, remaining - 1, widestFit() - 1)
-            val proposed = hidden?.let { draft(last, it, law, numDrafts) } ?: emptyList()
+            val proposed = hidden?.let { draft(last, it, sampling, numDrafts) } ?: emptyList()
             val drafts = if (planned.verified) proposed else emptyList()
             val drafted = clock()
             val verified = backend.verify(listOf(last) + drafts, kvLength)
-            val accepted = accept(drafts, verified.logits, law, kvLength + 1)
+            val accepted = accept(drafts, verified.logits, sampling, kvLength + 1)
             hidden = verified.hiddens[accepted.numAccepted].copyOf()
             val numRight = if (planned.verified) accepted.numAccepted else numEqual(proposed, accepted)
             draftLength.observe(
@@ -166,14 +166,14 @@ class Session(
     /** The widest target call whose rows, padding included, fit the KV buffer. */
     private fun widestFit(): Int = backend.verifyWidths.last { it <= backend.cacheLength - kvLength }
 
-    private fun draft(first: Int, hidden: FloatArray, law: SamplingLaw, numDrafts: Int): List<Int> {
+    private fun draft(first: Int, hidden: FloatArray, sampling: SamplingParams, numDrafts: Int): List<Int> {
         val drafts = ArrayList<Int>(maxOf(numDrafts, 0))
         var last = first
         var state = hidden
         while (drafts.size < numDrafts) {
             val drafted = backend.draft(last, state, kvLength)
             state = drafted.hidden
-            last = choose(drafted.logits, law, kvLength + 1 + drafts.size)
+            last = choose(drafted.logits, sampling, kvLength + 1 + drafts.size)
             drafts.add(last)
         }
         return drafts

@@ -37,7 +37,7 @@ class GoldenTracesTest {
     }
 
     @Test
-    fun `wrong traces are told apart`() {
+    fun `wrong traces are noticed`() {
         val traces = golden("loop-traces.json")
         val aToken = Regex("\"steps\":\\[\\[\\[(\\d+)")
         val bent = traces

@@ -41,8 +41,8 @@ class GraphBackendTest {
         ScriptedBackend(80, 40, cacheLength, intArrayOf(1, 2, 4, 8), 0, 1, listOf(1, 1, 1, 1))
 
     private fun steps(backend: Backend, draftLength: Int): List<Step> {
-        val law = SamplingLaw(temperature = 0.7, topP = 0.9, seed = 5)
-        return Session(backend, 1000).generate(prompt, law, Stops(30), draftLength).toList()
+        val sampling = SamplingParams(temperature = 0.7, topP = 0.9, seed = 5)
+        return Session(backend, 1000).generate(prompt, sampling, Stops(30), draftLength).toList()
     }
 
     /** Graphs whose embedding of a token is its id, and which check what masks and positions say. */

@@ -32,7 +32,7 @@ class SamplingTest {
             val logits = FloatArray(1 + random.nextInt(60)) { random.nextInt(1 + round % 9).toFloat() }
             val k = 1 + random.nextInt(logits.size)
             val wanted = logits.indices.sortedByDescending { logits[it] }.take(k).sorted()
-            val found = survivingTokens(logits, SamplingLaw(temperature = 1.0, topK = k)).tokenIds
+            val found = survivingTokens(logits, SamplingParams(temperature = 1.0, topK = k)).tokenIds
             assertEquals(wanted, found.toList())
         }
     }
@@ -43,12 +43,12 @@ class SamplingTest {
         for (spread in listOf(0.001, 0.5, 5.0)) {
             val logits = FloatArray(20000) { (spread * random.nextGaussian()).toFloat() }
             for (topP in listOf(0.1, 0.6, 0.95)) {
-                val law = SamplingLaw(temperature = 1.0, topP = topP, seed = 5)
-                assertEquals(ranked(logits, topP), survivingTokens(logits, law).tokenIds.toList())
+                val sampling = SamplingParams(temperature = 1.0, topP = topP, seed = 5)
+                assertEquals(ranked(logits, topP), survivingTokens(logits, sampling).tokenIds.toList())
             }
-            val law = SamplingLaw(temperature = 1.0, seed = 6)
+            val sampling = SamplingParams(temperature = 1.0, seed = 6)
             val best = logits.indices.sortedByDescending { logits[it] + gumbel(6, 9, it) }.first()
-            assertEquals(best, choose(logits, law, 9))
+            assertEquals(best, choose(logits, sampling, 9))
         }
     }
 
@@ -56,7 +56,7 @@ class SamplingTest {
     fun `draws fit the softmax`() {
         val logits = floatArrayOf(0f, 1f, 2f, -1f)
         val counts = IntArray(4)
-        for (position in 0 until 20000) counts[choose(logits, SamplingLaw(temperature = 1.0, seed = 3), position)]++
+        for (position in 0 until 20000) counts[choose(logits, SamplingParams(temperature = 1.0, seed = 3), position)]++
         val weights = logits.map { Math.exp(it.toDouble()) }
         val chiSquared = counts.indices.map {
             val wanted = 20000 * weights[it] / weights.sum()
@@ -71,13 +71,13 @@ class SamplingTest {
     }
 
     @Test
-    fun `a law refuses values out of range`() {
+    fun `sampling refuses values out of range`() {
         val bad = listOf(
-            { SamplingLaw(temperature = -1.0) }, { SamplingLaw(temperature = Double.NaN) },
-            { SamplingLaw(temperature = Double.POSITIVE_INFINITY) }, { SamplingLaw(topK = -1) },
-            { SamplingLaw(topP = 0.0) }, { SamplingLaw(topP = 1.5) }, { SamplingLaw(topP = Double.NaN) }
+            { SamplingParams(temperature = -1.0) }, { SamplingParams(temperature = Double.NaN) },
+            { SamplingParams(temperature = Double.POSITIVE_INFINITY) }, { SamplingParams(topK = -1) },
+            { SamplingParams(topP = 0.0) }, { SamplingParams(topP = 1.5) }, { SamplingParams(topP = Double.NaN) }
         )
-        assertEquals(bad.size, bad.count { law -> runCatching { law() }.exceptionOrNull() is RunException })
+        assertEquals(bad.size, bad.count { make -> runCatching { make() }.exceptionOrNull() is RunException })
     }
 
     private fun ranked(logits: FloatArray, topP: Double): List<Int> {

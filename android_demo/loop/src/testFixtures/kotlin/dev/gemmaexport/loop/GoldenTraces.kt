@@ -145,7 +145,7 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
         val logits = ScriptedBackend.logits(
             recorded["seed"] as Long, recorded.int("size"), recorded.int("levels")
         )
-        val found = longs(survivingTokens(logits, law(recorded)).tokenIds.toList())
+        val found = longs(survivingTokens(logits, sampling(recorded)).tokenIds.toList())
         val wanted = recorded.list("token_ids")
         return if (found == wanted) null else "$found, recorded $wanted"
     }
@@ -166,15 +166,15 @@ class GoldenTraces(json: String, private val tinyTokenizer: String) {
         val stops = Stops(turn.int("max_new_tokens"), turn.ints("stop_ids").toSet())
         val prompt = turn.ints("prompt")
         val steps =
-            if (turn["draft_length"] == "auto") session.generate(prompt, law(turn), stops, auto)
-            else session.generate(prompt, law(turn), stops, turn.int("draft_length"))
+            if (turn["draft_length"] == "auto") session.generate(prompt, sampling(turn), stops, auto)
+            else session.generate(prompt, sampling(turn), stops, turn.int("draft_length"))
         return steps.toList()
     }
 
-    private fun law(owner: Map<*, *>): SamplingLaw {
-        val law = owner["law"] as Map<*, *>
-        return SamplingLaw(
-            law["temperature"] as Double, law.int("top_k"), law["top_p"] as Double, unsigned(law["seed"])
+    private fun sampling(owner: Map<*, *>): SamplingParams {
+        val sampling = owner["law"] as Map<*, *>
+        return SamplingParams(
+            sampling["temperature"] as Double, sampling.int("top_k"), sampling["top_p"] as Double, unsigned(sampling["seed"])
         )
     }
 

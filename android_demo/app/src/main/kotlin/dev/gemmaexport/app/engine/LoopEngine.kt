@@ -10,7 +10,7 @@ import dev.gemmaexport.loop.FixedDraftLength
 import dev.gemmaexport.loop.GraphBackend
 import dev.gemmaexport.loop.Manifest
 import dev.gemmaexport.loop.RunException
-import dev.gemmaexport.loop.SamplingLaw
+import dev.gemmaexport.loop.SamplingParams
 import dev.gemmaexport.loop.Session
 import dev.gemmaexport.loop.Step
 import dev.gemmaexport.loop.Stops
@@ -47,13 +47,13 @@ class LoopEngine(bundle: File, private val manifest: Manifest, scratch: File) : 
             throw RunException("the conversation is longer than the context can hold; begin a new one")
         }
         val promptIds = tokenizer.encode(prompt)
-        val law = SamplingLaw(settings.temperature, topK = TOP_K, topP = TOP_P, seed = settings.seed)
+        val sampling = SamplingParams(settings.temperature, topK = TOP_K, topP = TOP_P, seed = settings.seed)
         val stops = Stops(MAX_NEW_TOKENS, manifest.tokens.stopTokenIds.toSet())
         val pieces = TextStream(tokenizer, thought)
         val steps = ArrayList<Step>()
         val text = StringBuilder()
         var begun = 0L
-        for (step in session.generate(promptIds, law, stops, policy(settings.mtp))) {
+        for (step in session.generate(promptIds, sampling, stops, policy(settings.mtp))) {
             if (steps.isEmpty()) begun = System.nanoTime() // the prompt is done, the first token is there
             steps.add(step)
             text.append(pieces.push(step.tokenIds))
