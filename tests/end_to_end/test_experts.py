@@ -102,7 +102,8 @@ def test_other_runtimes_refuse_experts_before_any_work(arguments, runtime, tmp_p
     all_arguments = [*map(str, arguments), "--runtime", runtime, "--output", str(out)]
     done = CliRunner().invoke(main, all_arguments, prog_name="gemma-export")
     assert done.exit_code == 1
-    [line] = done.stderr.splitlines()
+    choice, line = done.stderr.splitlines()
+    assert choice.startswith("export ")
     assert "error: layers.0.experts.gate_up_proj" in line
     assert "--runtime onnx" in line
     assert not list(tmp_path.iterdir())

@@ -59,7 +59,7 @@ def test_the_files_say_so(bundle):
     # Two sliding layers of 32 numbers and a full one of 64, keys and values, a byte each.
     assert found.kv_bytes_per_token == 2 * (32 + 32 + 64)
     shown = run("gemma-run", "inspect", bundle).stdout
-    assert "KV: int8, 256 bytes per token" in shown
+    assert "KV rows: int8, 256 bytes per token" in shown
 
 
 @pytest.mark.parametrize("bundle", ["onnx"], indirect=True)

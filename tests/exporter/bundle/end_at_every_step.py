@@ -28,6 +28,8 @@ def main(folder: Path, bundle: Path) -> None:
         bundle: the old one.
     """
     os.fsync = lambda _: None
+    for number in CAUGHT:
+        signal.signal(number, signal.SIG_DFL)  # a shell may start the tests with some ignored
     found = {}
     for case in ("exchange", "two renames", "new"):
         staging._exchange = EXCHANGE if case == "exchange" else lambda *_: False

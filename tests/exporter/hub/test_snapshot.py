@@ -231,7 +231,8 @@ def test_the_command_line_asks_where_the_environment_says(server, tmp_path):
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    first, *_, last = done.stderr.splitlines()
+    choice, first, *_, last = done.stderr.splitlines()
+    assert choice.startswith("export ")
     assert first.startswith("download    2 files, 0 MB")
     assert "maker/target: the model was made for 131072 tokens" in last
     assert (tmp_path / "home/hub/models--maker--drafter/snapshots" / COMMIT).is_dir()
