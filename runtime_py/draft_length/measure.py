@@ -18,6 +18,7 @@ from runtime_py.draft_length.costs import Known
 from runtime_py.draft_length.policy import AutoDraftLength
 
 ENOUGH_S = 0.005  # of timed calls: the user waits; of a large model each is timed once
+MAX_AGE_S = 86400.0  # of a measurement: a length measured too expensive is retried the next day
 
 
 def auto_draft_length(
@@ -34,8 +35,11 @@ def auto_draft_length(
     known = None
     with contextlib.suppress(ValueError):  # of whatever was not written here
         known = Known.model_validate_json(read_own(path))
-    if known is None or len(known.round_s) != widths[-1]:
-        known = measure(backend, widths, pooled_acceptance(bundle.reference()))
+    if known and len(known.round_s) != widths[-1]:
+        known = None
+    if known is None or abs(time.time() - known.measured_at) > MAX_AGE_S:
+        prior = known.acceptance if known else pooled_acceptance(bundle.reference())
+        known = measure(backend, widths, prior)
         write_beside(path, known.model_dump_json())
     return AutoDraftLength(known, path)
 
@@ -75,4 +79,6 @@ def measure(backend: Backend, widths: list[int], prior: float) -> Known:
         if num_drafts:
             seconds += least["first draft"] + (num_drafts - 1) * least["later draft"]
         round_s.append(seconds)
-    return Known(round_s=round_s, draft_s=least["first draft"], acceptance=prior)
+    return Known(
+        round_s=round_s, draft_s=least["first draft"], acceptance=prior, measured_at=time.time()
+    )

@@ -47,7 +47,7 @@ class AutoDraftLength:
         self._next, self._num_plain = _PLAIN, 1  # at first there is nothing to draft from
 
     def to_remember(self) -> Known:
-        learnt = {"round_s": self.costs.to_remember(), "acceptance": self.acceptance.next_prior}
+        learnt = {"round_s": self.costs.round_s, "acceptance": self.acceptance.next_prior}
         return self._known.model_copy(update=learnt)
 
     def next_round(self) -> Round:

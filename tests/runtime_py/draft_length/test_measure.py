@@ -12,8 +12,7 @@ from runtime_py.bundle.bundle import Bundle
 from runtime_py.decoding.policy import FixedDraftLength, Outcome
 from runtime_py.device import caches
 from runtime_py.draft_length import measure as module
-from runtime_py.draft_length.costs import FORGIVEN
-from runtime_py.draft_length.measure import auto_draft_length, measure, remember
+from runtime_py.draft_length.measure import MAX_AGE_S, auto_draft_length, measure, remember
 from runtime_py.draft_length.policy import AutoDraftLength
 from tests.runtime_py.bundles import VOCAB_SIZE, write_fake_bundle
 from tests.runtime_py.scripted_backend import ScriptedBackend
@@ -26,7 +25,8 @@ WIDTHS = [1, 2, 4, 8]
 def clock(monkeypatch):
     """Only the backend makes time pass."""
     clock = SimpleNamespace(now_s=0.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now_s))
+    times = SimpleNamespace(perf_counter=lambda: clock.now_s, time=lambda: clock.now_s)
+    monkeypatch.setattr(module, "time", times)
     monkeypatch.setattr(SleepingBackend, "clock", clock, raising=False)
     return clock
 
@@ -192,17 +192,25 @@ def test_what_a_use_learnt_is_what_the_next_one_begins_with(bundle, tmp_path):
     remember(first)
     again = load(bundle)
     assert again.costs[3] / again.costs[0] == pytest.approx(ratio)
-    assert again.costs[7] / first.costs[7] < 1  # longer than was used
     assert again.acceptance.shares[0] < 0.05
     stated = json.loads(kept(tmp_path).read_text())
     remember(FixedDraftLength(3))  # has learnt nothing
     assert json.loads(kept(tmp_path).read_text()) == stated
 
 
-def test_a_use_that_only_decoded_forgives_all_others(bundle):
-    first = load(bundle)
-    remember(first)
-    assert load(bundle).costs[3] == pytest.approx(FORGIVEN * round_s(3, 4))
+def test_a_day_later_it_is_measured_again(bundle, clock, tmp_path):
+    """A length measured too expensive is never used, so its cost would stay wrong."""
+    load(bundle)
+    path = kept(tmp_path)
+    wrong = json.loads(path.read_text())
+    wrong["round_s"][3], wrong["acceptance"] = 1.0, 0.9
+    path.write_text(json.dumps(wrong))
+    clock.now_s += MAX_AGE_S - 1
+    assert load(bundle).costs[3] == 1.0
+    clock.now_s += 2
+    again = load(bundle)
+    assert again.costs[3] == pytest.approx(round_s(3, 4))
+    assert again.acceptance.shares[0] == 0.9
 
 
 GOOD = {"round_s": [1.0, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1], "draft_s": 0.1, "acceptance": 0.5}

@@ -122,13 +122,10 @@ def uses(known: Known, num_uses: int, t: CostTable, shares, noise: Noise) -> Ite
         known = auto_policy.to_remember()
 
 
-def test_a_length_measured_too_expensive_is_retried_in_a_later_use():
-    """Those above three seemed twice as expensive at first."""
-    known = LITERT.known(np.random.default_rng(0), prior=0.9)
-    round_s = [seconds * (1 + (n > 3)) for n, seconds in enumerate(known.round_s)]
-    known = known.model_copy(update={"round_s": round_s})
-    found = [*uses(known, 17, LITERT, (0.97,), Noise())]
-    assert mean(found[13:]) < 0.08 < mean(found[:4])
+def test_a_wrong_drafter_costs_no_more_in_later_uses():
+    """What a use did not try is remembered as it was measured: nothing grows tempting by itself."""
+    known = LITERT.known(np.random.default_rng(0))
+    assert max([*uses(known, 40, LITERT, (0.0,), QUIET)][1:]) < 0.03
 
 
 def test_a_wrong_drafter_is_remembered():
@@ -262,7 +259,6 @@ def test_one_miss_is_not_the_end():
         (costs, "NUM_MEASURED", 0.0, test_a_round_after_others_shows_its_own_cost),
         (costs, "MOST_SAMPLES", 1e9, test_a_round_after_others_shows_its_own_cost),
         (costs, "NUM_OWN", 0, test_a_decode_measured_too_expensive_at_load_is_found_out),
-        (costs, "FORGIVEN", 1.0, test_a_length_measured_too_expensive_is_retried_in_a_later_use),
         (policy, "MARGIN", 1.0, test_a_gain_within_the_error_of_the_estimates_is_not_taken),
         (policy, "PROBES", 0.1, test_compared_drafts_take_their_share_of_the_time),
         (policy, "CREDIT", 0.0, test_a_text_whose_drafts_hit_again_is_noticed),

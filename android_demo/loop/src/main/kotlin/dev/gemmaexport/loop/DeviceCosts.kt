@@ -3,6 +3,7 @@ package dev.gemmaexport.loop
 
 import java.io.File
 import java.io.IOException
+import kotlin.math.abs
 
 /**
  * The policy that chooses by what rounds cost here, read from a file or measured and kept there.
@@ -11,6 +12,7 @@ import java.io.IOException
  *
  * @param prior the share of drafts expected to be accepted, where nothing is known yet.
  * @param kept the file, of this bundle and number of threads; null: nothing is kept.
+ * @param now seconds since 1970.
  * @param clock seconds.
  */
 fun autoDraftLength(
@@ -18,14 +20,15 @@ fun autoDraftLength(
     backend: Backend,
     prior: Double,
     kept: File? = null,
+    now: () -> Double = { System.currentTimeMillis() * 1e-3 },
     clock: () -> Double = { System.nanoTime() * 1e-9 }
 ): DraftLength {
     val widths = backend.verifyWidths.filter { it <= backend.cacheLength }
     if (!backend.hasDrafter || widths.last() == 1) return FixedDraftLength(0)
     val read = kept?.let { readKnown(it, widths.last()) }
-    if (read != null) return AutoDraftLength(read)
+    if (read != null && abs(now() - read.measuredAt) <= MAX_AGE_S) return AutoDraftLength(read)
     session.clear()
-    val known = measure(backend, widths, prior, clock)
+    val known = measure(backend, widths, read?.acceptance ?: prior, clock).copy(measuredAt = now())
     val policy = AutoDraftLength(known)
     kept?.let { write(known, it) }
     return policy
@@ -91,7 +94,8 @@ private fun between(width: Int, timed: List<Int>, seconds: Map<Int, Double>): Do
 private fun readKnown(kept: File, numLengths: Int): Known? = try {
     val values = parseJson(kept.readText()) as Map<*, *>
     val roundS = (values["round_s"] as List<*>).map { (it as Number).toDouble() }
-    val known = Known(roundS, (values["draft_s"] as Number).toDouble(), (values["acceptance"] as Number).toDouble())
+    val (draftS, accepted, at) = listOf("draft_s", "acceptance", "measured_at").map { (values[it] as Number).toDouble() }
+    val known = Known(roundS, draftS, accepted, at)
     val sane = (roundS + known.draftS).all { it in LEAST_S..MOST_S } && known.acceptance in 0.0..1.0
     if (sane && roundS.size == numLengths) known else null
 } catch (_: Exception) {
@@ -102,7 +106,7 @@ private fun readKnown(kept: File, numLengths: Int): Known? = try {
 private fun write(known: Known, kept: File) {
     val beside = File("$kept.tmp")
     try {
-        beside.writeText("""{"round_s":${known.roundS},"draft_s":${known.draftS},"acceptance":${known.acceptance}}""")
+        beside.writeText("""{"round_s":${known.roundS},"draft_s":${known.draftS},"acceptance":${known.acceptance},"measured_at":${known.measuredAt}}""")
         if (!beside.renameTo(kept)) beside.delete()
     } catch (_: IOException) {
         beside.delete()
@@ -112,5 +116,6 @@ private fun write(known: Known, kept: File) {
 private const val FIRST_DRAFT = -1
 private const val LATER_DRAFT = 0
 private const val ENOUGH_S = 0.005 // of timed calls: the user waits; of a large model each is timed once
+private const val MAX_AGE_S = 86400.0 // a length measured too expensive is retried the next day
 private const val LEAST_S = 1e-7
 private const val MOST_S = 1e3

@@ -39,7 +39,8 @@ class FixedDraftLength(numDrafts: Int) : DraftLength {
 data class Known(
     val roundS: List<Double>, // by number of drafts, all verified; of 0, plain decoding
     val draftS: Double, // of one draft that is compared
-    val acceptance: Double // the share of all drafts
+    val acceptance: Double, // the share of all drafts
+    val measuredAt: Double = 0.0 // seconds since 1970
 )
 
 /** The share of drafts that are accepted at each position, as the text is now. */
@@ -74,9 +75,8 @@ class Acceptance(numPositions: Int, private val prior: Double) {
 
 /** Seconds of a round, by its number of drafts, as they are now. */
 class Costs(known: Known) {
-    private val roundS = known.roundS.toDoubleArray() // at level 1
+    val roundS = known.roundS.toDoubleArray() // at level 1
     val numSamples = DoubleArray(roundS.size) { NUM_MEASURED }
-    private var longest = 0 // of the rounds so far
     private var level = 1.0 // how slow the machine is, beside when the costs were measured
     private var last = 0 // drafts of the present row of alike rounds
     private var inRow = 0 // its length
@@ -93,7 +93,6 @@ class Costs(known: Known) {
             inRow = 0
         }
         inRow += 1
-        longest = maxOf(longest, numDrafts)
         val observed = maxOf(seconds, 1e-7) / this[numDrafts] // a clock may be coarse
         val change = minOf(maxOf(observed, 1 / MOST_CHANGE), MOST_CHANGE)
         if (inRow > numOwn) {
@@ -105,9 +104,6 @@ class Costs(known: Known) {
             roundS[each] *= 1 + (change - 1) / numSamples[each]
         }
     }
-
-    /** The longer lengths, which were not used, a little cheaper. */
-    fun toRemember(): List<Double> = roundS.mapIndexed { n, seconds -> if (n <= longest) seconds else FORGIVEN * seconds }
 }
 
 /** Chooses by the rule of runtime_py/draft_length/policy.py, beginning with what is known. */
@@ -123,7 +119,7 @@ class AutoDraftLength(private val known: Known) : DraftLength {
     private var next = PLAIN
     private var numPlain = 1 // before it; at first there is nothing to draft from
 
-    fun toRemember() = known.copy(roundS = costs.toRemember(), acceptance = acceptance.nextPrior())
+    fun toRemember() = known.copy(roundS = costs.roundS.toList(), acceptance = acceptance.nextPrior())
 
     override fun nextRound() = if (numPlain > 0) PLAIN else next
 
@@ -207,7 +203,6 @@ private const val MOST_CHANGE = 1.2
 private const val NUM_MEASURED = 3.0
 private const val MOST_SAMPLES = 32.0
 private const val NUM_OWN = 3
-private const val FORGIVEN = 0.95
 private const val MARGIN = 1.01
 private const val PROBES = 0.01
 private const val CREDIT = 12.0

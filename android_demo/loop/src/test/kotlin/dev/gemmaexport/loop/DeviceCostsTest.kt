@@ -1,6 +1,7 @@
 package dev.gemmaexport.loop
 
 import org.junit.Assert.assertEquals
+import org.junit.Assert.assertTrue
 import org.junit.Test
 import java.io.File
 
@@ -56,6 +57,11 @@ class DeviceCostsTest {
             val last = autoDraftLength(session, backend, 0.9, kept) { backend.seconds() } as AutoDraftLength
             assertEquals(learnt.acceptance, last.toRemember().acceptance, 0.0)
             assertEquals(again.toRemember().acceptance, 0.9, 0.0)
+            val read = backend.seconds()
+            val dayLater = { System.currentTimeMillis() * 1e-3 + 86401 }
+            val anew = autoDraftLength(session, backend, 0.9, kept, dayLater) { backend.seconds() } as AutoDraftLength
+            assertTrue(backend.seconds() > read) // measured again
+            assertEquals(learnt.acceptance, anew.toRemember().acceptance, 0.0)
         } finally {
             kept.delete()
         }
