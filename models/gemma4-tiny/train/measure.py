@@ -101,7 +101,7 @@ def speculative(
     while True:
         output = target(
             input_ids=torch.tensor([fed]),
-            past_key_values=cache,
+            cache=cache,
             output_hidden_states=True,
             return_shared_kv_states=True,
         )
