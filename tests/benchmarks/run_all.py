@@ -14,6 +14,7 @@ BENCHMARKS = (
     "experts",
     "kv_in_place",
     "never_slower",
+    "fresh_generate",
     "replay",
     "against_official",
     "export_memory",
