@@ -154,5 +154,5 @@ def test_the_program_says_what_it_holds(lowered):
         "max_verify_length": 4,
         "has_drafter": 1,
     }
-    assert program.method_names == {"fill", "finish", "draft"} | set(constants)
+    assert program.method_names == {"fill", "finish", "draft", "sliding"} | set(constants)
     assert {name: program.constant(name) for name in constants} == constants
