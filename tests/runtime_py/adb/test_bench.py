@@ -8,7 +8,6 @@ from runtime_py.adb.connection import connect
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.cli.commands import main
 from runtime_py.errors import RunError
-from tests.runtime_py.adb.fake_adb import FakeAdb
 from tests.runtime_py.bundles import write_fake_bundle
 
 # Prints what runtime/engine/io_types.cc of LiteRT-LM prints; MTP is the faster here.
@@ -22,14 +21,6 @@ echo "      Decode Speed: $speed tokens/sec."
 case "$*" in *decoding=true*) echo "MTP Drafter - Success rate: 0.62" >&2 ;; esac
 """
 EFFORT = DeviceEffort(max_new_tokens=64, num_repeats=3, num_threads=4)
-
-
-@pytest.fixture
-def adb(tmp_path, monkeypatch):
-    fake = FakeAdb(tmp_path / "fake-adb")
-    monkeypatch.setenv("PATH", fake.search_path)
-    monkeypatch.setattr("runtime_py.adb.connection._POLL_S", 0.001)
-    return fake
 
 
 @pytest.fixture

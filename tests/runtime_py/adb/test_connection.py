@@ -10,16 +10,7 @@ from runtime_py.adb.connection import connect, push_bundle, size_megabytes
 from runtime_py.bundle.bundle import Bundle
 from runtime_py.errors import RunError
 from runtime_py.terminal.signals import Interrupted
-from tests.runtime_py.adb.fake_adb import FakeAdb
 from tests.runtime_py.bundles import write_fake_bundle
-
-
-@pytest.fixture
-def adb(tmp_path, monkeypatch):
-    fake = FakeAdb(tmp_path / "fake-adb")
-    monkeypatch.setenv("PATH", fake.search_path)
-    monkeypatch.setattr("runtime_py.adb.connection._POLL_S", 0.001)
-    return fake
 
 
 @pytest.fixture
