@@ -19,16 +19,16 @@ def ratio_interval(speeds: Sequence[float], others: Sequence[float]) -> Interval
     return median_interval([one / other for one, other in zip(speeds, others, strict=True)])
 
 
-def median_interval(values: Sequence[float]) -> Interval | None:
-    """The LEVEL confidence interval of the median, whatever the distribution.
+def median_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """A confidence interval of the median, whatever the distribution; None for too few values.
 
     Each value is below the true median with a chance of one half. So the r smallest values and
-    the r largest can be left out as long as it is unlikely (1 - LEVEL, both sides together) that
+    the r largest can be left out as long as it is unlikely (1 - level, both sides together) that
     fewer than r values lie on one side of it.
     """
     ordered, number = sorted(values), len(values)
     rank, tail = 0, 0.5**number
-    while tail <= (1 - LEVEL) / 2:
+    while tail <= (1 - level) / 2:
         rank += 1
         tail += comb(number, rank) * 0.5**number
     return (ordered[rank - 1], ordered[number - rank]) if rank else None

@@ -1,7 +1,6 @@
 """How every benchmark here measures and what it writes: alternation, medians, ratios, one JSON."""
 
 import json
-import math
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from runtime_py.bench.interval import median_interval as interval_of
 from tests.benchmarks.inputs import Work
 
 RESULTS = Path(__file__).with_name("results")
@@ -28,7 +28,6 @@ TOOLS = (
 )
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
-TAIL = 0.025  # of a 95 % interval, on each side
 
 Raw = dict[str, list[float]]  # what was measured, with its unit last -> one value per repeat
 
@@ -58,7 +57,7 @@ def alternate(
 
 
 def ratio(raw: Raw, above: str, below: str) -> float:
-    """The middle of the ratios of neighbouring measurements."""
+    """The median of the ratios of neighbouring measurements."""
     return median(neighbours(raw, above, below))
 
 
@@ -69,21 +68,13 @@ def neighbours(raw: Raw, above: str, below: str) -> list[float]:
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """Where the median lies of what the values were drawn from, with 95 % confidence or more.
 
-    It is that of the sign test, which assumes nothing about the distribution: as many values are
-    left out at either end as would lie on one side of the median in less than 2.5 % of all draws.
-
     Raises:
         ValueError: if there are fewer than six values, which are too few for that.
     """
-    size, rank = len(values), 0
-    beyond = 0.5**size  # the chance that at most `rank` values lie below the median
-    while beyond <= TAIL:
-        rank += 1
-        beyond += math.comb(size, rank) / 2**size
-    if rank == 0:
-        raise ValueError(f"{size} values have no 95 % interval; at least 6 are needed")
-    ordered = sorted(values)
-    return ordered[rank - 1], ordered[size - rank]
+    interval = interval_of(values, 0.95)
+    if interval is None:
+        raise ValueError(f"{len(values)} values have no 95 % interval; at least 6 are needed")
+    return interval
 
 
 def command(
