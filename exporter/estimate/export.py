@@ -129,14 +129,15 @@ def _chunk_bytes(work: Work) -> float:
     return CHUNK_COPIES * min(CHUNK_BYTES, 4 * work.largest_matrix)
 
 
+def _file_bytes(work: Work, scale_bytes: int, graphs_bytes: int) -> int:
+    """Of the made files: weights, their scales, vectors and graphs."""
+    stored = work.stored
+    return stored.size_bytes + scale_bytes * stored.num_scales + work.vector_bytes + graphs_bytes
+
+
 def _litert_cost(work: Work) -> Cost:
     num_layers = work.graph_layers["litert"]
-    bundle_bytes = (
-        work.stored.size_bytes
-        + LITERT_SCALE_BYTES * work.stored.num_scales
-        + work.vector_bytes
-        + LITERT_GRAPH_BYTES * num_layers
-    )
+    bundle_bytes = _file_bytes(work, LITERT_SCALE_BYTES, LITERT_GRAPH_BYTES * num_layers)
     return Cost(
         seconds=LITERT_START_S
         + LITERT_LAYER_S * num_layers
@@ -154,12 +155,7 @@ def _litert_cost(work: Work) -> Cost:
 
 def _executorch_cost(work: Work) -> Cost:
     num_layers = work.num_layers + work.num_drafter_layers
-    bundle_bytes = (
-        work.stored.size_bytes
-        + 4 * work.stored.num_scales
-        + work.vector_bytes
-        + EXECUTORCH_GRAPH_BYTES * num_layers
-    )
+    bundle_bytes = _file_bytes(work, 4, EXECUTORCH_GRAPH_BYTES * num_layers)
     return Cost(
         seconds=EXECUTORCH_START_S
         + EXECUTORCH_LAYER_S * num_layers
@@ -182,12 +178,7 @@ def _unpacked_bytes(matrices: Matrices) -> int:
 
 def _onnx_cost(work: Work) -> Cost:
     num_layers = work.num_layers + work.num_drafter_layers
-    bundle_bytes = (
-        work.stored.size_bytes
-        + 4 * work.stored.num_scales
-        + work.vector_bytes
-        + ONNX_GRAPH_BYTES * num_layers
-    )
+    bundle_bytes = _file_bytes(work, 4, ONNX_GRAPH_BYTES * num_layers)
     return Cost(
         seconds=ONNX_START_S + ONNX_LAYER_S * num_layers + ONNX_WEIGHT_S * work.stored.num_weights,
         peak_bytes=ONNX_START_BYTES + _chunk_bytes(work) + ONNX_LAYER_BYTES * num_layers,
