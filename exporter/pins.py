@@ -5,12 +5,11 @@ The pins stand once, in pyproject.toml.
 """
 
 from collections.abc import Iterable
-from importlib import metadata
 
 from packaging.requirements import Requirement
 
 from exporter.errors import ExportError
-from runtime_py.backends.installed import requirement
+from runtime_py.backends.installed import requirement, version
 
 
 def check_pins(purpose: str, packages: Iterable[str]) -> None:
@@ -22,12 +21,9 @@ def check_pins(purpose: str, packages: Iterable[str]) -> None:
     """
     for package in packages:
         pin = Requirement(requirement(package))
-        try:
-            found = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found = "none"
-        if found == "none" or not pin.specifier.contains(found, prereleases=True):
+        found = version(package)
+        if found is None or not pin.specifier.contains(found, prereleases=True):
             raise ExportError(
-                f"{purpose}: found {package} {found}, needed {pin.specifier}; "
+                f"{purpose}: found {package} {found or 'none'}, needed {pin.specifier}; "
                 f"pip install '{pin.name}{pin.specifier}'"
             )

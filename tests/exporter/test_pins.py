@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from exporter import pins
 from exporter.errors import ExportError
 from exporter.lower import executorch, litert, onnx
 from exporter.lower.executorch import vendor as executorch_vendor
@@ -34,7 +33,7 @@ def test_other_releases_are_refused_with_what_to_type(monkeypatch, package, foun
             raise metadata.PackageNotFoundError
         return found
 
-    monkeypatch.setattr(pins.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(
         ExportError, match=f"found {package} {found or 'none'}, needed .*pip install '{package}"
     ):
